@@ -1,0 +1,58 @@
+"""Warmup for Hugging Face Transformers: shape the learning rate, step the weights, see the gradients, plug it in."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .optim import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
+from .schedules import get_schedule, get_scheduler, with_warmup
+
+
+if TYPE_CHECKING:
+    from .gradient_norms import GradientNormRecorder, gradient_norms
+    from .modeling_bert_pre_ln import (
+        BertPreLNConfig,
+        BertPreLNForMaskedLM,
+        BertPreLNForSequenceClassification,
+        BertPreLNModel,
+        make_pair,
+    )
+    from .trainer import WarmupTrainer, WarmupTrainerMixin, create_optimizer_and_scheduler
+    from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
+
+# Loaded when they are asked for (PEP 562), so that importing the package loads neither the Trainer nor a model.
+_LAZY = {
+    "GradientNormRecorder": "gradient_norms",
+    "gradient_norms": "gradient_norms",
+    "BertPreLNConfig": "modeling_bert_pre_ln",
+    "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
+    "BertPreLNForSequenceClassification": "modeling_bert_pre_ln",
+    "BertPreLNModel": "modeling_bert_pre_ln",
+    "make_pair": "modeling_bert_pre_ln",
+    "WarmupTrainer": "trainer",
+    "WarmupTrainerMixin": "trainer",
+    "create_optimizer_and_scheduler": "trainer",
+    "WarmupArgumentsMixin": "training_args",
+    "WarmupTrainingArguments": "training_args",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "OPTIMIZERS",
+    "AdamWarmup",
+    "GIAdam",
+    "RAdam",
+    "get_schedule",
+    "get_scheduler",
+    "with_warmup",
+    *_LAZY,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

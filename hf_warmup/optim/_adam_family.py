@@ -1,0 +1,224 @@
+"""The step that RAdam, AdamWarmup and GIAdam share: one Adam update whose coefficients change with the update count.
+
+For update `t` a subclass says what the learning rate, `eps` and the weight decay are; torch's own Adam kernel (fused
+where the device has it) does the work. State is torch's (`step`, `exp_avg`, `exp_avg_sq`), so checkpoints move between
+these classes and torch's AdamW and RAdam in both directions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adam import adam
+
+from .._messages import check_number
+
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Coefficients(NamedTuple):
+    """What update `t` uses: `p -= lr weight_decay p`, then `p -= lr m_hat / (sqrt(v_hat) + eps)`."""
+
+    lr: float
+    eps: float
+    weight_decay: float
+    sgd_lr: float = 0.0  # where there is no adaptive step yet, `p -= sgd_lr m_hat` instead
+
+
+# Both moments move, the parameters do not: with lr 0 any eps above 0 will do.
+NO_STEP_YET = Coefficients(lr=0.0, eps=1.0, weight_decay=0.0)
+
+
+@lru_cache
+def fused_is_supported(device_type: str) -> bool:
+    """Whether torch has a fused Adam kernel for this kind of device, found out at the constructor's door."""
+    try:
+        torch.optim.AdamW([torch.zeros(1, device=device_type, requires_grad=True)], fused=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+class AdamFamily(Optimizer):
+    """Base of the optimizers here; see [`RAdam`] for the arguments they share."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = True,
+        **own: Any,
+    ):
+        if foreach and fused:
+            raise ValueError("foreach=True and fused=True: expected at most one of them.")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "scheduled_lr": 0.0,
+            **own,
+        }
+        super().__init__(params, defaults)
+
+    def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
+        """The coefficients of update `t` (counted from 1), in float64 on the host."""
+        raise NotImplementedError
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse a value out of range and make the others plain Python numbers, which a safe load accepts."""
+        for key in ("lr", "eps", "weight_decay"):
+            group[key] = check_number(key, group[key])
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas={betas!r}: expected two numbers in [0, 1).")
+        group["betas"] = tuple(
+            check_number(f"betas[{i}]", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas)
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; its values are checked like the constructor's."""
+        super().add_param_group(param_group)
+        try:
+            self.check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def init_state(self, p: Tensor) -> dict[str, Tensor]:
+        """Moments are float32 for bfloat16 and float16 parameters, else in the parameter's dtype."""
+        dtype = torch.float32 if p.dtype in LOW_PRECISION else p.dtype
+        return {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format),
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one update of every parameter that has a gradient; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            latest = 0
+            for (_, _, t), params in self._buckets(group).items():
+                coefficients = self.coefficients(group, t)
+                self._update(params, t, group, coefficients)
+                if t > latest:
+                    latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
+        return loss
+
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
+        """Parameters with a gradient by (device, dtype, update they are about to make): one kernel call each.
+
+        The count is the parameter's own: one that is unfrozen later starts at `t = 1`.
+        """
+        buckets = defaultdict(list)
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                if p.grad.is_sparse or p.is_complex():
+                    kind = "sparse gradients" if p.grad.is_sparse else "complex parameters"
+                    raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
+                state.update(self.init_state(p))
+            buckets[p.device, p.dtype, int(state["step"]) + 1].append(p)
+        return buckets
+
+    def _update(self, params: list[Tensor], t: int, group: dict[str, Any], coefficients: Coefficients) -> None:
+        if params[0].dtype in LOW_PRECISION:
+            for p in params:  # one at a time: the float32 copies of one parameter are all the extra memory
+                wide = p.float()
+                self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
+                p.copy_(wide)
+        else:
+            states = [self.state[p] for p in params]
+            self._kernel(params, [p.grad for p in params], states, t, group, coefficients)
+
+    def _kernel(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Tensor]],
+        t: int,
+        group: dict[str, Any],
+        coefficients: Coefficients,
+    ) -> None:
+        lr, eps, weight_decay, sgd_lr = coefficients
+        beta1, beta2 = group["betas"]
+        device = params[0].device
+        steps = [state["step"] for state in states]
+        exp_avgs = [state["exp_avg"] for state in states]
+        foreach, fused = group["foreach"], group["fused"]
+        if foreach is None and fused is None and fused_is_supported(device.type):
+            fused = True
+        kernel_steps = steps
+        if fused and device.type != "cpu":
+            # The fused kernel reads the count from the device; ours stays on the host, so it is sent, never fetched.
+            kernel_steps = list(torch.full((len(params),), float(t - 1), device=device).unbind())
+            torch._foreach_add_(steps, 1.0)
+        adam(
+            params,
+            grads,
+            exp_avgs,
+            [state["exp_avg_sq"] for state in states],
+            [],
+            kernel_steps,
+            foreach=foreach,
+            fused=fused,
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            maximize=group["maximize"],
+        )
+        if sgd_lr:
+            for p, exp_avg in zip(params, exp_avgs, strict=True):
+                if group["decoupled_weight_decay"]:
+                    p.mul_(1.0 - sgd_lr * group["weight_decay"])
+                p.add_(exp_avg, alpha=-sgd_lr / (1.0 - beta1**t))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a checkpoint of torch's AdamW lacks what is ours
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+        for p_state in self.state.values():
+            if "step" in p_state:
+                p_state["step"] = torch.tensor(float(p_state["step"]))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which casts the moments to the parameter's dtype; here they stay float32."""
+        super().load_state_dict(state_dict)
+        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for saved_id, p in zip(saved_ids, params, strict=True):
+            saved = state_dict["state"].get(saved_id)
+            if saved and p.dtype in LOW_PRECISION:
+                for key in ("exp_avg", "exp_avg_sq"):
+                    self.state[p][key] = saved[key].to(device=p.device, dtype=torch.float32, copy=True)

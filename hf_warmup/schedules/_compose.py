@@ -1,0 +1,227 @@
+"""Names to functions of the step, and functions of the step out of others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from math import inf
+from typing import Any
+
+import torch
+
+from .._messages import check_name, check_number
+from .decays import DECAYS
+from .warmups import WARMUPS
+
+
+Schedule = Callable[[int], float]
+
+
+def multiply(step: int, *, schedules: Sequence[Schedule]) -> float:
+    """Product of `schedules` at `step`: a warmup in front of a decay.
+
+    Example:
+
+    ```python
+    >>> warmup, halving = get_schedule("constant", 2, warmup_type="linear"), get_schedule("exponential", gamma=0.5)
+    >>> [multiply(step, schedules=(warmup, halving)) for step in range(4)]
+    [0.5, 0.5, 0.25, 0.125]
+
+    ```
+    """
+    product = 1.0
+    for schedule in schedules:
+        product *= schedule(step)
+    return product
+
+
+def join(step: int, *, schedules: Sequence[Schedule], boundaries: Sequence[int]) -> float:
+    """`schedules[i]`, its own steps counted from 0, where `boundaries[i - 1] <= step < boundaries[i]`.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        schedules (`Sequence[Schedule]`): One more than there are boundaries.
+        boundaries (`Sequence[int]`): Ascending steps at which the next schedule takes over.
+
+    Example:
+
+    ```python
+    >>> warmup, halving = get_schedule("constant", 2, warmup_type="linear"), get_schedule("exponential", gamma=0.5)
+    >>> [join(step, schedules=(warmup, halving), boundaries=(3,)) for step in range(6)]
+    [0.5, 1.0, 1.0, 1.0, 0.5, 0.25]
+
+    ```
+    """
+    piece = sum(step >= boundary for boundary in boundaries)
+    return schedules[piece](step - (boundaries[piece - 1] if piece else 0))
+
+
+def _constant(step: int, *, factor: float) -> float:
+    return factor
+
+
+def _host_decay(step: int, *, schedule: Schedule, num_warmup_steps: int, num_training_steps: int | None) -> float:
+    """transformers' `schedule` without its warmup, and held at its last value past the end of training."""
+    if num_training_steps is not None:
+        if num_warmup_steps >= num_training_steps:
+            return 1.0
+        step = min(step, num_training_steps)
+    return 1.0 if step < num_warmup_steps else float(schedule(step))
+
+
+# Steered by a metric, not by the update: no function of the step.
+METRIC_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+
+
+def host_scheduler_names() -> list[str]:
+    """The `lr_scheduler_type` names of the installed transformers."""
+    from transformers import SchedulerType
+
+    return [member.value for member in SchedulerType]
+
+
+def _host_schedule(
+    name: str, num_warmup_steps: int, num_training_steps: int | None, base_lr: float, kwargs: dict[str, Any]
+) -> Schedule:
+    """transformers' own function of the step, read off the scheduler that it builds."""
+    from transformers import get_scheduler as host_get_scheduler
+
+    probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base_lr)
+    return host_get_scheduler(name, probe, num_warmup_steps, num_training_steps, kwargs).lr_lambdas[0]
+
+
+def _parameters(function: Callable) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _bind(function: Callable[..., float], arguments: dict[str, Any]) -> Schedule:
+    """`function` of the step alone, with those of `arguments` that it takes."""
+    return partial(function, **{key: arguments[key] for key in _parameters(function) & arguments.keys()})
+
+
+# Keywords of our own curves: the range of each.
+_RANGES: dict[str, dict[str, Any]] = {
+    "gamma": {"low": 0.0, "high": 1.0, "open_low": True},
+    "power": {"low": 1.0},
+    "decay_rate": {"low": 0.0},
+    "d_model": {"low": 1, "integer": True},
+    "warmup_factor": {"low": 0.0, "high": 1.0},
+}
+_NOT_KEYWORDS = {"step", "num_warmup_steps", "num_training_steps", "base_lr", "beta2", "optimizer", "last_epoch"}
+
+
+def schedule_keywords(name: str, warmup_type: str | None = None) -> tuple[set[str], set[str]]:
+    """What `lr_scheduler_kwargs` may hold: the decay's keywords and the warmup's.
+
+    Example:
+
+    ```python
+    >>> schedule_keywords("exponential", "constant")
+    ({'gamma'}, {'warmup_factor'})
+
+    ```
+    """
+    if name in DECAYS:
+        decay = _parameters(DECAYS[name]) | ({"d_model"} if name == "noam" else set())
+    else:
+        from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+        decay = _parameters(TYPE_TO_SCHEDULER_FUNCTION[name])
+    warmup = _parameters(WARMUPS[warmup_type]) if warmup_type else set()
+    return decay - _NOT_KEYWORDS - {"kwargs"}, warmup - _NOT_KEYWORDS
+
+
+def check_schedule(
+    name: str, warmup_type: str | None, num_warmup_steps: int, num_training_steps: int | None, kwargs: dict[str, Any]
+) -> str:
+    """The plain `name`, or a `ValueError` in one sentence for the first thing that is wrong."""
+    name = name.value if isinstance(name, Enum) else name
+    check_name("lr_scheduler_type", name, [*DECAYS, *host_scheduler_names()])
+    if warmup_type is not None:
+        check_name("warmup_type", warmup_type, WARMUPS)
+    check_number("num_warmup_steps", num_warmup_steps, integer=True)
+    if num_training_steps is not None:
+        check_number("num_training_steps", num_training_steps, integer=True)
+    if name in METRIC_SCHEDULERS:
+        return name  # their keywords are torch's, checked by torch
+    decay, warmup = schedule_keywords(name, warmup_type or ("linear" if name in DECAYS else None))
+    for key, value in kwargs.items():
+        check_name(f"lr_scheduler_kwargs of {name!r}", key, decay | warmup)
+        if key in warmup or name in DECAYS:
+            check_number(f"{key} in lr_scheduler_kwargs", value, **_RANGES[key])
+    return name
+
+
+def get_schedule(
+    name: str,
+    num_warmup_steps: int = 0,
+    num_training_steps: int | None = None,
+    *,
+    warmup_type: str | None = None,
+    base_lr: float = 1e-3,
+    beta2: float = 0.999,
+    **kwargs: Any,
+) -> Schedule:
+    """The learning-rate multiplier as a function of the update: `warmup(step) * decay(step)`.
+
+    Args:
+        name (`str`): A decay of ours (`noam`, `exponential`, `power`, `sine`, `inverse_time`) or any
+            `lr_scheduler_type` of transformers that is a function of the step.
+        num_warmup_steps (`int`, defaults to 0): `W`, where the decay begins and the tuned warmups end.
+        num_training_steps (`int`, *optional*): `T`; needed by the names of transformers that end at 0.
+        warmup_type (`str`, *optional*): `linear`, `constant`, `exponential`, `cosine`, `untuned_linear`,
+            `untuned_exponential`, `radam` or `none`. By default a name of transformers keeps transformers' numbers
+            exactly, its `(t - 1) / W` warmup included, and a name of ours is preceded by `linear`, `t / W`.
+        base_lr (`float`, defaults to 1e-3): The full learning rate; used by `power`, `sine`, `polynomial` and the
+            names with a `min_lr`, which are recursions or limits on the learning rate itself.
+        beta2 (`float`, defaults to 0.999): Adam's, for the warmups that follow from it.
+        kwargs: Parameters of the decay (`gamma`, `power`, `decay_rate`, `d_model`, or transformers' own) and of the
+            warmup (`warmup_factor`).
+
+    Returns:
+        `Callable[[int], float]`: Multiplier of the learning rate for the 0-based step, finite and at least 0.
+
+    Raises:
+        `ValueError`: For an unknown name or keyword, or a number out of its range.
+
+    Example:
+
+    ```python
+    >>> schedule = get_schedule("noam", num_warmup_steps=4)
+    >>> [schedule(step) for step in (0, 1, 2, 3, 15)]
+    [0.25, 0.5, 0.75, 1.0, 0.5]
+    >>> noam = get_schedule("noam", num_warmup_steps=4000, d_model=512)  # the paper's: the base lr is its factor
+    >>> f"{noam(3999):.3e}"
+    '6.988e-04'
+    >>> [round(get_schedule("linear", 2, 4)(step), 2) for step in range(4)]  # transformers' numbers
+    [0.0, 0.5, 1.0, 0.5]
+    >>> [round(get_schedule("linear", 2, 4, warmup_type="linear")(step), 2) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+
+    ```
+    """
+    name = check_schedule(name, warmup_type, num_warmup_steps, num_training_steps, kwargs)
+    if name in METRIC_SCHEDULERS:
+        raise ValueError(f"lr_scheduler_type={name!r} follows a metric, not the update: use get_scheduler.")
+    arguments = {
+        "num_warmup_steps": num_warmup_steps,
+        "num_training_steps": num_training_steps,
+        "base_lr": check_number("base_lr", base_lr, 0.0, 1.0 if name in ("power", "sine") else inf),
+        "beta2": check_number("beta2", beta2, 0.0, 1.0, open_high=True),
+        **kwargs,
+    }
+    if name in DECAYS:
+        decays = [_bind(DECAYS[name], arguments)]
+        if "d_model" in kwargs:
+            decays.append(partial(_constant, factor=(kwargs["d_model"] * max(1, num_warmup_steps)) ** -0.5))
+        warmup_type = warmup_type or "linear"
+    else:
+        decay_keywords, _ = schedule_keywords(name)
+        host_kwargs = {key: value for key, value in kwargs.items() if key in decay_keywords}
+        host = _host_schedule(name, num_warmup_steps, num_training_steps, base_lr, host_kwargs)
+        if warmup_type is None:
+            return host
+        decays = [_bind(_host_decay, {**arguments, "schedule": host})]
+    return partial(multiply, schedules=(_bind(WARMUPS[warmup_type], arguments), *decays))

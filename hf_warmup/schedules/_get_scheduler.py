@@ -1,0 +1,98 @@
+"""Schedules onto an optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from ._compose import METRIC_SCHEDULERS, check_schedule, get_schedule
+from ._with_warmup import with_warmup
+from .decays import DECAYS
+from .warmups import WARMUPS
+
+
+def get_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    num_warmup_steps: int | None = None,
+    num_training_steps: int | None = None,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+    warmup_type: str | None = None,
+) -> LRScheduler:
+    """`transformers.get_scheduler` with our names beside transformers' own, and any warmup in front of any decay.
+
+    Args:
+        name (`str` or [`~transformers.SchedulerType`]): As in [`get_schedule`].
+        optimizer (`Optimizer`): Each parameter group keeps its own learning rate and `beta2`.
+        num_warmup_steps (`int`, *optional*): `W`.
+        num_training_steps (`int`, *optional*): `T`.
+        scheduler_specific_kwargs (`dict`, *optional*): The keywords of the decay and of the warmup.
+        warmup_type (`str`, *optional*): As in [`get_schedule`]. With `reduce_lr_on_plateau` or `greedy` the warmup
+            multiplies what the metric decides, see [`with_warmup`].
+
+    Returns:
+        `LRScheduler`: A `LambdaLR` whose only state is the step; for a name of transformers without `warmup_type`
+        whatever transformers returns.
+
+    Raises:
+        `ValueError`: As [`get_schedule`]; and for a warmup that follows from `beta2` where the optimizer has none.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.5)
+    >>> scheduler = get_scheduler("cosine", optimizer, 2, 4, warmup_type="constant")
+    >>> for _ in range(4):
+    ...     print(round(scheduler.get_last_lr()[0], 3), end=" ")
+    ...     optimizer.step()
+    ...     scheduler.step()
+    0.05 0.05 0.5 0.25
+
+    ```
+    """
+    from transformers import get_scheduler as host_get_scheduler
+
+    kwargs = dict(scheduler_specific_kwargs or {})
+    beta2 = kwargs.pop("beta2", None) if warmup_type else None
+    name = check_schedule(name, warmup_type, num_warmup_steps or 0, num_training_steps, kwargs)
+    if name not in DECAYS and warmup_type is None:
+        return host_get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
+
+    def group_beta2(group: dict[str, Any]) -> float:
+        value = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
+        if value is None and "beta2" in inspect.signature(WARMUPS[warmup_type or "linear"]).parameters:
+            raise ValueError(
+                f"warmup_type={warmup_type!r} follows from beta2, which {type(optimizer).__name__} does not have: "
+                'give it as {"beta2": 0.999} in the scheduler\'s keywords or choose a warmup with a length.'
+            )
+        return 0.999 if value is None else float(value)
+
+    if name in METRIC_SCHEDULERS:
+        inner = host_get_scheduler(name, optimizer, scheduler_specific_kwargs=kwargs)
+        warmup = get_schedule(
+            "constant",
+            num_warmup_steps or 0,
+            warmup_type=warmup_type,
+            beta2=group_beta2(optimizer.param_groups[0]),
+        )
+        return with_warmup(inner, warmup)
+    return LambdaLR(
+        optimizer,
+        [
+            get_schedule(
+                name,
+                num_warmup_steps or 0,
+                num_training_steps,
+                warmup_type=warmup_type,
+                # a limit on the learning rate itself is taken against the optimizer's default, as transformers does
+                base_lr=group.get("initial_lr", group["lr"]) if name in DECAYS else optimizer.defaults["lr"],
+                beta2=group_beta2(group),
+                **kwargs,
+            )
+            for group in optimizer.param_groups
+        ],
+    )

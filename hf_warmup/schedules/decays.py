@@ -1,0 +1,158 @@
+"""Decays of our own: `step -> multiplier`, 1 until the warmup is over at `num_warmup_steps`."""
+
+from collections.abc import Callable
+from math import exp, expm1, log, sin, sqrt
+
+
+def noam_decay(step: int, *, num_warmup_steps: int) -> float:
+    """`sqrt(W / t)` from `t = W` on: behind a linear warmup, the schedule of Vaswani et al. 2017 with its peak at 1.
+
+    https://arxiv.org/abs/1706.03762, section 5.3. [`get_schedule`] multiplies by `(d_model W)^-0.5` when it is given
+    `d_model`; the learning rate is then the paper's factor.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, the update of the peak; 0 counts as 1.
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [noam_decay(step, num_warmup_steps=4) for step in (0, 3, 15)]
+    [1.0, 1.0, 0.5]
+
+    ```
+    """
+    return sqrt(max(1, num_warmup_steps) / max(1, num_warmup_steps, step + 1))
+
+
+def exponential_decay(step: int, *, num_warmup_steps: int, gamma: float = 0.999) -> float:
+    """`gamma^k` with `k = max(0, step - W)`.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, where the decay begins.
+        gamma (`float`, defaults to 0.999): Ratio of successive learning rates, in (0, 1].
+
+    Returns:
+        `float`: Multiplier in [0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(exponential_decay(step, num_warmup_steps=2, gamma=0.5), 3) for step in range(5)]
+    [1.0, 1.0, 1.0, 0.5, 0.25]
+
+    ```
+    """
+    return gamma ** max(0, step - num_warmup_steps)
+
+
+def inverse_time_decay(step: int, *, num_warmup_steps: int, decay_rate: float = 1e-3) -> float:
+    """`1 / (1 + decay_rate k)` with `k = max(0, step - W)`.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, where the decay begins.
+        decay_rate (`float`, defaults to 1e-3): Half of the learning rate is left after `1 / decay_rate` updates.
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(inverse_time_decay(step, num_warmup_steps=2, decay_rate=0.5), 3) for step in (2, 3, 4)]
+    [1.0, 0.667, 0.5]
+
+    ```
+    """
+    return 1.0 / (1.0 + decay_rate * max(0, step - num_warmup_steps))
+
+
+def power_decay(step: int, *, num_warmup_steps: int, base_lr: float, power: float = 1.0001) -> float:
+    """`lr <- lr^power` each update after the warmup, in closed form `base_lr^(power^k)`, over `base_lr`.
+
+    The recursion is on the learning rate itself, so the multiplier depends on it: the smaller `base_lr`, the faster.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, where the decay begins; `k = max(0, step - W)`.
+        base_lr (`float`): The full learning rate, in [0, 1).
+        power (`float`, defaults to 1.0001): Exponent of one update, at least 1.
+
+    Returns:
+        `float`: Multiplier in [0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(power_decay(step, num_warmup_steps=0, base_lr=1e-3), 4) for step in (0, 1, 1000)]
+    [1.0, 0.9993, 0.4836]
+
+    ```
+    """
+    if base_lr == 0.0:
+        return 1.0
+    log_exponent = min(700.0, log(power) * max(0, step - num_warmup_steps))  # exp(700) is still finite
+    return exp(log(base_lr) * expm1(log_exponent))
+
+
+def sine_decay(step: int, *, num_warmup_steps: int, base_lr: float) -> float:
+    """`lr <- sin(lr)` each update after the warmup, over `base_lr`; about `1 / sqrt(1 + base_lr^2 k / 3)`.
+
+    The `k`-th iterate is computed in closed form, to float64's precision, through the Abel function of the sine: the
+    `A` with `A(sin x) = A(x) + 1`.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, where the decay begins; `k = max(0, step - W)`.
+        base_lr (`float`): The full learning rate, in [0, 1].
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(sine_decay(step, num_warmup_steps=0, base_lr=0.1), 4) for step in (0, 1, 1000)]
+    [1.0, 0.9983, 0.4802]
+
+    ```
+    """
+    return _iterated_sine(base_lr, max(0, step - num_warmup_steps)) / base_lr if base_lr > 0.0 else 1.0
+
+
+# A(x) = 3 / x^2 + 6/5 ln x + sum of c_k x^(2k): the c_k that cancel A(sin x) - A(x) - 1 order by order.
+_SINE_ABEL = (79 / 1050, 29 / 2625, 91543 / 36382500, 18222899 / 28378350000, 88627739 / 573024375000)
+
+
+def _iterated_sine(x: float, k: int) -> float:
+    """`sin(sin(... x))`, `k` times, for `x` in [0, 1]."""
+    for _ in range(min(k, 100)):  # brings x below 0.18, where the five terms reach float64's precision
+        x = sin(x)
+    if k <= 100 or x == 0.0:
+        return x
+
+    def abel(y: float) -> float:
+        series = 0.0
+        for coefficient in reversed(_SINE_ABEL):
+            series = (series + coefficient) * y * y
+        return 3.0 / (y * y) + 1.2 * log(y) + series
+
+    target = abel(x) + (k - 100)
+    y = 1.0 / sqrt(1.0 / (x * x) + (k - 100) / 3.0)
+    for _ in range(3):  # Newton's steps, A' = -6 / y^3 + 6 / (5 y) + ...; each squares an error below 1 %
+        y += (abel(y) - target) * y**3 / (6.0 - 1.2 * y * y)
+    return y
+
+
+DECAYS: dict[str, Callable[..., float]] = {
+    "noam": noam_decay,
+    "exponential": exponential_decay,
+    "power": power_decay,
+    "sine": sine_decay,
+    "inverse_time": inverse_time_decay,
+}

@@ -1,0 +1,184 @@
+"""Warmups: `step -> multiplier in [0, 1]`, 1 (or on its way to 1) once the warmup is over."""
+
+from collections.abc import Callable
+from math import cos, expm1, pi
+
+from .._rectification import r_t
+
+
+def no_warmup(step: int) -> float:
+    """`1`: the full learning rate from the first update.
+
+    Example:
+
+    ```python
+    >>> no_warmup(0)
+    1.0
+
+    ```
+    """
+    return 1.0
+
+
+def linear_warmup(step: int, *, num_warmup_steps: int) -> float:
+    """`min(1, t / W)` with `t = step + 1`: the gradual warmup of Goyal et al. 2017, https://arxiv.org/abs/1706.02677.
+
+    Unlike transformers' `(t - 1) / W`, the first update is not spent at a learning rate of 0.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for none.
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [linear_warmup(step, num_warmup_steps=4) for step in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+    ```
+    """
+    return 1.0 if step + 1 >= num_warmup_steps else (step + 1) / num_warmup_steps
+
+
+def constant_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 0.1) -> float:
+    """`warmup_factor` for `t <= W`, then 1: He et al. 2015, https://arxiv.org/abs/1512.03385, section 4.2.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, updates at the low learning rate.
+        warmup_factor (`float`, defaults to 0.1): Multiplier during the warmup, at least 0.
+
+    Returns:
+        `float`: `warmup_factor` or 1.
+
+    Example:
+
+    ```python
+    >>> [constant_warmup(step, num_warmup_steps=2) for step in range(4)]
+    [0.1, 0.1, 1.0, 1.0]
+
+    ```
+    """
+    return warmup_factor if step < num_warmup_steps else 1.0
+
+
+def exponential_warmup(step: int, *, num_warmup_steps: int) -> float:
+    """`1 - exp(-t / W)`: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
+
+    `W` is a time constant: 0.632 of the learning rate is reached after `W` updates, 0.993 after `5 W`.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, in updates; 0 for none.
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(exponential_warmup(step, num_warmup_steps=4), 3) for step in (0, 3, 19)]
+    [0.221, 0.632, 0.993]
+
+    ```
+    """
+    return -expm1(-(step + 1) / num_warmup_steps) if num_warmup_steps > 0 else 1.0
+
+
+def cosine_warmup(step: int, *, num_warmup_steps: int) -> float:
+    """`(1 - cos(pi min(1, t / W))) / 2`: slow at both ends, steepest in the middle.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for none.
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(cosine_warmup(step, num_warmup_steps=4), 3) for step in range(5)]
+    [0.146, 0.5, 0.854, 1.0, 1.0]
+
+    ```
+    """
+    return 0.5 * (1.0 - cos(pi * linear_warmup(step, num_warmup_steps=num_warmup_steps)))
+
+
+def untuned_linear_warmup(step: int, *, beta2: float = 0.999) -> float:
+    """`min(1, (1 - beta2) t / 2)`, `2 / (1 - beta2)` updates: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        beta2 (`float`, defaults to 0.999): Adam's second-moment coefficient, in [0, 1).
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(untuned_linear_warmup(step, beta2=0.999), 4) for step in (0, 999, 1999, 5000)]
+    [0.0005, 0.5, 1.0, 1.0]
+
+    ```
+    """
+    return min(1.0, 0.5 * (1.0 - beta2) * (step + 1))
+
+
+def untuned_exponential_warmup(step: int, *, beta2: float = 0.999) -> float:
+    """`1 - exp(-(1 - beta2) t)`: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        beta2 (`float`, defaults to 0.999): Adam's second-moment coefficient, in [0, 1).
+
+    Returns:
+        `float`: Multiplier in (0, 1].
+
+    Example:
+
+    ```python
+    >>> [round(untuned_exponential_warmup(step, beta2=0.999), 4) for step in (0, 999)]
+    [0.001, 0.6321]
+
+    ```
+    """
+    return -expm1(-(1.0 - beta2) * (step + 1))
+
+
+def radam_warmup(step: int, *, beta2: float = 0.999) -> float:
+    """RAdam's rectification `r_t` as a warmup, 0 for the first 5 updates: https://arxiv.org/abs/1908.03265.
+
+    Args:
+        step (`int`): 0-based index of the update.
+        beta2 (`float`, defaults to 0.999): Adam's second-moment coefficient, in (2/3, 1).
+
+    Returns:
+        `float`: Multiplier in [0, 1).
+
+    Example:
+
+    ```python
+    >>> [round(radam_warmup(step, beta2=0.999), 4) for step in (4, 5, 999)]
+    [0.0, 0.0258, 0.6453]
+
+    ```
+    """
+    return r_t(step + 1, beta2)
+
+
+WARMUPS: dict[str, Callable[..., float]] = {
+    "linear": linear_warmup,
+    "constant": constant_warmup,
+    "exponential": exponential_warmup,
+    "cosine": cosine_warmup,
+    "untuned_linear": untuned_linear_warmup,
+    "untuned_exponential": untuned_exponential_warmup,
+    "radam": radam_warmup,
+    "none": no_warmup,
+}

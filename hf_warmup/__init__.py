@@ -8,7 +8,7 @@ from .schedules import get_schedule, get_scheduler, with_warmup
 
 
 if TYPE_CHECKING:
-    from .gradient_norms import GradientNormRecorder, gradient_norms
+    from .gradient_norms import GradientNormRecorder
     from .modeling_bert_pre_ln import (
         BertPreLNConfig,
         BertPreLNForMaskedLM,
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Loaded when they are asked for (PEP 562), so that importing the package loads neither the Trainer nor a model.
 _LAZY = {
     "GradientNormRecorder": "gradient_norms",
-    "gradient_norms": "gradient_norms",
     "BertPreLNConfig": "modeling_bert_pre_ln",
     "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
     "BertPreLNForSequenceClassification": "modeling_bert_pre_ln",
@@ -39,12 +38,22 @@ __version__ = "0.1.0"
 __all__ = [
     "OPTIMIZERS",
     "AdamWarmup",
+    "BertPreLNConfig",
+    "BertPreLNForMaskedLM",
+    "BertPreLNForSequenceClassification",
+    "BertPreLNModel",
     "GIAdam",
+    "GradientNormRecorder",
     "RAdam",
+    "WarmupArgumentsMixin",
+    "WarmupTrainer",
+    "WarmupTrainerMixin",
+    "WarmupTrainingArguments",
+    "create_optimizer_and_scheduler",
     "get_schedule",
     "get_scheduler",
+    "make_pair",
     "with_warmup",
-    *_LAZY,
 ]
 
 

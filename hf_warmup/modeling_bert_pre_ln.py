@@ -3,15 +3,15 @@
     Post-LN   x <- LayerNorm(x + Branch(x))        and a LayerNorm behind the embeddings
     Pre-LN    x <- x + Branch(LayerNorm(x))        and a LayerNorm behind the last layer
 
-Xiong et al. 2020, https://arxiv.org/abs/2002.04745: at initialisation the gradient of a Post-LN model's last layers does
-not shrink with depth, that of a Pre-LN model does by `1 / sqrt(L)`; this is why the first needs a warmup. Each branch
-keeps its LayerNorm (under the same name), now in front of it, and the embedding's moves to `encoder.LayerNorm`: both
-arms have the same number of parameters and, for a seed, the same values.
+Xiong et al. 2020, https://arxiv.org/abs/2002.04745: at initialisation the gradient of a Post-LN model's last layers
+does not shrink with depth, that of a Pre-LN model does by `1 / sqrt(L)`; the first needs a warmup. Each branch keeps
+its LayerNorm (under the same name), now in front of it, and the embedding's moves to `encoder.LayerNorm`: both arms
+have the same number of parameters and, for a seed, the same values.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,8 @@ class BertPreLNConfig(BertConfig):
     Args:
         norm_placement (`str`, defaults to `"pre"`): `"pre"` or `"post"`; `"post"` is transformers' BERT.
         initializer (`str`, defaults to `"normal"`): `"normal"`, transformers' `N(0, initializer_range^2)`, or
-            `"xavier_uniform"`, with embeddings from `N(0, 1 / hidden_size)`, the paper's setting. With transformers' 0.02
-            a small model hides the difference between the two placements.
+            `"xavier_uniform"` with embeddings from `N(0, 1 / hidden_size)`, the paper's setting. With transformers'
+            0.02 a small model hides the difference between the two placements.
         kwargs: As in `BertConfig`.
 
     Example:
@@ -151,7 +151,7 @@ class _PreLNMixin:
     """What every head shares: placement, initialisation, an honest loss, and loading a Post-LN checkpoint."""
 
     config_class = BertPreLNConfig
-    _no_split_modules = ("BertEmbeddings", "BertLayer", "PreLNBertLayer")
+    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BertLayer", "PreLNBertLayer"]
     # BERT's heads average over the batch and ignore `num_items_in_batch`: without this the Trainer multiplies loss and
     # gradient by accumulation steps times processes.
     accepts_loss_kwargs = False
@@ -172,7 +172,9 @@ class _PreLNMixin:
         if pretrained_model_name_or_path is None or not _is_post_ln(pretrained_model_name_or_path, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         config = kwargs.pop("config", None)
-        placement = kwargs.pop("norm_placement", config.norm_placement if isinstance(config, BertPreLNConfig) else "pre")
+        placement = kwargs.pop(
+            "norm_placement", config.norm_placement if isinstance(config, BertPreLNConfig) else "pre"
+        )
         if config is not None:
             kwargs["config"] = BertConfig(**_plain(config))
         stock = cls._stock.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

@@ -59,7 +59,7 @@ def get_scheduler(
     kwargs = dict(scheduler_specific_kwargs or {})
     beta2 = kwargs.pop("beta2", None) if warmup_type else None
     name = check_schedule(name, warmup_type, num_warmup_steps or 0, num_training_steps, kwargs)
-    if name not in DECAYS and warmup_type is None:
+    if (name not in DECAYS and warmup_type is None) or (name in METRIC_SCHEDULERS and warmup_type == "none"):
         return host_get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
 
     def group_beta2(group: dict[str, Any]) -> float:

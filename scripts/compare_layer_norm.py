@@ -1,0 +1,232 @@
+"""Post-LN against Pre-LN, with and without warmup, on a task that takes seconds: was the warmup needed?
+
+    python scripts/compare_layer_norm.py                                   # the five default arms, three seeds
+    python scripts/compare_layer_norm.py --arms post:gi_adam:none --seeds 0 1 2 3 4
+    python scripts/compare_layer_norm.py --arms post:adamw:none --learning_rate 5e-4 --output_dir runs/low_lr
+
+Each arm is `norm_placement:optim:warmup_type`. A small BERT learns to reverse 16 random tokens: masked-LM loss on every
+position, a fresh batch each update, the same batches and the same initial values in every arm of a seed. Runs are kept
+in `--output_dir`; those that are there already with the same settings are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers.utils import logging
+
+from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
+from hf_warmup.report import draw_comparison, mean_and_spread, read_runs
+
+
+DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
+FIRST_SYMBOL, VOCAB_SIZE, SEQUENCE_LENGTH = 5, 32, 16
+CHANCE_LOSS = torch.tensor(float(VOCAB_SIZE - FIRST_SYMBOL)).log().item()
+HELD_OUT = 256
+TARGET_LOSS = 0.5
+
+
+@dataclass
+class CompareArguments:
+    """What to compare."""
+
+    arms: list[str] = field(
+        default_factory=lambda: list(DEFAULT_ARMS),
+        metadata={"help": "norm_placement:optim:warmup_type, for example post:adamw:linear"},
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each arm for each."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "The full learning rate, constant after the warmup."})
+    warmup_steps: int = field(default=100, metadata={"help": "Updates of warmup in the arms that have one."})
+    max_steps: int = field(default=300, metadata={"help": "Updates of each run."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of the small BERT."})
+    output_dir: str = field(default="runs/compare_layer_norm", metadata={"help": "Where runs and figures go."})
+    num_workers: int = field(default=0, metadata={"help": "Runs at a time; 0 for one on each core."})
+
+
+def reversal_data(num_examples: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """`num_examples` sequences of random symbols, labelled with their reversal; shapes `(16,)`."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(FIRST_SYMBOL, VOCAB_SIZE, (num_examples, SEQUENCE_LENGTH), generator=generator)
+    return [{"input_ids": x, "labels": x.flip(0)} for x in tokens]
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Share of positions whose most likely symbol is the right one."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTrainingArguments:
+    """The settings of one run, as transformers' flags."""
+    warms_up = settings["warmup_type"] not in ("none", "untuned_linear", "untuned_exponential", "radam")
+    return WarmupTrainingArguments(
+        output_dir=str(folder),
+        optim=settings["optim"],
+        learning_rate=settings["learning_rate"],
+        adam_beta2=0.98,
+        lr_scheduler_type="constant",
+        warmup_type=settings["warmup_type"],
+        warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
+        max_steps=settings["max_steps"],
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=HELD_OUT,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings["seed"],
+    )
+
+
+def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train one arm with one seed; returns its result, which it also writes beside the recording."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    seed = settings["seed"]
+    args = training_arguments(settings, folder)
+    config = BertPreLNConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        num_hidden_layers=settings["num_hidden_layers"],
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=SEQUENCE_LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer="xavier_uniform",
+    )
+    set_seed(seed)
+    post, pre = make_pair(config, seed)
+    trainer = WarmupTrainer(
+        model=post if settings["norm_placement"] == "post" else pre,
+        args=args,
+        train_dataset=reversal_data(args.max_steps * args.per_device_train_batch_size, seed=seed),
+        eval_dataset=reversal_data(HELD_OUT, seed=seed + 1_000_000),
+        compute_metrics=accuracy,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_state()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    result = {
+        **settings,
+        "warmup_steps": args.get_warmup_steps(args.max_steps),
+        "final_loss": metrics["eval_loss"],
+        "accuracy": metrics["eval_accuracy"],
+        "steps_to_loss_0.5": next((entry["step"] for entry in history if entry["loss"] < TARGET_LOSS), None),
+    }
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+def parse_arm(arm: str, args: CompareArguments) -> dict[str, Any]:
+    """Settings of an arm, checked by the training arguments before anything runs."""
+    parts = arm.split(":")
+    if len(parts) != 3 or parts[0] not in ("post", "pre"):
+        raise ValueError(f"arms={arm!r}: expected post or pre:optim:warmup_type, such as post:adamw:linear.")
+    settings = {
+        "norm_placement": parts[0],
+        "optim": parts[1],
+        "warmup_type": parts[2],
+        "warmup_steps": args.warmup_steps,
+        "learning_rate": args.learning_rate,
+        "max_steps": args.max_steps,
+        "num_hidden_layers": args.num_hidden_layers,
+    }
+    training_arguments({**settings, "seed": 0}, Path(args.output_dir))
+    return settings
+
+
+def finished(settings: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is there already, with the same settings."""
+    try:
+        same = json.loads((folder / "settings.json").read_text()) == settings
+        return json.loads((folder / "result.json").read_text()) if same else None
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def run_all(args: CompareArguments) -> list[dict[str, Any]]:
+    """Every arm with every seed, `num_workers` at a time; `results.json` grows as they finish."""
+    output_dir = Path(args.output_dir)
+    arms = {arm: parse_arm(arm, args) for arm in args.arms}
+    jobs = {
+        output_dir / f"{arm.replace(':', '-')}-seed{seed}": {**settings, "seed": seed}
+        for seed in args.seeds
+        for arm, settings in arms.items()
+    }
+    results = {folder: result for folder, settings in jobs.items() if (result := finished(settings, folder))}
+    todo = {folder: settings for folder, settings in jobs.items() if folder not in results}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    workers = max(1, min(args.num_workers or os.cpu_count() or 1, len(todo)))
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(jobs), initial=len(results), desc="runs", unit="run") as bar,
+    ):
+        futures = {pool.submit(run_one, settings, folder): folder for folder, settings in todo.items()}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            bar.update()
+            write_results(output_dir, [results[folder] for folder in jobs if folder in results])
+    ordered = [results[folder] for folder in jobs]
+    write_results(output_dir, ordered)
+    return ordered
+
+
+def write_results(output_dir: Path, results: list[dict[str, Any]]) -> None:
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def arm_name(result: dict[str, Any]) -> str:
+    return ":".join(result[key] for key in ("norm_placement", "optim", "warmup_type"))
+
+
+def summarize(results: list[dict[str, Any]]) -> tuple[str, str]:
+    """The table and the conclusion in words."""
+    lines = [f"{'arm':<24}{'solved':>8}{'final loss':>18}{'accuracy':>18}{'updates to loss 0.5':>22}"]
+    verdicts = {"failed on every seed": [], "solved the task on every seed": [], "solved it on some seeds": []}
+    for arm in dict.fromkeys(map(arm_name, results)):
+        runs = [result for result in results if arm_name(result) == arm]
+        reached = [run["steps_to_loss_0.5"] for run in runs if run["steps_to_loss_0.5"] is not None]
+        lines.append(
+            f"{arm:<24}{f'{len(reached)}/{len(runs)}':>8}"
+            f"{mean_and_spread([run['final_loss'] for run in runs]):>18}"
+            f"{mean_and_spread([run['accuracy'] for run in runs]):>18}"
+            f"{mean_and_spread(reached, digits=0) if reached else 'never':>22}"
+        )
+        verdict = ("solved it on some seeds", "failed on every seed", "solved the task on every seed")[
+            1 if not reached else 2 if len(reached) == len(runs) else 0
+        ]
+        verdicts[verdict].append(arm)
+    words = [f"{', '.join(arms)} {verdict}." for verdict, arms in verdicts.items() if arms]
+    words.append(f"Chance is loss {CHANCE_LOSS:.3f}, accuracy {1 / (VOCAB_SIZE - FIRST_SYMBOL):.3f}.")
+    return "\n".join(lines), " ".join(words)
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(CompareArguments).parse_args_into_dataclasses()
+    try:
+        results = run_all(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    table, conclusion = summarize(results)
+    figures = draw_comparison(read_runs(args.output_dir), Path(args.output_dir))
+    print(f"\n{table}\n\n{conclusion}\n\nWrote results.json, the runs and their recordings to {args.output_dir}:")
+    print("\n".join(f"  {figure}" for figure in figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""Schedules against the papers' recursions, transformers' own functions and torch's own schedulers."""
+
+import copy
+import io
+import math
+import pickle
+from functools import partial
+
+import pytest
+import torch
+import transformers
+from reference.schedules import RECURSIONS, WARMUPS, iterate, noam
+from torch.optim import lr_scheduler as torch_schedulers
+
+from hf_warmup import get_schedule, get_scheduler, with_warmup
+from hf_warmup.schedules import join, linear_warmup
+
+
+HOST = {  # transformers' functions of the step, with the keywords that some cannot do without
+    "linear": {},
+    "cosine": {"num_cycles": 1.5},
+    "cosine_with_restarts": {"num_cycles": 3},
+    "polynomial": {"power": 2.0, "lr_end": 1e-4},
+    "constant": {},
+    "constant_with_warmup": {},
+    "inverse_sqrt": {},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-3},
+    "warmup_stable_decay": {"num_decay_steps": 6},
+}
+OURS = {"noam": {}, "exponential": {"gamma": 0.9}, "power": {}, "sine": {}, "inverse_time": {"decay_rate": 0.5}}
+LENGTHS = [(0, 20), (1, 20), (5, 20), (20, 20), (25, 20), (0, 0), (3, 0), (0, 1)]  # W, T
+
+
+def adamw(*lrs, betas=(0.9, 0.999), cls=torch.optim.AdamW):
+    """An optimizer with one group for each learning rate."""
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs]
+    return cls(groups, lr=lrs[0], **({"betas": betas} if cls is torch.optim.AdamW else {}))
+
+
+def lrs_of(scheduler, n):
+    """The learning rates of each group in force at n updates, read where the optimizer reads them."""
+    rows = []
+    for _ in range(n):
+        rows.append([group["lr"] for group in scheduler.optimizer.param_groups])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rows
+
+
+def through_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.98, 0.999])
+@pytest.mark.parametrize("W", [0, 1, 7, 400])
+@pytest.mark.parametrize("warmup_type", WARMUPS)
+def test_warmups_are_the_papers(warmup_type, W, beta2):
+    schedule = get_schedule("constant", W, warmup_type=warmup_type, beta2=beta2)
+    for step in [*range(20), 398, 399, 400, 1999, 5000]:
+        assert schedule(step) == pytest.approx(WARMUPS[warmup_type](step + 1, W, beta2), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("warmup_type", "lengths"),
+    [  # each to a unit of its last digit, 0.1 where it has one after the point
+        ("radam", {0.999: 1033, 0.99: 107, 0.98: 55.3}),
+        ("untuned_linear", {0.999: 999.5, 0.99: 99.5, 0.98: 49.5}),
+        ("untuned_exponential", {0.999: 999.5, 0.99: 99.5, 0.98: 49.5}),
+    ],
+)
+def test_effective_warmup_lengths(warmup_type, lengths):
+    for beta2, expected in lengths.items():
+        schedule = get_schedule("constant", warmup_type=warmup_type, beta2=beta2)
+        total = sum(1 - schedule(step) for step in range(round(25 / (1 - beta2))))
+        assert total == pytest.approx(expected, abs=1.0 if isinstance(expected, int) else 0.1)
+
+
+def test_noam_is_the_papers_curve():
+    paper, peak_one = get_schedule("noam", 4000, d_model=512), get_schedule("noam", 4000)
+    assert f"{paper(3999):.2e}" == "6.99e-04"
+    assert max(map(paper, range(20_000))) == paper(3999)
+    for step in [*range(0, 20_000, 97), 3998, 3999, 4000, 10**9]:
+        assert paper(step) == pytest.approx(noam(step + 1, 4000, 512), rel=1e-12)
+        assert peak_one(step) == pytest.approx(noam(step + 1, 4000, 1) / noam(4000, 4000, 1), rel=1e-12)
+
+
+@pytest.mark.parametrize("base_lr", [1.0, 0.1, 1e-3])
+@pytest.mark.parametrize("name", RECURSIONS)
+def test_closed_forms_equal_their_recursions(name, base_lr):
+    kwargs, update = RECURSIONS[name]
+    schedule = get_schedule(name, 5, warmup_type="none", base_lr=base_lr, **kwargs)
+    recursion = [base_lr] * 5 + iterate(update, base_lr, 1500)
+    for step, lr in enumerate(recursion):  # float64: 1500 roundings of the recursion itself are 2e-13
+        assert base_lr * schedule(step) == pytest.approx(lr, rel=1e-12, abs=1e-300)
+
+
+def test_inverse_time():
+    schedule = get_schedule("inverse_time", 2, warmup_type="linear", decay_rate=0.5)
+    assert [schedule(step) for step in range(5)] == pytest.approx([1 / 2, 1, 1, 2 / 3, 1 / 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "base_lr", "expected"),
+    [
+        ("noam", 1e-3, math.sqrt(4 / (1e9 + 1))),
+        ("inverse_time", 1e-3, 1 / (1 + 0.5 * (1e9 - 4))),
+        ("exponential", 1e-3, 0.0),  # 0.9^(1e9)
+        ("power", 0.5, 0.0),  # 0.5^(1.0001^(1e9)): the exponent itself overflows
+        # 1/sin(x)^2 = 1/x^2 + 1/3 + x^2/15 + ...: the last terms add up to 1e-8 of the sum
+        ("sine", 1.0, (1 + 1e9 / 3) ** -0.5),
+        ("sine", 1e-3, (1 + 1e-6 * 1e9 / 3) ** -0.5),
+    ],
+)
+def test_a_billion_updates(name, base_lr, expected):
+    schedule = get_schedule(name, 4, base_lr=base_lr, **OURS[name])
+    assert schedule(10**9) == pytest.approx(expected, rel=1e-6, abs=1e-30)
+
+
+@pytest.mark.parametrize("warmup_type", WARMUPS)
+@pytest.mark.parametrize("name", [*OURS, *HOST])
+def test_every_warmup_goes_before_every_decay(name, warmup_type):
+    for W, T in LENGTHS:
+        kwargs = OURS.get(name, HOST.get(name))
+        schedule = get_schedule(name, W, T, warmup_type=warmup_type, base_lr=0.5, **kwargs)
+        values = [schedule(step) for step in [*range(60), 1000, 10**9]]
+        assert all(math.isfinite(value) and 0 <= value <= 1 for value in values), (W, T, values)
+        before = [WARMUPS[warmup_type](t, W, 0.999) for t in range(1, W + 1)]
+        assert values[:W] == pytest.approx(before[:60], rel=1e-10), (W, T)  # no decay before W
+        twin = pickle.loads(pickle.dumps(schedule))
+        assert [twin(step) for step in range(60)] == values[:60]
+
+
+@pytest.mark.parametrize(("W", "T"), [(0, 20), (1, 20), (5, 20)])
+@pytest.mark.parametrize("name", HOST)
+class TestHostNames:
+    def host(self, name, W, T, lr=0.3):
+        return transformers.get_scheduler(name, adamw(lr), W, T, dict(HOST[name]))
+
+    def test_keep_their_numbers(self, name, W, T):
+        theirs = [lr for (lr,) in lrs_of(self.host(name, W, T), T + 1)]
+        schedule = get_schedule(name, W, T, base_lr=0.3, **HOST[name])
+        assert [0.3 * schedule(step) for step in range(T + 1)] == theirs
+        assert [lr for (lr,) in lrs_of(get_scheduler(name, adamw(0.3), W, T, dict(HOST[name])), T + 1)] == theirs
+
+    @pytest.mark.parametrize("warmup_type", WARMUPS)
+    def test_decay_behind_our_warmup(self, name, W, T, warmup_type):
+        decay = [1.0 if step < W else lr / 0.3 for step, (lr,) in enumerate(lrs_of(self.host(name, W, T), T + 1))]
+        schedule = get_schedule(name, W, T, warmup_type=warmup_type, base_lr=0.3, **HOST[name])
+        for step in range(3 * T):  # held at its value at T
+            expected = WARMUPS[warmup_type](step + 1, W, 0.999) * decay[min(step, T)]
+            assert schedule(step) == pytest.approx(expected, rel=1e-10, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_host_names_are_defined_at_every_length(name):
+    for W, T in LENGTHS:
+        schedule = get_schedule(name, W, T, base_lr=0.5, **HOST[name])
+        values = [schedule(step) for step in range(60)]
+        assert all(math.isfinite(value) and 0 <= value <= 1 for value in values), (W, T)
+
+
+def test_join_counts_each_piece_from_0():
+    pieces = (lambda step: 10 + step, lambda step: 20 + step, lambda step: 30 + step)
+    assert [join(step, schedules=pieces, boundaries=(2, 3)) for step in range(5)] == [10, 11, 20, 30, 31]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("cosin", {}, "'cosin'.*'cosine'"),
+        ("noma", {}, "'noma'.*'noam'"),
+        ("constant", {"warmup_type": "linaer"}, "warmup_type='linaer'.*'linear'"),
+        ("exponential", {"gama": 0.9}, "'gama'.*'gamma'"),
+        ("linear", {"num_training_steps": 9, "gamma": 0.9}, "'gamma'"),
+        ("noam", {"warmup_type": "linear", "warmup_factor": 0.1}, "'warmup_factor'"),
+        ("noam", {"warmup_type": "constant", "warmup_factor": -0.1}, "warmup_factor.*-0.1"),
+        ("exponential", {"gamma": math.nan}, "gamma.*nan"),
+        ("exponential", {"gamma": 0.0}, r"gamma.*0\.0"),
+        ("exponential", {"gamma": 1.5}, r"gamma.*1\.5"),
+        ("exponential", {"gamma": "0.9"}, r"gamma.*'0\.9'"),
+        ("inverse_time", {"decay_rate": -1}, "decay_rate.*-1"),
+        ("power", {"power": 0.5}, r"power.*0\.5"),
+        ("power", {"base_lr": 1.5}, r"base_lr.*1\.5"),
+        ("sine", {"base_lr": -0.1}, r"base_lr.*-0\.1"),
+        ("sine", {"base_lr": math.nan}, "base_lr.*nan"),
+        ("noam", {"d_model": 0}, "d_model.*0"),
+        ("noam", {"d_model": math.inf}, "d_model.*inf"),
+        ("noam", {"beta2": 1.0}, r"beta2.*1\.0"),
+        ("noam", {"num_warmup_steps": -1}, "num_warmup_steps.*-1"),
+        ("noam", {"num_warmup_steps": 0.06}, r"num_warmup_steps.*0\.06"),
+        ("linear", {"num_warmup_steps": math.nan, "num_training_steps": 9}, "num_warmup_steps.*nan"),
+        ("linear", {"num_training_steps": -9}, "num_training_steps.*-9"),
+        ("linear", {}, "num_training_steps"),
+        ("reduce_lr_on_plateau", {}, "reduce_lr_on_plateau"),
+    ],
+)
+def test_errors_name_the_argument_and_its_value(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        get_schedule(name, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["sine", "power"])
+def test_recursive_schedules_follow_each_groups_own_lr(name):
+    lrs = (0.5, 0.01, 0.0)
+    rows = lrs_of(get_scheduler(name, adamw(*lrs), 0, warmup_type="none"), 200)
+    for group, lr in enumerate(lrs):
+        assert [row[group] for row in rows] == pytest.approx(iterate(RECURSIONS[name][1], lr, 200), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [*OURS, *HOST])
+def test_a_group_with_lr_0_stays_at_0(name):
+    for warmup_type in WARMUPS:
+        kwargs = dict(OURS.get(name, HOST.get(name)))
+        rows = lrs_of(get_scheduler(name, adamw(0.3, 0.0), 3, 9, kwargs, warmup_type), 12)
+        assert [row[1] for row in rows] == [0.0] * 12
+        alone = lrs_of(get_scheduler(name, adamw(0.3), 3, 9, kwargs, warmup_type), 12)
+        assert [row[0] for row in rows] == [lr for (lr,) in alone]
+
+
+@pytest.mark.parametrize("warmup_type", ["untuned_linear", "untuned_exponential", "radam"])
+def test_beta2_is_each_groups_own(warmup_type):
+    optimizer = adamw(1.0, 1.0)
+    optimizer.param_groups[1]["betas"] = (0.9, 0.98)
+    for t, row in enumerate(lrs_of(get_scheduler("constant", optimizer, warmup_type=warmup_type), 150), 1):
+        assert row == pytest.approx([WARMUPS[warmup_type](t, 0, beta2) for beta2 in (0.999, 0.98)], rel=1e-10)
+
+    sgd = adamw(1.0, cls=torch.optim.SGD)
+    with pytest.raises(ValueError, match=r"beta2.*SGD"):
+        get_scheduler("constant", sgd, warmup_type=warmup_type)
+    row = lrs_of(get_scheduler("constant", sgd, 0, None, {"beta2": 0.98}, warmup_type), 7)[6]
+    assert row == pytest.approx([WARMUPS[warmup_type](7, 0, 0.98)], rel=1e-10)
+
+
+def test_an_enum_member_is_a_name():
+    member = transformers.SchedulerType.COSINE
+    expected = lrs_of(get_scheduler("cosine", adamw(0.3), 2, 8, warmup_type="linear"), 8)
+    assert lrs_of(get_scheduler(member, adamw(0.3), 2, 8, warmup_type="linear"), 8) == expected
+
+
+@pytest.mark.parametrize("warmup_type", WARMUPS)
+@pytest.mark.parametrize("name", [*OURS, *HOST])
+def test_resume_at_step_7(name, warmup_type):
+    def build(optimizer):
+        return get_scheduler(name, optimizer, 4, 20, dict(OURS.get(name, HOST.get(name))), warmup_type)
+
+    scheduler = build(adamw(0.3, 0.01))
+    lrs_of(scheduler, 7)
+    saved_optimizer, saved = [through_file(part.state_dict()) for part in (scheduler.optimizer, scheduler)]
+    rest = lrs_of(scheduler, 13)
+    for scheduler_first in (True, False):
+        optimizer = adamw(0.3, 0.01)
+        fresh = build(optimizer) if scheduler_first else None
+        optimizer.load_state_dict(saved_optimizer)
+        fresh = fresh or build(optimizer)
+        fresh.load_state_dict(saved)
+        if scheduler_first:
+            assert lrs_of(fresh, 13) == rest
+        else:  # a new LambdaLR writes the lr of step 0 until its own next step
+            lrs_of(fresh, 1)
+            assert lrs_of(fresh, 12) == rest[1:]
+
+
+def wave(step):
+    return 2 + math.cos(step)
+
+
+WRAPPED = {
+    "cosine": partial(torch_schedulers.CosineAnnealingLR, T_max=120),
+    "restarts": partial(torch_schedulers.CosineAnnealingWarmRestarts, T_0=30),
+    "step": partial(torch_schedulers.StepLR, step_size=40, gamma=0.5),
+    "milestones": partial(torch_schedulers.MultiStepLR, milestones=[5, 100]),
+    "exponential": partial(torch_schedulers.ExponentialLR, gamma=0.99),
+    "linear": partial(torch_schedulers.LinearLR, start_factor=1.0, end_factor=0.1, total_iters=200),
+    "lambda": partial(torch_schedulers.LambdaLR, lr_lambda=[partial(linear_warmup, num_warmup_steps=9), wave]),
+    "plateau": partial(torch_schedulers.ReduceLROnPlateau, patience=1, factor=0.7),
+}
+
+
+def follow(scheduler, start, stop):
+    """lrs of updates start to stop; a plateau scheduler is evaluated every 10 on a loss that soon stops falling."""
+    plateau = isinstance(getattr(scheduler, "lr_scheduler", scheduler), torch_schedulers.ReduceLROnPlateau)
+    rows = []
+    for step in range(start, stop):
+        rows.append([group["lr"] for group in scheduler.optimizer.param_groups])
+        scheduler.optimizer.step()
+        if plateau and step % 10 == 9:
+            scheduler.step(max(0.5, 1 - step / 50))
+        if not plateau or hasattr(scheduler, "lr_scheduler"):
+            scheduler.step()
+    return rows
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+class TestWithWarmup:
+    warmup = staticmethod(partial(linear_warmup, num_warmup_steps=75))
+
+    def build(self, kind):
+        return with_warmup(WRAPPED[kind](adamw(0.3, 0.02)), self.warmup)
+
+    def test_multiplies_what_a_twin_would_do_alone(self, kind):
+        twin = follow(WRAPPED[kind](adamw(0.3, 0.02)), 0, 300)
+        assert len({lr for lr, _ in twin}) > 2  # the twin itself changes
+        for t, (row, expected) in enumerate(zip(follow(self.build(kind), 0, 300), twin, strict=True), 1):
+            assert row == pytest.approx([min(1, t / 75) * lr for lr in expected], rel=1e-12, abs=1e-300)
+
+    @pytest.mark.parametrize("stop", [1, 33, 150])
+    def test_save_and_resume(self, kind, stop):
+        scheduler, fresh = self.build(kind), self.build(kind)
+        follow(scheduler, 0, stop)
+        saved = [copy.deepcopy(part.state_dict()) for part in (scheduler.optimizer, scheduler)]
+        for part, state in zip((fresh.optimizer, fresh), saved, strict=True):
+            part.load_state_dict(through_file(state))
+        assert fresh.get_last_lr() == scheduler.get_last_lr()
+        assert follow(fresh, stop, 300) == follow(scheduler, stop, 300)
+
+
+def test_with_warmup_refuses_what_is_not_a_function():
+    with pytest.raises(ValueError, match="warmup='linear'"):
+        with_warmup(WRAPPED["step"](adamw(0.3)), "linear")
+
+
+def test_reduce_lr_on_plateau_behind_a_warmup_by_name():
+    kwargs = {"patience": 0, "factor": 0.5}
+    scheduler = get_scheduler("reduce_lr_on_plateau", adamw(0.4), 4, 100, kwargs, "linear")
+    lrs = [lr for (lr,) in lrs_of(scheduler, 3)]
+    scheduler.step(1.0)  # the best so far, at update 4
+    lrs += [lr for (lr,) in lrs_of(scheduler, 2)]
+    scheduler.step(2.0)  # worse: halved
+    lrs += [lr for (lr,) in lrs_of(scheduler, 2)]
+    assert lrs == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.2, 0.2], rel=1e-12)

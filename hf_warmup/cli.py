@@ -1,0 +1,47 @@
+"""What the scripts' command lines share: arguments from flags or a file, and one sentence for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+
+@contextmanager
+def one_sentence_for_mistakes() -> Iterator[None]:
+    """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """From a single `.json`, `.yaml` or `.yml` file, or from flags.
+
+    Raises:
+        `ValueError`: For a file that is missing or malformed, a key that no argument has, or a value out of range.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    suffix = Path(argv[0]).suffix if len(argv) == 1 else ""
+    if suffix not in (".json", ".yaml", ".yml"):
+        return parser.parse_args_into_dataclasses(args=argv)
+    import yaml
+
+    path = Path(argv[0])
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such arguments file.")
+    try:
+        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid {suffix[1:].upper()} ({' '.join(str(error).split())}).") from None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path}: expected one object of argument names and values.")
+    return parser.parse_dict(arguments)

@@ -1,0 +1,138 @@
+"""Classification metrics as `evaluate.Metric` classes: computed by scikit-learn, nothing to download.
+
+`evaluate.load("accuracy")` asks the hub for a script; these are the same metrics, importable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+
+class _SklearnMetric(evaluate.Metric):
+    """A metric of class labels, or of the positive class's scores, by name."""
+
+    key: str
+    of_scores = False
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        predictions = datasets.Value("float32" if self.of_scores else "int64")
+        features = {"predictions": predictions, "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "", citation="", features=datasets.Features(features), inputs_description=""
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {self.key: float(self.score(np.asarray(references), np.asarray(predictions)))}
+
+    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
+        raise NotImplementedError
+
+
+class Accuracy(_SklearnMetric):
+    """Share of right labels, in [0, 1].
+
+    Example:
+
+    ```python
+    >>> Accuracy().compute(predictions=[1, 0, 1, 1], references=[1, 0, 0, 1])
+    {'accuracy': 0.75}
+
+    ```
+    """
+
+    key = "accuracy"
+
+    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
+        from sklearn.metrics import accuracy_score
+
+        return accuracy_score(references, predictions)
+
+
+class F1(_SklearnMetric):
+    """F1 of class 1 for two classes, the unweighted mean over the classes for more; in [0, 1].
+
+    Example:
+
+    ```python
+    >>> F1().compute(predictions=[1, 0, 1, 1], references=[1, 0, 0, 1])
+    {'f1': 0.8}
+
+    ```
+    """
+
+    key = "f1"
+
+    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
+        from sklearn.metrics import f1_score
+
+        binary = max(references.max(), predictions.max()) <= 1
+        return f1_score(references, predictions, average="binary" if binary else "macro", zero_division=0.0)
+
+
+class Matthews(_SklearnMetric):
+    """Matthews' correlation, in [-1, 1]; 0 for a classifier that always says the same.
+
+    Example:
+
+    ```python
+    >>> round(Matthews().compute(predictions=[1, 0, 1, 1], references=[1, 0, 0, 1])["matthews_correlation"], 4)
+    0.5774
+
+    ```
+    """
+
+    key = "matthews_correlation"
+
+    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
+        from sklearn.metrics import matthews_corrcoef
+
+        return matthews_corrcoef(references, predictions)
+
+
+class RocAuc(_SklearnMetric):
+    """Area under the ROC curve for two classes; `predictions` are scores of class 1. In [0, 1]; 0.5 by chance.
+
+    Example:
+
+    ```python
+    >>> RocAuc().compute(predictions=[0.1, 0.4, 0.35, 0.8], references=[0, 0, 1, 1])
+    {'roc_auc': 0.75}
+
+    ```
+    """
+
+    key = "roc_auc"
+    of_scores = True
+
+    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
+        from sklearn.metrics import roc_auc_score
+
+        return roc_auc_score(references, predictions) if len(np.unique(references)) == 2 else float("nan")
+
+
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """All that apply, from logits of shape `(examples, classes)` and labels of shape `(examples,)`.
+
+    Example:
+
+    ```python
+    >>> logits = np.array([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
+    >>> classification_metrics(logits, np.array([0, 1, 1]))["accuracy"]
+    0.6666666666666666
+
+    ```
+    """
+    predicted = logits.argmax(-1)
+    results: dict[str, float] = {}
+    for metric in (Accuracy(), F1(), Matthews()):
+        results.update(metric.compute(predictions=predicted, references=labels))
+    if logits.shape[-1] == 2:
+        results.update(RocAuc().compute(predictions=logits[:, 1] - logits[:, 0], references=labels))
+    return results

@@ -45,8 +45,8 @@ def load_files(files: dict[str, str], task_name: str | None = None) -> Data:
             counts, two at most.
 
     Returns:
-        `tuple[DatasetDict, list[str]]`: The splits, with columns of text and `label`, a `ClassLabel` of the training file's
-            labels in order; and the columns of text in the tokenizer's order.
+        `tuple[DatasetDict, list[str]]`: The splits, with columns of text and `label`, a `ClassLabel` of the training
+            file's labels in order; and the columns of text in the tokenizer's order.
 
     Raises:
         `ValueError`: For a file that is missing, empty, of another kind, or without the expected columns, and for a

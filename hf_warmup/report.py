@@ -1,7 +1,7 @@
 """Run folders in, figures out: learning rate, loss, per-layer gradient norms, and their last/first-layer ratio.
 
-A run folder holds `trainer_state.json` (from `trainer.save_state()`) and `gradient_norms.jsonl`. Folders that differ only
-in a trailing `-seed<n>` are seeds of one arm.
+A run folder holds `trainer_state.json` (from `trainer.save_state()`) and `gradient_norms.jsonl`. Folders that differ
+only in a trailing `-seed<n>` are seeds of one arm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tune a BERT for sentence classification with `WarmupTrainer`: the flags of transformers' `run_glue.py`, and ours.
+"""Fine-tune a BERT for sentence classification with `WarmupTrainer`: the flags of transformers' `run_glue.py` and ours.
 
 From a checkpoint, of the hub or of a folder:
 

@@ -6,9 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
-import reference.optimizers as reference
 import torch
 
+import reference.optimizers as reference
 from hf_warmup import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
 from hf_warmup.optim import optimizer_kwargs, parse_optim_args
 
@@ -165,12 +165,17 @@ def test_radam_first_moves_at_update_6(decoupled):
 
 def test_scheduled_lr_is_the_one_in_force():
     start, grads = problem(12)
-    radam, warmed = RAdam(parameters(start), lr=0.5), AdamWarmup(parameters(start), lr=0.5, warmup_steps=8)
-    for t, row in enumerate(grads, 1):
-        train(radam, [row])
-        train(warmed, [row])
-        assert radam.param_groups[0]["scheduled_lr"] == pytest.approx(0.5 * reference.rectification(t, 0.999), rel=1e-9)
-        assert warmed.param_groups[0]["scheduled_lr"] == pytest.approx(0.5 * min(1, t / 8))
+    for t in range(1, 13):
+        r = reference.rectification(t, 0.999)
+        for cls, kwargs, factor in [
+            (RAdam, {}, r),
+            (RAdam, {"degenerated_to_sgd": True}, r or 1.0),
+            (AdamWarmup, {"warmup_steps": 8}, min(1, t / 8)),
+            (GIAdam, {}, 1.0),
+        ]:
+            optimizer = cls(parameters(start), lr=0.5, **kwargs)
+            train(optimizer, grads[:t])
+            assert optimizer.param_groups[0]["scheduled_lr"] == pytest.approx(0.5 * factor, rel=1e-9)
 
 
 @pytest.mark.parametrize("still", [0, 1])

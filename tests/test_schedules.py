@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from reference.schedules import RECURSIONS, WARMUPS, iterate, noam
 from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_warmup import get_schedule, get_scheduler, with_warmup
 from hf_warmup.schedules import join, linear_warmup
+from reference.schedules import RECURSIONS, WARMUPS, iterate, noam
 
 
 HOST = {  # transformers' functions of the step, with the keywords that some cannot do without
@@ -86,6 +86,13 @@ def test_noam_is_the_papers_curve():
     for step in [*range(0, 20_000, 97), 3998, 3999, 4000, 10**9]:
         assert paper(step) == pytest.approx(noam(step + 1, 4000, 512), rel=1e-12)
         assert peak_one(step) == pytest.approx(noam(step + 1, 4000, 1) / noam(4000, 4000, 1), rel=1e-12)
+
+
+def test_noam_without_warmup_starts_at_its_peak():
+    for W in (0, 1):
+        paper, peak_one = get_schedule("noam", W, d_model=512), get_schedule("noam", W)
+        assert [paper(step) for step in range(50)] == pytest.approx([noam(t, 1, 512) for t in range(1, 51)], rel=1e-12)
+        assert [peak_one(step) for step in (0, 3, 99)] == pytest.approx([1, 1 / 2, 1 / 10])
 
 
 @pytest.mark.parametrize("base_lr", [1.0, 0.1, 1e-3])
@@ -221,17 +228,18 @@ def test_a_group_with_lr_0_stays_at_0(name):
         assert [row[0] for row in rows] == [lr for (lr,) in alone]
 
 
+@pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau"])
 @pytest.mark.parametrize("warmup_type", ["untuned_linear", "untuned_exponential", "radam"])
-def test_beta2_is_each_groups_own(warmup_type):
+def test_beta2_is_each_groups_own(name, warmup_type):
     optimizer = adamw(1.0, 1.0)
     optimizer.param_groups[1]["betas"] = (0.9, 0.98)
-    for t, row in enumerate(lrs_of(get_scheduler("constant", optimizer, warmup_type=warmup_type), 150), 1):
+    for t, row in enumerate(lrs_of(get_scheduler(name, optimizer, warmup_type=warmup_type), 150), 1):
         assert row == pytest.approx([WARMUPS[warmup_type](t, 0, beta2) for beta2 in (0.999, 0.98)], rel=1e-10)
 
     sgd = adamw(1.0, cls=torch.optim.SGD)
     with pytest.raises(ValueError, match=r"beta2.*SGD"):
-        get_scheduler("constant", sgd, warmup_type=warmup_type)
-    row = lrs_of(get_scheduler("constant", sgd, 0, None, {"beta2": 0.98}, warmup_type), 7)[6]
+        get_scheduler(name, sgd, warmup_type=warmup_type)
+    row = lrs_of(get_scheduler(name, sgd, 0, None, {"beta2": 0.98}, warmup_type), 7)[6]
     assert row == pytest.approx([WARMUPS[warmup_type](7, 0, 0.98)], rel=1e-10)
 
 

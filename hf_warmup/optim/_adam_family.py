@@ -138,11 +138,11 @@ class AdamFamily(Optimizer):
         for p in group["params"]:
             if p.grad is None:
                 continue
+            if p.grad.is_sparse or p.dtype.is_complex:
+                kind = "sparse gradients" if p.grad.is_sparse else "complex parameters"
+                raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
             state = self.state[p]
             if not state:
-                if p.grad.is_sparse or p.is_complex():
-                    kind = "sparse gradients" if p.grad.is_sparse else "complex parameters"
-                    raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
                 state.update(self.init_state(p))
             buckets[p.device, p.dtype, int(state["step"]) + 1].append(p)
         return buckets

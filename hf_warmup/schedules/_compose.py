@@ -13,7 +13,7 @@ import torch
 
 from .._messages import check_name, check_number
 from .decays import DECAYS
-from .warmups import WARMUPS
+from .warmups import WARMUPS, no_warmup
 
 
 Schedule = Callable[[int], float]
@@ -62,13 +62,18 @@ def _constant(step: int, *, factor: float) -> float:
     return factor
 
 
-def _host_decay(step: int, *, schedule: Schedule, num_warmup_steps: int, num_training_steps: int | None) -> float:
-    """transformers' `schedule` without its warmup, and held at its last value past the end of training."""
-    if num_training_steps is not None:
-        if num_warmup_steps >= num_training_steps:
-            return 1.0
-        step = min(step, num_training_steps)
-    return 1.0 if step < num_warmup_steps else float(schedule(step))
+def _host_curve(step: int, *, schedule: Schedule, num_training_steps: int | None) -> float:
+    """transformers' `schedule`, held at its last value past the end of training and never below 0."""
+    try:
+        return max(0.0, float(schedule(step if num_training_steps is None else min(step, num_training_steps))))
+    except ZeroDivisionError:  # "polynomial" between a warmup and an end at the same update
+        return 1.0
+
+
+def _host_decay(step: int, *, curve: Schedule, num_warmup_steps: int, num_training_steps: int | None) -> float:
+    """transformers' `curve` without its warmup."""
+    over_at_once = num_training_steps is not None and num_warmup_steps >= num_training_steps
+    return 1.0 if step < num_warmup_steps or over_at_once else curve(step)
 
 
 # Steered by a metric, not by the update: no function of the step.
@@ -89,7 +94,11 @@ def _host_schedule(
     from transformers import get_scheduler as host_get_scheduler
 
     probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base_lr)
-    return host_get_scheduler(name, probe, num_warmup_steps, num_training_steps, kwargs).lr_lambdas[0]
+    try:
+        schedule = host_get_scheduler(name, probe, num_warmup_steps, num_training_steps, kwargs).lr_lambdas[0]
+    except ZeroDivisionError:  # LambdaLR evaluates step 0: "polynomial" over no updates at all
+        schedule = no_warmup
+    return partial(_host_curve, schedule=schedule, num_training_steps=num_training_steps)
 
 
 def _parameters(function: Callable) -> set[str]:
@@ -151,6 +160,8 @@ def check_schedule(
         check_name(f"lr_scheduler_kwargs of {name!r}", key, decay | warmup)
         if key in warmup or name in DECAYS:
             check_number(f"{key} in lr_scheduler_kwargs", value, **_RANGES[key])
+        elif isinstance(value, float):
+            check_number(f"{key} in lr_scheduler_kwargs", value, -inf)
     return name
 
 
@@ -223,5 +234,5 @@ def get_schedule(
         host = _host_schedule(name, num_warmup_steps, num_training_steps, base_lr, host_kwargs)
         if warmup_type is None:
             return host
-        decays = [_bind(_host_decay, {**arguments, "schedule": host})]
+        decays = [_bind(_host_decay, {**arguments, "curve": host})]
     return partial(multiply, schedules=(_bind(WARMUPS[warmup_type], arguments), *decays))

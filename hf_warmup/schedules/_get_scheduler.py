@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ._compose import METRIC_SCHEDULERS, check_schedule, get_schedule
+from ._compose import METRIC_SCHEDULERS, Schedule, check_schedule, get_schedule
 from ._with_warmup import with_warmup
 from .decays import DECAYS
 from .warmups import WARMUPS
@@ -71,28 +71,22 @@ def get_scheduler(
             )
         return 0.999 if value is None else float(value)
 
-    if name in METRIC_SCHEDULERS:
-        inner = host_get_scheduler(name, optimizer, scheduler_specific_kwargs=kwargs)
-        warmup = get_schedule(
-            "constant",
+    def schedule(group: dict[str, Any]) -> Schedule:
+        if name in METRIC_SCHEDULERS:
+            return get_schedule("constant", num_warmup_steps or 0, warmup_type=warmup_type, beta2=group_beta2(group))
+        # A limit on the learning rate itself is taken against the optimizer's default, as transformers does.
+        base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else optimizer.defaults["lr"]
+        return get_schedule(
+            name,
             num_warmup_steps or 0,
+            num_training_steps,
             warmup_type=warmup_type,
-            beta2=group_beta2(optimizer.param_groups[0]),
+            base_lr=base_lr,
+            beta2=group_beta2(group),
+            **kwargs,
         )
-        return with_warmup(inner, warmup)
-    return LambdaLR(
-        optimizer,
-        [
-            get_schedule(
-                name,
-                num_warmup_steps or 0,
-                num_training_steps,
-                warmup_type=warmup_type,
-                # a limit on the learning rate itself is taken against the optimizer's default, as transformers does
-                base_lr=group.get("initial_lr", group["lr"]) if name in DECAYS else optimizer.defaults["lr"],
-                beta2=group_beta2(group),
-                **kwargs,
-            )
-            for group in optimizer.param_groups
-        ],
-    )
+
+    schedules = [schedule(group) for group in optimizer.param_groups]
+    if name in METRIC_SCHEDULERS:
+        return with_warmup(host_get_scheduler(name, optimizer, scheduler_specific_kwargs=kwargs), schedules)
+    return LambdaLR(optimizer, schedules)

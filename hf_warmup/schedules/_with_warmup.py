@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,10 +15,10 @@ class WarmupLR(LRScheduler):
     The inner scheduler never sees the multiplied learning rates, so recursive ones stay right.
     """
 
-    def __init__(self, lr_scheduler: LRScheduler, warmup: Callable[[int], float]):
+    def __init__(self, lr_scheduler: LRScheduler, warmups: Sequence[Callable[[int], float]]):
         # LRScheduler.__init__ would take a first step of its own: the inner scheduler already has.
         self.lr_scheduler = lr_scheduler
-        self.warmup = warmup
+        self.warmups = list(warmups)
         self.optimizer = lr_scheduler.optimizer
         self.last_epoch = 0
         self._apply()
@@ -26,9 +26,8 @@ class WarmupLR(LRScheduler):
     def _apply(self) -> None:
         groups = self.optimizer.param_groups
         self._inner_lrs = [group["lr"] for group in groups]
-        factor = self.warmup(self.last_epoch)
-        for group, lr in zip(groups, self._inner_lrs, strict=True):
-            group["lr"] = lr * factor
+        for group, lr, warmup in zip(groups, self._inner_lrs, self.warmups, strict=True):
+            group["lr"] = lr * warmup(self.last_epoch)
         self._last_lr = [group["lr"] for group in groups]
 
     def step(self, *metrics: Any) -> None:
@@ -65,14 +64,16 @@ class WarmupLR(LRScheduler):
         self._apply()
 
 
-def with_warmup(lr_scheduler: LRScheduler, warmup: Callable[[int], float]) -> WarmupLR:
+def with_warmup(
+    lr_scheduler: LRScheduler, warmup: Callable[[int], float] | Sequence[Callable[[int], float]]
+) -> WarmupLR:
     """Multiply `warmup` onto any torch scheduler: `lr = warmup(step) * lr_scheduler's own lr`.
 
     Args:
         lr_scheduler (`LRScheduler`): A new scheduler. It goes on being stepped inside; step only what is returned.
             `ReduceLROnPlateau` is stepped with its metric, `step(loss)`, and the warmup without, `step()`.
-        warmup (`Callable[[int], float]`): Multiplier at the 0-based update, for example
-            `partial(linear_warmup, num_warmup_steps=100)`.
+        warmup (`Callable[[int], float]` or a sequence of them): Multiplier at the 0-based update, for example
+            `partial(linear_warmup, num_warmup_steps=100)`; or one for each parameter group.
 
     Returns:
         `LRScheduler`: With `step`, `get_last_lr`, `state_dict` and `load_state_dict`.
@@ -95,6 +96,10 @@ def with_warmup(lr_scheduler: LRScheduler, warmup: Callable[[int], float]) -> Wa
 
     ```
     """
-    if not callable(warmup):
-        raise ValueError(f"warmup={warmup!r}: expected a function of the step, such as get_schedule returns.")
-    return WarmupLR(lr_scheduler, warmup)
+    num_groups = len(lr_scheduler.optimizer.param_groups)
+    warmups = [warmup] * num_groups if callable(warmup) else list(warmup)
+    if len(warmups) != num_groups or not all(map(callable, warmups)):
+        raise ValueError(
+            f"warmup={warmup!r}: expected a function of the step, as get_schedule returns, or {num_groups} of them."
+        )
+    return WarmupLR(lr_scheduler, warmups)

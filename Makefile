@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+
+.PHONY: help demo test test-slow test-oldest style quality clean
+
+help:
+	@echo "make demo         Post-LN against Pre-LN, with and without warmup: under two minutes"
+	@echo "make test         the quick tests"
+	@echo "make test-slow    the long ones too"
+	@echo "make test-oldest  the quick tests on the lower bounds of transformers and accelerate"
+	@echo "make style        format and mend with ruff"
+	@echo "make quality      check with ruff"
+
+# torch by itself first: with it there, nothing else brings another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python scripts/compare_layer_norm.py
+
+# One thread a process: two processes whose threads wait for each other's cores are ten times slower.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -m "not slow and not gpu"
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info

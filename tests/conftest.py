@@ -1,0 +1,26 @@
+"""An offline host, one thread a process, and caches in the test's own folder."""
+
+from __future__ import annotations
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """datasets and evaluate write their caches into the test's folder."""
+    import datasets
+    import evaluate
+
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")

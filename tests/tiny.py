@@ -1,0 +1,70 @@
+"""A BERT small enough to train in a second, data that it can learn, and quiet runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback
+
+from hf_warmup import WarmupTrainer, WarmupTrainingArguments
+
+
+TINY = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def tiny_bert(seed: int = 0, **config: Any) -> BertForSequenceClassification:
+    """transformers' own BERT, whose head ignores `num_items_in_batch`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertForSequenceClassification(BertConfig(**{**TINY, **config}))
+
+
+def examples(count: int = 64, seed: int = 1) -> list[dict[str, torch.Tensor]]:
+    """Sequences of 8 tokens; the label says whether the first is in the upper half."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, TINY["vocab_size"], (count, 8), generator=generator)
+    return [{"input_ids": x, "labels": (x[0] >= TINY["vocab_size"] // 2).long()} for x in tokens]
+
+
+def arguments(output_dir: Path | str, cls: type = WarmupTrainingArguments, **kwargs: Any) -> Any:
+    """Arguments of a quiet run of 8 updates on the CPU that logs each of them."""
+    defaults = {
+        "max_steps": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+    }
+    return cls(output_dir=str(output_dir), **{**defaults, **kwargs})
+
+
+def train(trainer: Any, **kwargs: Any) -> list[dict[str, float]]:
+    """Train without printing; the log of each update."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(**kwargs)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def run(output_dir: Path | str, model: Any = None, **kwargs: Any) -> list[dict[str, float]]:
+    """The log of a `WarmupTrainer` on the tiny task."""
+    trainer = WarmupTrainer(model=model or tiny_bert(), args=arguments(output_dir, **kwargs), train_dataset=examples())
+    return train(trainer)
+
+
+def column(log: list[dict[str, float]], key: str) -> list[float]:
+    return [entry[key] for entry in log]

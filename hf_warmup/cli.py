@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +29,18 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
     """From a single `.json`, `.yaml` or `.yml` file, or from flags.
 
     Raises:
-        `ValueError`: For a file that is missing or malformed, a key that no argument has, or a value out of range.
+        `ValueError`: For an argument or key that there is not, a missing or malformed file, or a value out of range.
     """
     argv = sys.argv[1:] if argv is None else argv
     suffix = Path(argv[0]).suffix if len(argv) == 1 else ""
     if suffix not in (".json", ".yaml", ".yml"):
-        return parser.parse_args_into_dataclasses(args=argv)
+        parser.usage = "--help shows every argument"  # instead of two screens in front of argparse's own sentence
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+        if unknown:
+            names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
+            close = get_close_matches(unknown[0], names, n=1)
+            raise ValueError(f"{unknown[0]} is no argument.{f' Did you mean {close[0]}?' if close else ''}")
+        return tuple(parsed)
     import yaml
 
     path = Path(argv[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
@@ -101,9 +101,17 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
 
 def _by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
     arms: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.folder.name):
+    for run in runs:
         arms.setdefault(run.arm, []).append(run)
     return arms
+
+
+def _label(arm: str) -> str:
+    """`post-adamw-none` as people write it; any other folder's name as it is."""
+    placement, _, rest = arm.partition("-")
+    if placement not in ("post", "pre") or not rest:
+        return arm
+    return f"{placement.capitalize()}-LN, {rest.replace('-', ', ', 1).replace('none', 'no warmup')}"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -121,26 +129,24 @@ def _axes(figure: Figure, title: str, ylabel: str) -> Axes:
     return axes
 
 
-def _lines(axes: Axes, runs: Sequence[Run], series: Any) -> None:
-    for color, (arm, members) in zip(_cycle(COLORS), _by_arm(runs).items(), strict=False):
-        for i, run in enumerate(members):
+def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: bool = False) -> None:
+    arms = _by_arm(runs)
+    for i, (arm, members) in enumerate(arms.items()):
+        for j, run in enumerate(members):
             steps, values = series(run)
-            axes.plot(steps, values, color=color, linewidth=1.4, alpha=0.85, label=arm if i == 0 else None)
+            # Earlier lines are wider, so that those that later ones cover still show.
+            width = 1.3 + 3.0 * (len(arms) - 1 - i) / len(arms) if wide else 1.3
+            axes.plot(steps, values, color=COLORS[i % len(COLORS)], linewidth=width, label=None if j else _label(arm))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _cycle(values: Sequence[str]) -> Any:
-    from itertools import cycle
-
-    return cycle(values)
 
 
 def plot_learning_rate(runs: Sequence[Run]) -> Figure:
     """The learning rate in force over updates: what an optimizer that warms up by itself really used."""
     figure = _figure(8, 3.6)
     axes = _axes(figure, "Learning rate in force", "learning rate")
-    _lines(axes, runs, lambda run: run.series("scheduled_lr", "learning_rate"))
+    firsts = [members[0] for members in _by_arm(runs).values()]
+    _lines(axes, firsts, lambda run: run.series("scheduled_lr", "learning_rate"), wide=True)
     return figure
 
 
@@ -198,7 +204,7 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
             interpolation="nearest",
             extent=(steps[0] - 0.5, steps[-1] + 0.5, 0.5, layers + 0.5),
         )
-        axes.set_title(arm, loc="left", fontsize=9)
+        axes.set_title(_label(arm), loc="left", fontsize=9)
         stride = -(-layers // 12)
         axes.set_yticks(range(1, layers + 1, stride))
         axes.tick_params(labelsize=8)

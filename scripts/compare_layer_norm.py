@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -26,7 +26,8 @@ from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
-from hf_warmup.report import draw_comparison, mean_and_spread, read_runs
+from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
+from hf_warmup.report import draw_comparison, mean_and_spread, read_run
 
 
 DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
@@ -85,6 +86,7 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
         report_to="none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings["seed"],
     )
 
@@ -159,26 +161,37 @@ def finished(settings: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def run_all(args: CompareArguments) -> list[dict[str, Any]]:
-    """Every arm with every seed, `num_workers` at a time; `results.json` grows as they finish."""
-    output_dir = Path(args.output_dir)
+def plan(args: CompareArguments) -> dict[Path, dict[str, Any]]:
+    """Run folder -> settings, for every arm with every seed; wrong arguments are refused here."""
     arms = {arm: parse_arm(arm, args) for arm in args.arms}
-    jobs = {
-        output_dir / f"{arm.replace(':', '-')}-seed{seed}": {**settings, "seed": seed}
+    return {
+        Path(args.output_dir) / f"{arm.replace(':', '-')}-seed{seed}": {**settings, "seed": seed}
         for seed in args.seeds
         for arm, settings in arms.items()
     }
+
+
+def run_some(todo: dict[Path, dict[str, Any]], workers: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders and results as they finish, each run in a process of its own core unless there is one worker."""
+    if workers == 1:
+        yield from ((folder, run_one(settings, folder)) for folder, settings in todo.items())
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run_one, settings, folder): folder for folder, settings in todo.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def run_all(jobs: dict[Path, dict[str, Any]], args: CompareArguments) -> list[dict[str, Any]]:
+    """Run what has not been run yet, `num_workers` at a time; `results.json` grows as they finish."""
+    output_dir = Path(args.output_dir)
     results = {folder: result for folder, settings in jobs.items() if (result := finished(settings, folder))}
     todo = {folder: settings for folder, settings in jobs.items() if folder not in results}
     output_dir.mkdir(parents=True, exist_ok=True)
     workers = max(1, min(args.num_workers or os.cpu_count() or 1, len(todo)))
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        tqdm(total=len(jobs), initial=len(results), desc="runs", unit="run") as bar,
-    ):
-        futures = {pool.submit(run_one, settings, folder): folder for folder, settings in todo.items()}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
+    with tqdm(total=len(jobs), initial=len(results), desc="runs", unit="run") as bar:
+        for folder, result in run_some(todo, workers):
+            results[folder] = result
             bar.update()
             write_results(output_dir, [results[folder] for folder in jobs if folder in results])
     ordered = [results[folder] for folder in jobs]
@@ -217,13 +230,11 @@ def summarize(results: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(CompareArguments).parse_args_into_dataclasses()
-    try:
-        results = run_all(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    table, conclusion = summarize(results)
-    figures = draw_comparison(read_runs(args.output_dir), Path(args.output_dir))
+    with one_sentence_for_mistakes():
+        (args,) = parse_arguments(HfArgumentParser(CompareArguments))
+        jobs = plan(args)
+    table, conclusion = summarize(run_all(jobs, args))
+    figures = draw_comparison([read_run(folder) for folder in jobs], args.output_dir)
     print(f"\n{table}\n\n{conclusion}\n\nWrote results.json, the runs and their recordings to {args.output_dir}:")
     print("\n".join(f"  {figure}" for figure in figures))
 

@@ -16,6 +16,7 @@ A small one from scratch, in minutes on a CPU, from files:
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ from hf_warmup import BertPreLNConfig, BertPreLNForSequenceClassification, Warmu
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
 from hf_warmup.data import TASK_COLUMNS, Data, load_files, load_task
 from hf_warmup.metrics import classification_metrics
+from hf_warmup.report import draw_comparison, read_run
 
 
 @dataclass
@@ -185,6 +187,8 @@ def main() -> None:
         trainer.log_metrics("train", output.metrics)
         trainer.save_metrics("train", output.metrics)
         trainer.save_state()
+        if trainer.is_world_process_zero() and importlib.util.find_spec("matplotlib"):
+            draw_comparison([read_run(training_args.output_dir)], training_args.output_dir)
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

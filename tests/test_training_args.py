@@ -94,7 +94,7 @@ def test_setters_take_our_names(tmp_path):
     assert (args.optim, args.learning_rate, args.adam_beta2) == ("radam", 0.5, 0.98)
     assert args.set_lr_scheduler("noam", max_steps=100, warmup_steps=10).get_warmup_steps(100) == 10
     assert args.set_lr_scheduler("cosine").lr_scheduler_type is SchedulerType.COSINE
-    with pytest.raises(ValueError, match="'radm' is unknown. Did you mean 'radam'"):
+    with pytest.raises(ValueError, match=r"'radm' is unknown\. Did you mean 'radam'"):
         args.set_optimizer("radm")
 
 

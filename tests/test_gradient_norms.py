@@ -1,0 +1,305 @@
+"""Gradient norms against torch's own, layer names of real models, and the recorder's file."""
+
+import json
+import re
+from math import inf, nan
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from hf_warmup.gradient_norms import FILE_NAME, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
+from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel
+
+
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 8,
+}
+GPT2 = GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0)
+BART = {f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+BART = BartConfig(vocab_size=20, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=8, **BART)
+T5 = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+DISTIL = DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=8)
+BLOCKS = ["encoder.layer.0", "encoder.layer.1"]
+MODELS = [
+    (BertModel, BertConfig(**SIZES), ["embeddings", *BLOCKS, "pooler"]),
+    (BertForMaskedLM, BertConfig(**SIZES), ["embeddings", *BLOCKS, "cls"]),
+    (BertForSequenceClassification, BertConfig(**SIZES), ["embeddings", *BLOCKS, "pooler", "classifier"]),
+    (BertPreLNForMaskedLM, BertPreLNConfig(**SIZES), ["embeddings", *BLOCKS, "encoder.LayerNorm", "cls"]),
+    (BertPreLNModel, BertPreLNConfig(**SIZES), ["embeddings", *BLOCKS, "encoder.LayerNorm", "pooler"]),
+    (RobertaForMaskedLM, RobertaConfig(**SIZES), ["embeddings", *BLOCKS, "lm_head"]),
+    (RobertaForSequenceClassification, RobertaConfig(**SIZES), ["embeddings", *BLOCKS, "classifier"]),
+    (
+        DistilBertForSequenceClassification,
+        DISTIL,
+        ["embeddings", "transformer.layer.0", "transformer.layer.1", "pre_classifier", "classifier"],
+    ),
+    (GPT2Model, GPT2, ["wte", "wpe", "h.0", "h.1", "ln_f"]),
+    (GPT2LMHeadModel, GPT2, ["wte", "wpe", "h.0", "h.1", "ln_f"]),
+    (LlamaForCausalLM, LlamaConfig(**SIZES), ["embed_tokens", "layers.0", "layers.1", "norm", "lm_head"]),
+    (
+        T5ForConditionalGeneration,
+        T5,
+        ["shared"]
+        + [f"{side}.{part}" for side in ("encoder", "decoder") for part in ("block.0", "block.1", "final_layer_norm")],
+    ),
+    (
+        BartForConditionalGeneration,
+        BART,
+        ["shared"]
+        + [
+            f"{side}.{part}"
+            for side in ("encoder", "decoder")
+            for part in ("embed_positions", "layers.0", "layernorm_embedding")
+        ],
+    ),
+]
+WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."]
+GROUPINGS = {  # a transcription for BertForSequenceClassification
+    "layer": lambda name: re.match(r"(bert\.)?(encoder\.layer\.\d+|embeddings|pooler|classifier)\.", name)[2],
+    "module": lambda name: name.rsplit(".", 1)[0],
+    "parameter": lambda name: name,
+    lambda name: name[-4:]: lambda name: name[-4:],
+}
+# Sums of up to 2000 squares in float32, in another order than torch's norm.
+close = {"rtol": 2e-6, "atol": 0}
+
+
+def named_model(cls=BertForSequenceClassification, seed=0):
+    """A model and random gradients whose size differs between parameters."""
+    torch.manual_seed(seed)
+    model = cls(BertConfig(**SIZES))
+    for i, p in enumerate(model.parameters()):
+        p.grad = torch.randn_like(p) * (1 + i)
+    return model
+
+
+def parameters(**grads):
+    """Named parameters with these gradients (lists, tensors, or None)."""
+    named = []
+    for name, grad in grads.items():
+        grad = torch.tensor([1.0]) if grad is None else torch.as_tensor(grad)
+        p = torch.nn.Parameter(torch.zeros_like(grad))
+        p.grad = None if grads[name] is None else grad
+        named.append((name, p))
+    return named
+
+
+def recorded(recorder, steps, size=1.0):
+    """Record a gradient of norm `size * step` for each wanted step and flush."""
+    for step in filter(recorder.wants, steps):
+        recorder.record(parameters(a=[3.0 * step * size / 5, 4.0 * step * size / 5]), step)
+    return recorder.flush()
+
+
+def lines(path):
+    """The file's objects by a strict reader: NaN and Infinity are no JSON."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+# --- names
+
+
+@pytest.mark.parametrize(("cls", "config", "expected"), MODELS, ids=lambda value: getattr(value, "__name__", ""))
+def test_layer_names_of_real_models(cls, config, expected):
+    names = [name for name, _ in cls(config).named_parameters()]
+    layers = layer_names(names)
+    assert list(layers) == names
+    assert list(dict.fromkeys(layers.values())) == expected
+    assert all(layer in name for name, layer in layers.items())
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_wrappers_are_not_part_of_a_name(prefix):
+    names = [name for name, _ in named_model().named_parameters()]
+    inside = [prefix + re.sub(r"(layer\.\d+\.)", rf"\g<1>{prefix}", name) for name in names]
+    assert list(layer_names(inside).values()) == [GROUPINGS["layer"](name) for name in names]
+    plain, wrapped = parameters(**{"a.weight": [1.0]}), parameters(**{f"{prefix}a.weight": [1.0]})
+    for group_by in ("module", "parameter"):
+        assert gradient_norms(wrapped, group_by) == gradient_norms(plain, group_by)
+
+
+# --- norms
+
+
+@pytest.mark.parametrize(("group_by", "transcription"), GROUPINGS.items(), ids=str)
+def test_norms_against_torch(group_by, transcription):
+    model = named_model()
+    squares = {}
+    for name, p in model.named_parameters():
+        group = transcription(name)
+        squares[group] = squares.get(group, 0.0) + p.grad.double().norm() ** 2
+    norms = gradient_norms(model.named_parameters(), group_by)
+    assert list(norms) == list(squares)
+    for group, square in squares.items():
+        assert norms[group].shape == ()
+        torch.testing.assert_close(norms[group].double(), square.sqrt(), **close)
+
+    recorder = GradientNormRecorder(None, group_by)
+    recorder.record(model.named_parameters(), step=1)
+    total = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+    assert sum(norm.item() ** 2 for norm in norms.values()) ** 0.5 == pytest.approx(total, rel=2e-6)
+    assert recorder.flush()[0]["grad_norm"] == pytest.approx(total, rel=2e-6)  # clipping came too late to matter
+
+
+def test_parameters_without_gradient():
+    model = named_model()
+    whole = gradient_norms(model.named_parameters())
+    for p in model.bert.encoder.layer[0].parameters():
+        p.grad = None
+    without = gradient_norms(model.named_parameters())
+    assert without == {layer: norm for layer, norm in whole.items() if layer != "encoder.layer.0"}
+    assert gradient_norms(parameters(**{"a.weight": [3.0, 4.0], "a.bias": None}), "module") == {"a": 5.0}
+    assert gradient_norms(parameters(a=None)) == {}
+    assert gradient_norms([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "norm"),
+    [
+        (torch.ones(1000, dtype=torch.bfloat16), 1000**0.5),  # 31.625 in bfloat16
+        (torch.full((10_000,), 1e3, dtype=torch.float16), 1e5),  # infinite in float16
+    ],
+)
+def test_half_precision_is_measured_in_float32(gradient, norm):
+    measured = gradient_norms(parameters(a=gradient, b=gradient, c=[norm]), lambda name: "b" if name == "b" else "ac")
+    assert {value.dtype for value in measured.values()} == {torch.float32}
+    assert measured["b"].item() == pytest.approx(norm, rel=1e-6)
+    assert measured["ac"].item() == pytest.approx(norm * 2**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: GradientNormRecorder(None, group_by="layers"), lambda: gradient_norms([], "x")]
+)
+def test_unknown_group_by(make):
+    with pytest.raises(ValueError, match=r"group_by='(layers|x)'.*layer, module, parameter"):
+        make()
+
+
+# --- the recorder
+
+
+@pytest.mark.parametrize("scale", [64.0, torch.tensor(64.0)])
+def test_scale(scale):
+    recorder = GradientNormRecorder(None)
+    recorder.record(parameters(a=[3.0 * 64, 4.0 * 64], b=[12.0 * 64]), step=1, scale=scale)
+    assert recorder.flush() == [{"step": 1, "grad_norm": 13.0, "grad_norm/a": 5.0, "grad_norm/b": 12.0}]
+
+
+def test_nonfinite_norms(tmp_path):
+    recorder = GradientNormRecorder(tmp_path / FILE_NAME)
+    recorder.record(parameters(a=[1.0, inf], b=[nan], c=[3.0, 4.0]), step=1)
+    recorder.record(parameters(a=[1.0], b=[2.0], c=[2.0]), step=2)
+    first = {"step": 1, "grad_norm": None, "grad_norm/a": None, "grad_norm/b": None, "grad_norm/c": 5.0}
+    second = {"step": 2, "grad_norm": 3.0, "grad_norm/a": 1.0, "grad_norm/b": 2.0, "grad_norm/c": 2.0}
+    expected = [{**first, "nonfinite": ["a", "b"]}, second]
+    assert recorder.flush() == expected == lines(recorder.path)
+    assert recorder.nonfinite_updates == 1
+    resumed = GradientNormRecorder(recorder.path)
+    resumed.resume(1)
+    assert resumed.nonfinite_updates == 1
+
+
+def test_groups_may_come_and_go():
+    recorder = GradientNormRecorder(None)
+    for step, grads in enumerate([{"a": [1.0], "b": None}, {"a": [1.0], "b": [1.0]}, {"c": [1.0]}, {"c": None}], 1):
+        recorder.record(parameters(**grads), step)
+    keys = [set(record) - {"step", "grad_norm"} for record in recorder.flush()]
+    assert keys == [{"grad_norm/a"}, {"grad_norm/a", "grad_norm/b"}, {"grad_norm/c"}, set()]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7]), (10, [1])])
+def test_every(every, steps):
+    recorder = GradientNormRecorder(None, every=every)
+    assert [record["step"] for record in recorded(recorder, range(1, 8))] == steps
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, "2"])
+def test_wrong_every(every):
+    with pytest.raises(ValueError, match=f"every={every!r}"):
+        GradientNormRecorder(None, every=every)
+
+
+def test_flush_writes_returns_and_empties(tmp_path):
+    recorder = GradientNormRecorder(tmp_path / "new" / "folder" / FILE_NAME)
+    assert recorder.flush() == []
+    assert not recorder.path.exists()
+    first, second = recorded(recorder, [1, 2]), recorded(recorder, [3])
+    assert [(record["step"], record["grad_norm/a"]) for record in first + second] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert recorder.latest == second[-1]
+    assert recorder.flush() == []
+    assert first + second == lines(recorder.path) == read_gradient_norms(recorder.path.parent)
+
+
+@pytest.mark.parametrize("step", [0, 4, 6, 9])
+def test_resume_leaves_no_gap_and_no_duplicate(step, tmp_path):
+    path = tmp_path / FILE_NAME
+    recorded(GradientNormRecorder(path), range(1, 7))
+    with path.open("a") as file:
+        file.write('{"step": 7, "grad_no')  # killed while writing
+    assert [record["step"] for record in read_gradient_norms(path)] == [1, 2, 3, 4, 5, 6]
+    resumed = GradientNormRecorder(path)
+    resumed.record(parameters(a=[7.0]), step=7)  # of the time before the checkpoint was loaded
+    resumed.resume(step)
+    recorded(resumed, range(step + 1, 11), size=2.0)
+    kept = list(range(1, min(step, 6) + 1))
+    new = list(range(step + 1, 11))
+    expected = [(n, float(n)) for n in kept] + [(n, 2.0 * n) for n in new]
+    assert [(record["step"], pytest.approx(record["grad_norm"])) for record in lines(path)] == expected
+    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_resume_without_a_file(tmp_path):
+    for path in (None, tmp_path / FILE_NAME):
+        recorder = GradientNormRecorder(path)
+        recorder.resume(3)
+        assert recorder.flush() == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_copy_to_the_host_per_flush(monkeypatch):
+    calls = []
+    for name in ("tolist", "cpu", "item", "numpy", "__float__", "__bool__", "__int__", "__array__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _name=name, _original=original, **kwargs):
+            calls.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    recorder, model = GradientNormRecorder(None), named_model()
+    for step in (1, 2, 3):
+        recorder.record(model.named_parameters(), step, scale=torch.tensor(2.0))
+    assert calls == []
+    assert len(recorder.flush()) == 3
+    assert calls == ["tolist"]

@@ -9,7 +9,7 @@ OLDEST := .venv-oldest
 help:
 	@echo "make demo         Post-LN against Pre-LN, with and without warmup: under two minutes"
 	@echo "make test         the quick tests"
-	@echo "make test-slow    the long ones too"
+	@echo "make test-slow    the long ones"
 	@echo "make test-oldest  the quick tests on the lower bounds of transformers and accelerate"
 	@echo "make style        format and mend with ruff"
 	@echo "make quality      check with ruff"
@@ -31,7 +31,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu"
 
 $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

@@ -9,14 +9,6 @@ import pytest
 from hf_warmup.data import load_files, load_task
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
-
-
 @pytest.fixture
 def write(tmp_path):
     """Write files (name -> text, rows or objects) and return their paths."""

@@ -29,54 +29,36 @@ from transformers import (
 
 from hf_warmup.gradient_norms import FILE_NAME, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel
+from tiny import TINY
 
 
-SIZES = {
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 8,
-}
 GPT2 = GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0)
 BART = {f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
 BART = BartConfig(vocab_size=20, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=8, **BART)
 T5 = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
 DISTIL = DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=8)
+DISTIL_BLOCKS = ["transformer.layer.0", "transformer.layer.1"]
 BLOCKS = ["encoder.layer.0", "encoder.layer.1"]
+
+
+def both(parts):
+    return [f"{side}.{part}" for side in ("encoder", "decoder") for part in parts]
+
+
 MODELS = [
-    (BertModel, BertConfig(**SIZES), ["embeddings", *BLOCKS, "pooler"]),
-    (BertForMaskedLM, BertConfig(**SIZES), ["embeddings", *BLOCKS, "cls"]),
-    (BertForSequenceClassification, BertConfig(**SIZES), ["embeddings", *BLOCKS, "pooler", "classifier"]),
-    (BertPreLNForMaskedLM, BertPreLNConfig(**SIZES), ["embeddings", *BLOCKS, "encoder.LayerNorm", "cls"]),
-    (BertPreLNModel, BertPreLNConfig(**SIZES), ["embeddings", *BLOCKS, "encoder.LayerNorm", "pooler"]),
-    (RobertaForMaskedLM, RobertaConfig(**SIZES), ["embeddings", *BLOCKS, "lm_head"]),
-    (RobertaForSequenceClassification, RobertaConfig(**SIZES), ["embeddings", *BLOCKS, "classifier"]),
-    (
-        DistilBertForSequenceClassification,
-        DISTIL,
-        ["embeddings", "transformer.layer.0", "transformer.layer.1", "pre_classifier", "classifier"],
-    ),
+    (BertModel, BertConfig(**TINY), ["embeddings", *BLOCKS, "pooler"]),
+    (BertForMaskedLM, BertConfig(**TINY), ["embeddings", *BLOCKS, "cls"]),
+    (BertForSequenceClassification, BertConfig(**TINY), ["embeddings", *BLOCKS, "pooler", "classifier"]),
+    (BertPreLNForMaskedLM, BertPreLNConfig(**TINY), ["embeddings", *BLOCKS, "encoder.LayerNorm", "cls"]),
+    (BertPreLNModel, BertPreLNConfig(**TINY), ["embeddings", *BLOCKS, "encoder.LayerNorm", "pooler"]),
+    (RobertaForMaskedLM, RobertaConfig(**TINY), ["embeddings", *BLOCKS, "lm_head"]),
+    (RobertaForSequenceClassification, RobertaConfig(**TINY), ["embeddings", *BLOCKS, "classifier"]),
+    (DistilBertForSequenceClassification, DISTIL, ["embeddings", *DISTIL_BLOCKS, "pre_classifier", "classifier"]),
     (GPT2Model, GPT2, ["wte", "wpe", "h.0", "h.1", "ln_f"]),
     (GPT2LMHeadModel, GPT2, ["wte", "wpe", "h.0", "h.1", "ln_f"]),
-    (LlamaForCausalLM, LlamaConfig(**SIZES), ["embed_tokens", "layers.0", "layers.1", "norm", "lm_head"]),
-    (
-        T5ForConditionalGeneration,
-        T5,
-        ["shared"]
-        + [f"{side}.{part}" for side in ("encoder", "decoder") for part in ("block.0", "block.1", "final_layer_norm")],
-    ),
-    (
-        BartForConditionalGeneration,
-        BART,
-        ["shared"]
-        + [
-            f"{side}.{part}"
-            for side in ("encoder", "decoder")
-            for part in ("embed_positions", "layers.0", "layernorm_embedding")
-        ],
-    ),
+    (LlamaForCausalLM, LlamaConfig(**TINY), ["embed_tokens", "layers.0", "layers.1", "norm", "lm_head"]),
+    (T5ForConditionalGeneration, T5, ["shared", *both(["block.0", "block.1", "final_layer_norm"])]),
+    (BartForConditionalGeneration, BART, ["shared", *both(["embed_positions", "layers.0", "layernorm_embedding"])]),
 ]
 WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."]
 GROUPINGS = {  # a transcription for BertForSequenceClassification
@@ -92,7 +74,7 @@ close = {"rtol": 2e-6, "atol": 0}
 def named_model(cls=BertForSequenceClassification, seed=0):
     """A model and random gradients whose size differs between parameters."""
     torch.manual_seed(seed)
-    model = cls(BertConfig(**SIZES))
+    model = cls(BertConfig(**TINY))
     for i, p in enumerate(model.parameters()):
         p.grad = torch.randn_like(p) * (1 + i)
     return model
@@ -127,9 +109,6 @@ def lines(path):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-# --- names
-
-
 @pytest.mark.parametrize(("cls", "config", "expected"), MODELS, ids=lambda value: getattr(value, "__name__", ""))
 def test_layer_names_of_real_models(cls, config, expected):
     names = [name for name, _ in cls(config).named_parameters()]
@@ -147,9 +126,6 @@ def test_wrappers_are_not_part_of_a_name(prefix):
     plain, wrapped = parameters(**{"a.weight": [1.0]}), parameters(**{f"{prefix}a.weight": [1.0]})
     for group_by in ("module", "parameter"):
         assert gradient_norms(wrapped, group_by) == gradient_norms(plain, group_by)
-
-
-# --- norms
 
 
 @pytest.mark.parametrize(("group_by", "transcription"), GROUPINGS.items(), ids=str)
@@ -194,8 +170,9 @@ def test_parameters_without_gradient():
 def test_half_precision_is_measured_in_float32(gradient, norm):
     measured = gradient_norms(parameters(a=gradient, b=gradient, c=[norm]), lambda name: "b" if name == "b" else "ac")
     assert {value.dtype for value in measured.values()} == {torch.float32}
-    assert measured["b"].item() == pytest.approx(norm, rel=1e-6)
-    assert measured["ac"].item() == pytest.approx(norm * 2**0.5, rel=1e-6)
+    # Adding 10,000 squares one after another in float32 loses 5e-6.
+    assert measured["b"].item() == pytest.approx(norm, rel=1e-5)
+    assert measured["ac"].item() == pytest.approx(norm * 2**0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +181,6 @@ def test_half_precision_is_measured_in_float32(gradient, norm):
 def test_unknown_group_by(make):
     with pytest.raises(ValueError, match=r"group_by='(layers|x)'.*layer, module, parameter"):
         make()
-
-
-# --- the recorder
 
 
 @pytest.mark.parametrize("scale", [64.0, torch.tensor(64.0)])

@@ -1,0 +1,37 @@
+"""The result that the demo shows, on one seed: who needs a warmup and who does not (Xiong et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+
+from hf_warmup.report import read_run
+
+
+compare = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_layer_norm.py"))
+CHANCE = math.log(27)  # the loss of a guess among 27 symbols
+
+
+@pytest.mark.slow
+def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
+    jobs = compare["plan"](compare["CompareArguments"](seeds=[3], output_dir=str(tmp_path)))
+    results = {compare["arm_name"](settings): compare["run_one"](settings, folder) for folder, settings in jobs.items()}
+    stuck = results.pop("post:adamw:none")
+    assert stuck["final_loss"] == pytest.approx(CHANCE, abs=0.05)
+    assert stuck["accuracy"] < 0.1
+    assert len(results) == 4
+    for arm, result in results.items():
+        assert result["accuracy"] > 0.95, arm
+    # Pre-LN gets there in fewer updates than Post-LN with its warmup; 1.49 times fewer were measured.
+    assert results["post:adamw:linear"]["steps_to_loss_0.5"] > 1.2 * results["pre:adamw:none"]["steps_to_loss_0.5"]
+
+    def ratio_at_20(arm):
+        steps, ratios = read_run(tmp_path / f"{arm}-seed3").ratio()
+        return ratios[steps.index(20)]
+
+    assert ratio_at_20("post-adamw-none") > 30
+    assert ratio_at_20("post-adamw-linear") < 15
+    assert ratio_at_20("pre-adamw-none") < 3

@@ -167,7 +167,7 @@ def plot_ratio(runs: Sequence[Run]) -> Figure:
     low, high = axes.get_ylim()
     if high > DANGER_RATIO:
         axes.axhspan(DANGER_RATIO, high, color=COLORS[0], alpha=0.08, linewidth=0)
-        axes.text(0.99, 0.97, "stalling", transform=axes.transAxes, ha="right", va="top", fontsize=8, color=COLORS[0])
+        axes.text(0.01, 0.97, "stalling", transform=axes.transAxes, va="top", fontsize=8, color=COLORS[0])
         axes.set_ylim(low, high)
     return figure
 

@@ -54,9 +54,8 @@ def test_figures_of_any_number_of_runs(tmp_path, runs, layers):
 def test_a_run_cut_short_and_a_norm_that_was_not_finite_are_drawn(tmp_path):
     write_run(tmp_path / "a")
     with (tmp_path / "a" / "gradient_norms.jsonl").open("a") as file:
-        file.write(
-            '{"step": 6, "grad_norm": null, "grad_norm/encoder.layer.0": null, "nonfinite": ["encoder.layer.0"]}\n'
-        )
+        record = {"step": 6, "grad_norm": None, "grad_norm/encoder.layer.0": None, "nonfinite": ["encoder.layer.0"]}
+        file.write(json.dumps(record) + "\n")
         file.write('{"step": 7, "grad_')
     run = read_run(tmp_path / "a")
     assert len(run.gradient_norms) == 6

@@ -22,11 +22,18 @@ def check_number(
     """Return `value` as a Python `float` (`int` where `integer`) or raise a `ValueError` that says what is allowed."""
     left, right = ("(" if open_low else "["), (")" if open_high or high == inf else "]")
     allowed = f"{'an integer' if integer else 'a finite number'} in {left}{low:g}, {high:g}{right}"
-    good = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and low <= value <= high
+    good = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and _is_finite(value)
     good = good and not (open_low and value == low) and not (open_high and value == high)
     if not good or (integer and value != int(value)):
         raise ValueError(f"{name}={value!r}: expected {allowed}.")
     return int(value) if integer else float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 def check_name(name: str, value: Any, allowed: Iterable[str]) -> str:

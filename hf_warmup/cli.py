@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,18 @@ def one_sentence_for_mistakes() -> Iterator[None]:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _yaml_loader() -> Any:
+    """YAML's safe loader that also takes `1e-5` for a number, as Python and JSON do."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
 
 
 def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -47,8 +61,9 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
     if not path.is_file():
         raise ValueError(f"{path}: there is no such arguments file.")
     try:
-        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        arguments = json.loads(text) if suffix == ".json" else yaml.load(text, _yaml_loader())
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid {suffix[1:].upper()} ({' '.join(str(error).split())}).") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{path}: expected one object of argument names and values.")

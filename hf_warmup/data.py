@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -68,7 +69,10 @@ def load_files(files: dict[str, str], task_name: str | None = None) -> Data:
                 f"{split}_file={files[split]!r} has the columns {', '.join(dataset.column_names)}: expected "
                 f"{', '.join(columns) or 'one or two of text'} and label."
             )
-    labels = sorted({str(label) for label in train["label"]})
+    for split, dataset in data.items():
+        if "label" in dataset.column_names and any(label in (None, "") for label in dataset["label"]):
+            raise ValueError(f"{split}_file={files[split]!r} has a row without a label: expected one in each.")
+    labels = [str(label) for label in sorted(set(train["label"]))]  # numbers by size, words by letter
     for split, dataset in data.items():
         if "label" not in dataset.column_names:
             data[split] = dataset.add_column("label", [labels[0]] * len(dataset))
@@ -92,11 +96,16 @@ def _load_file(split: str, path: Path) -> datasets.Dataset:
     if not path.read_text(encoding="utf-8", errors="replace").strip():
         raise ValueError(f"{split}_file={str(path)!r} is empty: expected a header and at least one example.")
     # GLUE's tab-separated files quote nothing: a quotation mark is a part of the sentence.
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    if kinds[path.suffix] == "csv":
+        options["keep_default_na"] = False  # "null" and "NA" are words
     try:
         dataset = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train", **options)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{split}_file={str(path)!r} cannot be read: {error.__cause__ or error}.") from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{split}_file={str(path)!r} cannot be read: {reason}.") from None
+    except ValueError:  # what datasets says when a file holds no rows
+        dataset = []
     if len(dataset) == 0:
         raise ValueError(f"{split}_file={str(path)!r} has no examples: expected at least one.")
     return dataset

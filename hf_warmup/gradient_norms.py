@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from math import isfinite, sqrt
 from pathlib import Path
@@ -55,8 +56,9 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     def firsts(with_number: bool) -> set[str]:
         return {parts[0] for parts in split.values() if (_first_number(parts) is not None) is with_number}
 
-    # One part that holds blocks and other things is the backbone inside a head; an encoder and a decoder are two.
-    if len(firsts(True)) == 1 and (backbone := firsts(True) & firsts(False)):
+    # One part that holds the blocks and the embeddings is the backbone inside a head; an encoder alone is none.
+    embeddings = {parts[0] for parts in split.values() if re.search("emb|wte", ".".join(parts[1:]))}
+    if len(firsts(True)) == 1 and (backbone := firsts(True) & embeddings):
         split = {name: parts[1:] if parts[0] in backbone else parts for name, parts in split.items()}
 
     layers = {}

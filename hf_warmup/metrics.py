@@ -58,6 +58,9 @@ class Accuracy(_SklearnMetric):
 class F1(_SklearnMetric):
     """F1 of class 1 for two classes, the unweighted mean over the classes for more; in [0, 1].
 
+    Args:
+        num_classes (`int`, *optional*): By default the largest label that is seen, plus 1.
+
     Example:
 
     ```python
@@ -69,11 +72,15 @@ class F1(_SklearnMetric):
 
     key = "f1"
 
+    def __init__(self, num_classes: int | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+
     def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
         from sklearn.metrics import f1_score
 
-        binary = max(references.max(), predictions.max()) <= 1
-        return f1_score(references, predictions, average="binary" if binary else "macro", zero_division=0.0)
+        classes = self.num_classes or max(references.max(), predictions.max()) + 1
+        return f1_score(references, predictions, average="binary" if classes <= 2 else "macro", zero_division=0.0)
 
 
 class Matthews(_SklearnMetric):
@@ -97,7 +104,9 @@ class Matthews(_SklearnMetric):
 
 
 class RocAuc(_SklearnMetric):
-    """Area under the ROC curve for two classes; `predictions` are scores of class 1. In [0, 1]; 0.5 by chance.
+    """Area under the ROC curve for two classes; `predictions` are scores of class 1.
+
+    In [0, 1], 0.5 by chance; undefined, NaN, where only one class occurs.
 
     Example:
 
@@ -131,7 +140,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     """
     predicted = logits.argmax(-1)
     results: dict[str, float] = {}
-    for metric in (Accuracy(), F1(), Matthews()):
+    for metric in (Accuracy(), F1(num_classes=logits.shape[-1]), Matthews()):
         results.update(metric.compute(predictions=predicted, references=labels))
     if logits.shape[-1] == 2:
         results.update(RocAuc().compute(predictions=logits[:, 1] - logits[:, 0], references=labels))

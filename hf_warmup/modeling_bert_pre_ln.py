@@ -171,25 +171,27 @@ class _PreLNMixin:
         """
         if pretrained_model_name_or_path is None or not _is_post_ln(pretrained_model_name_or_path, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        config = kwargs.pop("config", None)
-        placement = kwargs.pop(
-            "norm_placement", config.norm_placement if isinstance(config, BertPreLNConfig) else "pre"
-        )
-        if config is not None:
+        config, placement = kwargs.get("config"), kwargs.pop("norm_placement", None)
+        if isinstance(config, BertPreLNConfig):
+            placement = placement or config.norm_placement
             kwargs["config"] = BertConfig(**_plain(config))
-        stock = cls._stock.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        placement = placement or "pre"
+        loaded = cls._stock.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        stock, *info = loaded if isinstance(loaded, tuple) else (loaded,)
         with torch.random.fork_rng(devices=[]):
             model = cls(BertPreLNConfig(norm_placement=placement, **_plain(stock.config))).to(stock.dtype)
         state_dict = stock.state_dict()
         if placement == "pre":
             state_dict = post_ln_to_pre_ln(state_dict, stock.config.num_hidden_layers)
         model.load_state_dict(state_dict)
-        return model.eval()
+        return (model.eval(), *info) if info else model.eval()
 
 
 def _plain(config: BertConfig) -> dict[str, Any]:
+    """Keywords of a `BertConfig` like this one; its attention implementation is not in `to_dict`."""
     ours = ("model_type", "norm_placement", "initializer", "architectures")
-    return {key: value for key, value in config.to_dict().items() if key not in ours}
+    plain = {key: value for key, value in config.to_dict().items() if key not in ours}
+    return {**plain, "attn_implementation": config._attn_implementation}
 
 
 def _is_post_ln(path: Any, kwargs: dict[str, Any]) -> bool:

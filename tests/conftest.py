@@ -1,4 +1,4 @@
-"""An offline host, one thread a process, and caches in the test's own folder."""
+"""An offline host, one thread a process, and caches in the tests' own folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """datasets and evaluate write their caches into the test's folder."""
+@pytest.fixture(autouse=True, scope="session")
+def _own_caches(tmp_path_factory):
+    """datasets and evaluate write their caches into the tests' folder."""
     import datasets
     import evaluate
 
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
+        yield

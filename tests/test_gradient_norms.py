@@ -128,7 +128,7 @@ def test_wrappers_are_not_part_of_a_name(prefix):
         assert gradient_norms(wrapped, group_by) == gradient_norms(plain, group_by)
 
 
-@pytest.mark.parametrize(("group_by", "transcription"), GROUPINGS.items(), ids=str)
+@pytest.mark.parametrize(("group_by", "transcription"), GROUPINGS.items(), ids=["layer", "module", "parameter", "own"])
 def test_norms_against_torch(group_by, transcription):
     model = named_model()
     squares = {}
@@ -228,9 +228,10 @@ def test_flush_writes_returns_and_empties(tmp_path):
     recorder = GradientNormRecorder(tmp_path / "new" / "folder" / FILE_NAME)
     assert recorder.flush() == []
     assert not recorder.path.exists()
-    first, second = recorded(recorder, [1, 2]), recorded(recorder, [3])
+    first = recorded(recorder, [1, 2])
+    assert recorder.latest == first[-1]
+    second = recorded(recorder, [3])
     assert [(record["step"], record["grad_norm/a"]) for record in first + second] == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert recorder.latest == second[-1]
     assert recorder.flush() == []
     assert first + second == lines(recorder.path) == read_gradient_norms(recorder.path.parent)
 

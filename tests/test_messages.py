@@ -116,6 +116,19 @@ def test_flags(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--learning_rte", "1"], r"^--learning_rte is no argument\. Did you mean --learning_rate\?$"),
+        (["--zzz"], r"^--zzz is no argument\.$"),
+        (["nowhere"], r"^nowhere is no argument\.$"),
+    ],
+)
+def test_unknown_flags(flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse(*flags)
+
+
+@pytest.mark.parametrize(
     ("ending", "text", "expected"),
     [
         ("json", json.dumps({"learning_rate": 0.001, "fast": True}), {"learning_rate": 0.001, "fast": True}),
@@ -138,7 +151,8 @@ def test_argument_files(ending, text, expected, tmp_path):
     ("ending", "content", "message"),
     [
         ("json", b'{"max_steps": 7', "not valid JSON"),
-        ("json", b"", "one object"),
+        ("json", b"", "not valid JSON"),
+        ("yaml", b"", "one object"),
         ("json", b"[1, 2]", "one object"),
         ("json", b'"max_steps"', "one object"),
         ("json", b'{"name": "\xff\xfe"}', "not valid JSON"),

@@ -79,6 +79,11 @@ def test_constant_classifier(constant):
     assert classification_metrics(logits, np.array(LABELS)) == pytest.approx(expected, abs=1e-12)
 
 
+def test_f1_without_positives_is_0():
+    """Neither present nor predicted: 0 / 0, which scikit-learn counts as 0 with a warning; here there is none."""
+    assert F1().compute(predictions=[0, 0], references=[0, 0]) == {"f1": 0.0}
+
+
 def test_batches():
     metric = Accuracy()
     for i in range(0, 8, 3):

@@ -47,7 +47,7 @@ def test_three_doors_give_the_same_losses_bit_for_bit(tmp_path, recipe):
     logs = {door: log(door) for door in ("optimizers", "trainer", "mixin")}
     for key in ("loss", "learning_rate", "grad_norm"):
         assert len(set(map(tuple, (column(log, key) for log in logs.values())))) == 1
-    assert len(set(column(logs["trainer"], "loss"))) == 8  # it did train
+    assert len(set(column(logs["trainer"], "loss"))) > 4  # it did train
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe['optim']}-{recipe['lr_scheduler_type']}")
@@ -156,7 +156,7 @@ def test_adam_warmup_warms_up_once(tmp_path):
     "recipe",
     [
         {"optim": "adamw_torch", "lr_scheduler_type": "linear", "warmup_steps": 3},
-        {"optim": "sgd", "optim_args": "momentum=0.9", "lr_scheduler_type": "cosine"},
+        {"optim": "sgd", "lr_scheduler_type": "cosine"},
         {"optim": "adafactor", "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
         {},
     ],
@@ -167,6 +167,12 @@ def test_names_of_transformers_behave_as_without_us(tmp_path, recipe):
     ours = run(tmp_path / "b", **recipe)
     for key in ("loss", "learning_rate", "grad_norm"):
         assert column(ours, key) == column(log, key)
+
+
+def test_an_option_that_older_hosts_drop_is_used(tmp_path):
+    by_option = run(tmp_path / "a", optim="sgd", optim_args="momentum=0.9")
+    assert column(by_option, "loss") == column(run(tmp_path / "b", optim="sgdm"), "loss")
+    assert column(by_option, "loss") != column(run(tmp_path / "c", optim="sgd"), "loss")
 
 
 def test_plateau_behind_a_warmup(tmp_path):

@@ -48,6 +48,7 @@ RANKS = {
     "training_args": 2,
     "modeling_bert_pre_ln": 2,
     "report": 2,
+    "model_card": 3,
     "metrics": 2,
     "data": 2,
     "cli": 2,

@@ -23,6 +23,7 @@ from ._messages import check_name, check_number
 FILE_NAME = "gradient_norms.jsonl"
 KEY = "grad_norm"
 GROUPINGS = ("layer", "module", "parameter")
+MAX_PENDING = 1000  # updates kept on the device where nothing asks for a flush
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 
 GroupBy = str | Callable[[str], str]
@@ -201,6 +202,8 @@ class GradientNormRecorder:
             self._groups = group_names([name for name, _ in named_parameters], self.group_by)
         groups, norms = _measure(named_parameters, self._groups)
         self._pending.append((step, groups, norms if scale is None else norms / scale))
+        if len(self._pending) >= MAX_PENDING:
+            self.flush()
 
     def flush(self) -> list[dict[str, Any]]:
         """Fetch what was recorded since the last flush (one copy), append it to the file, and return it."""

@@ -36,7 +36,7 @@ def create_optimizer_and_scheduler(
         `tuple[Optimizer, LRScheduler]`: The pair that `optimizers=` takes.
 
     Raises:
-        `ValueError`: If `args.optim` is not a name of ours, or the warmup is longer than the run.
+        `ValueError`: If `args.optim` builds its own parameter groups, or the warmup is longer than the run.
 
     Example:
 
@@ -54,6 +54,8 @@ def create_optimizer_and_scheduler(
         cls, kwargs = optimizer_cls_and_kwargs(args)
     else:
         cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if not isinstance(cls, type) or {"params", "model", "optimizer_dict"} & kwargs.keys():
+            raise ValueError(f"optim={args.optim.value!r} builds its own parameter groups: use WarmupTrainer.")
     if ignores_num_items_in_batch(model):
         model.accepts_loss_kwargs = False
     optimizer = cls(decay_groups(model, args.weight_decay), **kwargs)

@@ -131,6 +131,11 @@ class WarmupArgumentsMixin:
         self.optim, self.lr_scheduler_type, self.warmup_steps = ours
 
     def _check_warmup_arguments(self) -> None:
+        self._check_names_and_numbers()
+        self._check_warmup_length()
+        self._check_one_warmup()
+
+    def _check_names_and_numbers(self) -> None:
         self.optim = _resolve_optim(self.optim)
         self.lr_scheduler_type = _resolve_scheduler(self.lr_scheduler_type)
         self.lr_scheduler_kwargs = _resolve_kwargs(self.lr_scheduler_kwargs)
@@ -145,6 +150,7 @@ class WarmupArgumentsMixin:
         self.warmup_steps = check_number("warmup_steps", self.warmup_steps, integer=is_count)
         check_schedule(self.lr_scheduler_type.value, self.warmup_type, 0, None, self.lr_scheduler_kwargs)
 
+    def _check_warmup_length(self) -> None:
         if self.warmup_epochs is not None:
             check_number("warmup_epochs", self.warmup_epochs)
             if self.warmup_steps:
@@ -163,6 +169,7 @@ class WarmupArgumentsMixin:
         if 0 < self.max_steps < self.warmup_steps:
             raise ValueError(f"warmup_steps={self.warmup_steps}: expected at most max_steps={self.max_steps}.")
 
+    def _check_one_warmup(self) -> None:
         if isinstance(self.optim, Name) or self.optim.value in _SHARED_WITH_HOST:
             optim_args = parse_optim_args(self.optim.value, self.optim_args)
         else:

@@ -192,6 +192,33 @@ def test_plateau_behind_a_warmup(tmp_path):
     assert rates == pytest.approx([1e-2 * factor for factor in factors])
 
 
+def test_keywords_reach_the_warmup_and_the_plateau(tmp_path):
+    kwargs = {"patience": 0, "factor": 0.5, "threshold": 10.0, "warmup_factor": 0.2}
+    args = arguments(
+        tmp_path, lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs=kwargs, warmup_type="constant",
+        warmup_steps=3, eval_strategy="steps", eval_steps=5,
+    )  # fmt: skip
+    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), eval_dataset=examples(8))
+    rates = column(train(trainer), "learning_rate")
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 1e-2, 1e-2, 5e-3, 5e-3, 5e-3])
+
+
+def test_an_untuned_warmup_of_an_optimizer_without_beta2(tmp_path):
+    recipe = {"optim": "sgd", "lr_scheduler_type": "noam", "warmup_type": "untuned_linear"}
+    with pytest.raises(ValueError, match="follows from beta2, which .* does not have"):
+        run(tmp_path / "a", **recipe)
+    log = run(tmp_path / "b", lr_scheduler_kwargs={"beta2": 0.5}, warmup_steps=8, **recipe)
+    assert column(log, "learning_rate")[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])  # 2 / (1 - 0.5)
+
+
+def test_an_optimizer_that_builds_its_own_groups_is_refused_at_the_first_door(tmp_path, monkeypatch):
+    args = arguments(tmp_path, optim="adamw_torch")
+    own = staticmethod(lambda args, model=None: (torch.optim.AdamW, {"params": []}))
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", own)
+    with pytest.raises(ValueError, match="optim='adamw_torch' builds its own parameter groups: use WarmupTrainer"):
+        create_optimizer_and_scheduler(tiny_bert(), args, num_training_steps=8)
+
+
 def test_a_second_train_starts_a_new_schedule(tmp_path):
     trainer = WarmupTrainer(model=tiny_bert(), args=arguments(tmp_path, warmup_steps=3), train_dataset=examples())
     first = column(train(trainer), "learning_rate")

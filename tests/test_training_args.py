@@ -136,6 +136,7 @@ MISTAKES = [
     ({"lr_scheduler_kwargs": "{d_model"}, "is not valid JSON"),
     ({"lr_scheduler_kwargs": "[1]"}, "expected a dictionary"),
     ({"lr_scheduler_type": "noam", "lr_scheduler_kwargs": {"dmodel": 1}}, "Did you mean 'd_model'"),
+    ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patienc": 1}}, "Did you mean 'patience'"),
     ({"lr_scheduler_type": "exponential", "lr_scheduler_kwargs": {"gamma": 2}}, "gamma in lr_scheduler_kwargs=2"),
     ({"optim": "adam_warmup", "warmup_type": "linear"}, "the optimizer warms up already"),
     ({"optim": "adam_warmup", "optim_args": "warmup_steps=3", "warmup_steps": 3}, "expected one of the two"),

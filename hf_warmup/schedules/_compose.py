@@ -77,7 +77,7 @@ def _host_decay(step: int, *, curve: Schedule, num_warmup_steps: int, num_traini
 
 
 # Steered by a metric, not by the update: no function of the step.
-METRIC_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+METRIC_SCHEDULERS = {"reduce_lr_on_plateau": "ReduceLROnPlateau", "greedy": "GreedyLR"}
 
 
 def host_scheduler_names() -> list[str]:
@@ -117,8 +117,9 @@ _RANGES: dict[str, dict[str, Any]] = {
     "decay_rate": {"low": 0.0},
     "d_model": {"low": 1, "integer": True},
     "warmup_factor": {"low": 0.0, "high": 1.0},
+    "beta2": {"low": 0.0, "high": 1.0, "open_high": True},
 }
-_NOT_KEYWORDS = {"step", "num_warmup_steps", "num_training_steps", "base_lr", "beta2", "optimizer", "last_epoch"}
+_NOT_KEYWORDS = {"step", "num_warmup_steps", "num_training_steps", "base_lr", "optimizer", "last_epoch"}
 
 
 def schedule_keywords(name: str, warmup_type: str | None = None) -> tuple[set[str], set[str]]:
@@ -134,12 +135,16 @@ def schedule_keywords(name: str, warmup_type: str | None = None) -> tuple[set[st
     """
     if name in DECAYS:
         decay = _parameters(DECAYS[name]) | ({"d_model"} if name == "noam" else set())
+    elif name in METRIC_SCHEDULERS:
+        from transformers import optimization
+
+        decay = _parameters(getattr(optimization, METRIC_SCHEDULERS[name]))
     else:
         from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
         decay = _parameters(TYPE_TO_SCHEDULER_FUNCTION[name])
     warmup = _parameters(WARMUPS[warmup_type]) if warmup_type else set()
-    return decay - _NOT_KEYWORDS - {"kwargs"}, warmup - _NOT_KEYWORDS
+    return decay - _NOT_KEYWORDS, warmup - _NOT_KEYWORDS
 
 
 def check_schedule(
@@ -153,8 +158,6 @@ def check_schedule(
     check_number("num_warmup_steps", num_warmup_steps, integer=True)
     if num_training_steps is not None:
         check_number("num_training_steps", num_training_steps, integer=True)
-    if name in METRIC_SCHEDULERS:
-        return name  # their keywords are torch's, checked by torch
     decay, warmup = schedule_keywords(name, warmup_type or ("linear" if name in DECAYS else None))
     for key, value in kwargs.items():
         check_name(f"lr_scheduler_kwargs of {name!r}", key, decay | warmup)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ._compose import METRIC_SCHEDULERS, Schedule, check_schedule, get_schedule
+from ._compose import METRIC_SCHEDULERS, Schedule, check_schedule, get_schedule, schedule_keywords
 from ._with_warmup import with_warmup
 from .decays import DECAYS
 from .warmups import WARMUPS
@@ -57,8 +57,8 @@ def get_scheduler(
     from transformers import get_scheduler as host_get_scheduler
 
     kwargs = dict(scheduler_specific_kwargs or {})
-    beta2 = kwargs.pop("beta2", None) if warmup_type else None
     name = check_schedule(name, warmup_type, num_warmup_steps or 0, num_training_steps, kwargs)
+    beta2 = kwargs.pop("beta2", None)
     if (name not in DECAYS and warmup_type is None) or (name in METRIC_SCHEDULERS and warmup_type == "none"):
         return host_get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
 
@@ -71,9 +71,13 @@ def get_scheduler(
             )
         return 0.999 if value is None else float(value)
 
+    decay_keywords, warmup_keywords = schedule_keywords(name, warmup_type)
+
     def schedule(group: dict[str, Any]) -> Schedule:
         if name in METRIC_SCHEDULERS:
-            return get_schedule("constant", num_warmup_steps or 0, warmup_type=warmup_type, beta2=group_beta2(group))
+            own = {key: value for key, value in kwargs.items() if key in warmup_keywords}
+            beta2 = group_beta2(group)
+            return get_schedule("constant", num_warmup_steps or 0, warmup_type=warmup_type, beta2=beta2, **own)
         # A limit on the learning rate itself is taken against the optimizer's default, as transformers does.
         base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else optimizer.defaults["lr"]
         return get_schedule(
@@ -88,5 +92,6 @@ def get_scheduler(
 
     schedules = [schedule(group) for group in optimizer.param_groups]
     if name in METRIC_SCHEDULERS:
-        return with_warmup(host_get_scheduler(name, optimizer, scheduler_specific_kwargs=kwargs), schedules)
+        own = {key: value for key, value in kwargs.items() if key in decay_keywords}
+        return with_warmup(host_get_scheduler(name, optimizer, scheduler_specific_kwargs=own), schedules)
     return LambdaLR(optimizer, schedules)

@@ -205,7 +205,7 @@ def test_keywords_reach_the_warmup_and_the_plateau(tmp_path):
 
 def test_an_untuned_warmup_of_an_optimizer_without_beta2(tmp_path):
     recipe = {"optim": "sgd", "lr_scheduler_type": "noam", "warmup_type": "untuned_linear"}
-    with pytest.raises(ValueError, match="follows from beta2, which .* does not have"):
+    with pytest.raises(ValueError, match=r"follows from beta2, which .* does not have"):
         run(tmp_path / "a", **recipe)
     log = run(tmp_path / "b", lr_scheduler_kwargs={"beta2": 0.5}, warmup_steps=8, **recipe)
     assert column(log, "learning_rate")[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])  # 2 / (1 - 0.5)

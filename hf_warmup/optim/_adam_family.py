@@ -122,40 +122,42 @@ class AdamFamily(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             latest = 0
-            for (_, _, t), params in self._buckets(group).items():
+            for (_, t), params in self._buckets(group).items():
                 coefficients = self.coefficients(group, t)
                 self._update(params, t, group, coefficients)
                 if t > latest:
                     latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
         return loss
 
-    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
-        """Parameters with a gradient by (device, dtype, update they are about to make): one kernel call each.
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, int], list[Tensor]]:
+        """Parameters with a gradient by (device, update they are about to make): one kernel call each.
 
         The count is the parameter's own: one that is unfrozen later starts at `t = 1`.
         """
         buckets = defaultdict(list)
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            if p.grad.is_sparse or p.dtype.is_complex:
-                kind = "sparse gradients" if p.grad.is_sparse else "complex parameters"
+            if grad.is_sparse or p.dtype.is_complex:
+                kind = "sparse gradients" if grad.is_sparse else "complex parameters"
                 raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
             state = self.state[p]
             if not state:
                 state.update(self.init_state(p))
-            buckets[p.device, p.dtype, int(state["step"]) + 1].append(p)
+            buckets[p.device, int(state["step"].item()) + 1].append(p)
         return buckets
 
     def _update(self, params: list[Tensor], t: int, group: dict[str, Any], coefficients: Coefficients) -> None:
-        if params[0].dtype in LOW_PRECISION:
-            for p in params:  # one at a time: the float32 copies of one parameter are all the extra memory
+        for p in params:
+            if p.dtype in LOW_PRECISION:  # one at a time: one parameter's float32 copies are all the extra memory
                 wide = p.float()
                 self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
                 p.copy_(wide)
-        else:
-            states = [self.state[p] for p in params]
-            self._kernel(params, [p.grad for p in params], states, t, group, coefficients)
+        wide_enough = [p for p in params if p.dtype not in LOW_PRECISION]
+        if wide_enough:
+            states = [self.state[p] for p in wide_enough]
+            self._kernel(wide_enough, [p.grad for p in wide_enough], states, t, group, coefficients)
 
     def _kernel(
         self,

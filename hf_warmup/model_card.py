@@ -30,6 +30,7 @@ class Experiment:
         limits (`str`): What the numbers do not show.
         figures (`Mapping[str, str]`): Path, as seen from the card, to caption.
         settings (`Mapping[str, str]`): Arm to what it adds to the command.
+        commit (`str`, *optional*): That the runs were made with; by default the one checked out.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Experiment:
     limits: str
     figures: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
 
 
 def environment() -> dict[str, str]:
@@ -100,7 +102,8 @@ def experiment_card(
     ]
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     pictures = "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in experiment.figures.items())
-    machine = "\n".join(f"- {name}: {value}" for name, value in environment().items())
+    made_with = environment() | ({"commit": experiment.commit} if experiment.commit else {})
+    machine = "\n".join(f"- {name}: {value}" for name, value in made_with.items())
     text = f"""---
 {data.to_yaml()}
 ---

@@ -35,6 +35,7 @@ DEMO = Experiment(
 )
 
 SST2_COMMAND = """\
+# One arm, one seed; the table says what each arm adds in place of the dots.
 python scripts/finetune_bert.py --tokenizer_name bert-base-uncased --task_name sst2 \\
     --train_file SST-2/train.tsv --validation_file SST-2/dev.tsv --do_train --do_eval \\
     --num_hidden_layers 6 --hidden_size 128 --num_attention_heads 4 --intermediate_size 512 \\
@@ -43,8 +44,29 @@ python scripts/finetune_bert.py --tokenizer_name bert-base-uncased --task_name s
     --save_strategy no --report_to tensorboard --seed 0 --output_dir runs/sst2/ARM-seed0 ..."""
 
 
-def arms_of(runs: list[Run]) -> list[str]:
-    return list(dict.fromkeys(run.arm for run in runs))
+SST2 = Experiment(
+    title="A small BERT from scratch on SST-2, Post-LN and Pre-LN, with and without warmup",
+    question=(
+        "Is it the same on real text? A 6-layer BERT (width 128) is trained from scratch on the complete GLUE SST-2 "
+        "for 450 updates of 64 sentences (less than half an epoch); accuracy on the 872 sentences of the development "
+        "set, of which 0.509 are of one class. At learning rate 2e-3 Post-LN without a warmup ends at that majority "
+        "class on every seed. A linear warmup of 200 updates gets it to learn, but not always to stay: 2e-3 is at the "
+        "edge for Post-LN, and one of three seeds falls back once the warmup is over. RAdam without any warmup, and "
+        "Pre-LN in every arm, learn on every seed. At 1e-3 nobody needs a warmup; at 3e-3 only RAdam still trains "
+        "Post-LN."
+    ),
+    command=SST2_COMMAND,
+    task=("text-classification", "glue"),
+    limits=(
+        "From scratch, without pretraining, in half an epoch: 0.80 is what such a model reaches, a pretrained BERT "
+        "well above 0.9. One schedule (linear decay to 0), one warmup length. Post-LN with the linear warmup at 2e-3 "
+        "depends on the seed: transformers' own Trainer with `--warmup_steps 200`, whose warmup is one update later, "
+        "gave 0.795 on seed 0, where this warmup gave 0.509 (with transformers' own names WarmupTrainer has the "
+        "Trainer's losses, bit for bit). Arms at 1e-3 and 3e-3 have fewer seeds than those at 2e-3; where no spread is "
+        "given there is one. The figures are of 2e-3."
+    ),
+    commit="e9dff26",
+)
 
 
 def draw(name: str, runs: list[Run]) -> dict[str, str]:
@@ -79,7 +101,7 @@ def write_demo() -> Path:
     return CARDS / "compare_layer_norm.md"
 
 
-def write_sst2(question: str, limits: str) -> Path:
+def write_sst2() -> Path:
     folders = sorted((ROOT / "runs" / "sst2").glob("*-seed*"), key=lambda path: path.name)
     runs = [read_run(folder) for folder in folders if (folder / "eval_results.json").exists()]
     table: dict[str, dict[str, list[float]]] = {"accuracy": {}, "roc_auc": {}, "loss": {}}
@@ -95,18 +117,11 @@ def write_sst2(question: str, limits: str) -> Path:
             f"--learning_rate {rate.removeprefix('lr')}"
         )
     at_2e3 = [run for run in runs if run.arm.endswith("lr2e-3")]
-    card = Experiment(
-        title="A small BERT from scratch on SST-2, Post-LN and Pre-LN, with and without warmup",
-        question=question,
-        command=SST2_COMMAND,
-        task=("text-classification", "glue"),
-        limits=limits,
-        figures=draw("sst2", at_2e3),
-        settings=settings,
-    )
-    experiment_card(card, table, runs).save(CARDS / "sst2_from_scratch.md")
+    SST2.figures, SST2.settings = draw("sst2", at_2e3), settings
+    experiment_card(SST2, table, runs).save(CARDS / "sst2_from_scratch.md")
     return CARDS / "sst2_from_scratch.md"
 
 
 if __name__ == "__main__":
     print(write_demo())
+    print(write_sst2())

@@ -107,11 +107,12 @@ def _by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _label(arm: str) -> str:
-    """`post-adamw-none` as people write it; any other folder's name as it is."""
-    placement, _, rest = arm.partition("-")
+    """`post-adamw-none-lr2e-3` as people write it; any other folder's name as it is."""
+    placement, *rest = re.split(r"-(?=[a-z])", arm)
     if placement not in ("post", "pre") or not rest:
         return arm
-    return f"{placement.capitalize()}-LN, {rest.replace('-', ', ', 1).replace('none', 'no warmup')}"
+    words = ["no warmup" if part == "none" else re.sub(r"^lr(?=\d)", "lr ", part) for part in rest]
+    return ", ".join([f"{placement.capitalize()}-LN", *words])
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -102,7 +102,17 @@ def write_demo() -> Path:
 
 
 def write_sst2() -> Path:
-    folders = sorted((ROOT / "runs" / "sst2").glob("*-seed*"), key=lambda path: path.name)
+    # By learning rate; in each the arm that fails first, as in the demo's figures.
+    folders = sorted(
+        (ROOT / "runs" / "sst2").glob("*-seed*"),
+        key=lambda path: (
+            path.name.partition("-lr")[2].partition("-seed")[0],
+            path.name.startswith("pre"),
+            "-radam-" in path.name,
+            "-none-" not in path.name,
+            path.name,
+        ),
+    )
     runs = [read_run(folder) for folder in folders if (folder / "eval_results.json").exists()]
     table: dict[str, dict[str, list[float]]] = {"accuracy": {}, "roc_auc": {}, "loss": {}}
     settings = {}

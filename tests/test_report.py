@@ -73,6 +73,14 @@ def test_the_danger_zone_is_marked_where_a_run_is_in_it(tmp_path):
     assert texts == {"calm": [], "stalling": ["stalling"]}
 
 
+def test_labels_are_as_people_write_them(tmp_path):
+    write_run(tmp_path / "post-adamw-none-lr2e-3-seed0")
+    write_run(tmp_path / "my-run")
+    axes = plot_ratio(read_runs(tmp_path)).axes[0]
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert labels == {"Post-LN, adamw, no warmup, lr 2e-3", "my-run"}
+
+
 def test_mean_and_spread():
     assert mean_and_spread([1.0]) == "1.000"
     assert mean_and_spread([1, 2, 3], digits=0) == "2 ± 1"

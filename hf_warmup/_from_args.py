@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer
 from transformers.utils import logging
 
-from .optim import OPTIMIZERS, optimizer_kwargs
+from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
 from .schedules import get_scheduler
 from .training_args import WarmupArgumentsMixin
 
@@ -51,16 +51,15 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
     """The schedule that `args` describe on `optimizer`, for a run of `num_training_steps` updates.
 
-    With `optim="adam_warmup"` the resolved number of warmup steps goes to the optimizer and the schedule does not warm
-    up: there is only ever one warmup.
+    With [`AdamWarmup`] the resolved number of warmup steps goes to the optimizer and the schedule does not warm up:
+    there is only ever one warmup.
     """
     num_warmup_steps, warmup_type = args.get_warmup_steps(num_training_steps), args.warmup_type
     name = args.lr_scheduler_type.value
-    if args.optim == "adam_warmup":
+    own = getattr(optimizer, "optimizer", optimizer)  # out of Accelerate's wrapper
+    if isinstance(own, AdamWarmup):
+        _hand_warmup_over(own, num_warmup_steps, warmup_type)
         warmup_type = "none"
-        if num_warmup_steps:
-            for group in optimizer.param_groups:
-                group["warmup_steps"] = num_warmup_steps
     elif num_warmup_steps and warmup_type is None and name in ("constant", "reduce_lr_on_plateau", "greedy"):
         logger.warning(
             f"lr_scheduler_type={name!r} has no warmup of its own: warmup_steps={num_warmup_steps} is not used. "
@@ -74,6 +73,19 @@ def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_traini
         if name == "noam":
             _report_noam_peak(args.learning_rate, peak)
     return scheduler
+
+
+def _hand_warmup_over(optimizer: AdamWarmup, num_warmup_steps: int, warmup_type: str | None) -> None:
+    theirs = {group["warmup_steps"] for group in optimizer.param_groups} - {0, num_warmup_steps}
+    if warmup_type not in (None, "none") or (theirs and num_warmup_steps):
+        raise ValueError(
+            f"warmup_type={warmup_type!r}, warmup_steps={num_warmup_steps} with an AdamWarmup"
+            f"{f' of warmup_steps={min(theirs)}' if theirs else ''}: expected one warmup, leave one out."
+        )
+    if num_warmup_steps:
+        # The default too: a checkpoint of torch's AdamW has no `warmup_steps` to load.
+        for options in (optimizer.defaults, *optimizer.param_groups):
+            options["warmup_steps"] = num_warmup_steps
 
 
 def _check_curve(name: str, scheduler: LambdaLR, num_warmup_steps: int, num_training_steps: int) -> float:
@@ -112,5 +124,6 @@ def ignores_num_items_in_batch(model: nn.Module) -> bool:
     BERT-family heads do (transformers issue 47688): the Trainer then multiplies loss and gradient by accumulation steps
     times processes. They are the models whose `forward` names `CrossEntropyLoss` instead of calling `loss_function`.
     """
-    names = inspect.unwrap(type(model).forward).__code__.co_names
-    return "CrossEntropyLoss" in names and "loss_function" not in names
+    code = inspect.unwrap(type(model).forward).__code__
+    used = {"loss_function", "num_items_in_batch"} & {*code.co_names, *code.co_varnames}
+    return "CrossEntropyLoss" in code.co_names and not used

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,18 +26,6 @@ def one_sentence_for_mistakes() -> Iterator[None]:
         sys.exit(2)
 
 
-def _yaml_loader() -> Any:
-    """YAML's safe loader that also takes `1e-5` for a number, as Python and JSON do."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return Loader
-
-
 def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:
     """From a single `.json`, `.yaml` or `.yml` file, or from flags.
 
@@ -46,25 +33,38 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
         `ValueError`: For an argument or key that there is not, a missing or malformed file, or a value out of range.
     """
     argv = sys.argv[1:] if argv is None else argv
-    suffix = Path(argv[0]).suffix if len(argv) == 1 else ""
-    if suffix not in (".json", ".yaml", ".yml"):
-        parser.usage = "--help shows every argument"  # instead of two screens in front of argparse's own sentence
-        *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
-        if unknown:
-            names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
-            close = get_close_matches(unknown[0], names, n=1)
-            raise ValueError(f"{unknown[0]} is no argument.{f' Did you mean {close[0]}?' if close else ''}")
-        return tuple(parsed)
+    if len(argv) == 1 and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
+        argv = _flags_from_file(Path(argv[0]))
+    parser.allow_abbrev = False  # a misspelt name is no other name's beginning
+    parser.usage = "--help shows every argument"  # instead of two screens in front of argparse's own sentence
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
+        close = get_close_matches(flag, names, n=1)
+        hint = " It is a share of --warmup_steps now." if flag == "--warmup_ratio" else ""
+        raise ValueError(f"{flag} is no argument.{hint or (f' Did you mean {close[0]}?' if close else '')}")
+    return tuple(parsed)
+
+
+def _flags_from_file(path: Path) -> list[str]:
+    """The file's arguments as flags, so that both ways in convert and check alike."""
     import yaml
 
-    path = Path(argv[0])
     if not path.is_file():
         raise ValueError(f"{path}: there is no such arguments file.")
     try:
         text = path.read_text(encoding="utf-8")
-        arguments = json.loads(text) if suffix == ".json" else yaml.load(text, _yaml_loader())
+        arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid {suffix[1:].upper()} ({' '.join(str(error).split())}).") from None
+        kind = path.suffix[1:].upper()
+        raise ValueError(f"{path}: not valid {kind} ({' '.join(str(error).split())}).") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{path}: expected one object of argument names and values.")
-    return parser.parse_dict(arguments)
+    flags = []
+    for name, value in arguments.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags

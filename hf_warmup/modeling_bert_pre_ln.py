@@ -57,6 +57,8 @@ class BertPreLNConfig(BertConfig):
         self.norm_placement = check_name("norm_placement", norm_placement, ("pre", "post"))
         self.initializer = check_name("initializer", initializer, ("normal", "xavier_uniform"))
         super().__init__(**kwargs)
+        if self.add_cross_attention and norm_placement == "pre":
+            raise ValueError("add_cross_attention=True with norm_placement='pre': only encoders are Pre-LN here.")
 
 
 class PreLNBertSelfOutput(BertSelfOutput):

@@ -137,7 +137,14 @@ def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: 
             steps, values = series(run)
             # Earlier lines are wider, so that those that later ones cover still show.
             width = 1.3 + 3.0 * (len(arms) - 1 - i) / len(arms) if wide else 1.3
-            axes.plot(steps, values, color=COLORS[i % len(COLORS)], linewidth=width, label=None if j else _label(arm))
+            axes.plot(
+                steps,
+                values,
+                color=COLORS[i % len(COLORS)],
+                linewidth=width,
+                marker="." if len(steps) == 1 else None,
+                label=None if j else _label(arm),
+            )
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -160,7 +167,10 @@ def plot_loss(runs: Sequence[Run]) -> Figure:
 
 
 def plot_ratio(runs: Sequence[Run]) -> Figure:
-    """The last block's gradient norm over the first's, with the zone marked in which runs stalled."""
+    """The last block's gradient norm over the first's, with the zone marked that runs which stall enter early.
+
+    A sign of the first tens of updates: a run that never learns can leave the zone again.
+    """
     figure = _figure(8, 3.6)
     axes = _axes(figure, "Gradient norm, last layer over first", "ratio")
     _lines(axes, runs, Run.ratio)
@@ -168,7 +178,7 @@ def plot_ratio(runs: Sequence[Run]) -> Figure:
     low, high = axes.get_ylim()
     if high > DANGER_RATIO:
         axes.axhspan(DANGER_RATIO, high, color=COLORS[0], alpha=0.08, linewidth=0)
-        axes.text(0.01, 0.97, "stalling", transform=axes.transAxes, va="top", fontsize=8, color=COLORS[0])
+        axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color=COLORS[0])
         axes.set_ylim(low, high)
     return figure
 

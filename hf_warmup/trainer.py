@@ -145,10 +145,8 @@ class WarmupTrainerMixin:
             logs = {key: value for key, value in latest if key.startswith(f"{KEY}/") and value is not None}
             if recorder.nonfinite_updates:
                 logs[f"{KEY}_nonfinite_updates"] = recorder.nonfinite_updates
-        groups = self.optimizer.param_groups
-        if "scheduled_lr" in groups[0]:
-            logs["scheduled_lr"] = groups[0]["scheduled_lr"]
-        return logs
+        group = next((group for group in self.optimizer.param_groups if group["params"]), {})
+        return logs | ({"scheduled_lr": group["scheduled_lr"]} if "scheduled_lr" in group else {})
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; what was recorded up to a checkpoint is in the file before the checkpoint is."""
@@ -167,12 +165,16 @@ class WarmupTrainerMixin:
         return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; says at the end if any gradient was not finite."""
-        output = super().train(*args, **kwargs)
+        """As in transformers; says at the end if any gradient was not finite. What was recorded outlives a crash."""
         recorder = self.gradient_norm_recorder
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            if recorder is not None:
+                recorder.flush()
         if recorder is not None and recorder.nonfinite_updates:
             logger.warning(
-                f"{recorder.nonfinite_updates} of {output.global_step} updates had a gradient that was not finite; "
+                f"{recorder.nonfinite_updates} recorded updates had a gradient that was not finite; "
                 f'{FILE_NAME} names the layers under "nonfinite".'
             )
         return output

@@ -119,6 +119,11 @@ class WarmupArgumentsMixin:
         default="layer", metadata={"help": f"What a recorded norm is of: {', '.join(GROUPINGS)}."}
     )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Also when they are set later, as transformers' own users do: `args.optim = "radam"`.
+        resolve = {"optim": _resolve_optim, "lr_scheduler_type": _resolve_scheduler}.get(name)
+        super().__setattr__(name, value if resolve is None else resolve(value))
+
     def __post_init__(self) -> None:
         self._check_warmup_arguments()
         ours = self.optim, self.lr_scheduler_type, self.warmup_steps
@@ -128,7 +133,8 @@ class WarmupArgumentsMixin:
             self.lr_scheduler_type = SchedulerType.LINEAR
         self.warmup_steps = 0
         super().__post_init__()
-        self.optim, self.lr_scheduler_type, self.warmup_steps = ours
+        # transformers 5.0 to 5.14 move a deprecated `warmup_ratio` into `warmup_steps`.
+        self.optim, self.lr_scheduler_type, self.warmup_steps = *ours[:2], ours[2] or self.warmup_steps
 
     def _check_warmup_arguments(self) -> None:
         self._check_names_and_numbers()
@@ -136,8 +142,6 @@ class WarmupArgumentsMixin:
         self._check_one_warmup()
 
     def _check_names_and_numbers(self) -> None:
-        self.optim = _resolve_optim(self.optim)
-        self.lr_scheduler_type = _resolve_scheduler(self.lr_scheduler_type)
         self.lr_scheduler_kwargs = _resolve_kwargs(self.lr_scheduler_kwargs)
         for name in ("learning_rate", "weight_decay", "adam_epsilon"):
             check_number(name, getattr(self, name))
@@ -199,7 +203,8 @@ class WarmupArgumentsMixin:
             `ValueError`: If it is longer than the run.
         """
         if self.warmup_epochs is not None:
-            return math.ceil(num_training_steps * self.warmup_epochs / self.num_train_epochs)
+            exact = num_training_steps * self.warmup_epochs / self.num_train_epochs
+            return math.ceil(round(exact, 6))  # 7.000000000000001 is 7
         if 0 < self.warmup_steps < 1:
             return math.ceil(num_training_steps * self.warmup_steps)
         warmup_steps = int(super().get_warmup_steps(num_training_steps))
@@ -211,17 +216,17 @@ class WarmupArgumentsMixin:
 
     def set_optimizer(self, name: Any = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with our names."""
-        resolved = _resolve_optim(name)
+        name = _resolve_optim(name)
         super().set_optimizer("adamw_torch", *args, **kwargs)
-        self.optim = resolved
+        self.optim = name
         self._check_warmup_arguments()
         return self
 
     def set_lr_scheduler(self, name: Any = "linear", *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with our names."""
-        resolved = _resolve_scheduler(name)
+        name = _resolve_scheduler(name)
         super().set_lr_scheduler("linear", *args, **kwargs)
-        self.lr_scheduler_type = resolved
+        self.lr_scheduler_type = name
         self._check_warmup_arguments()
         return self
 

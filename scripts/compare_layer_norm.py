@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +29,7 @@ from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
+from hf_warmup._messages import check_number
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
 from hf_warmup.report import draw_comparison, mean_and_spread, read_run
 
@@ -163,6 +167,10 @@ def finished(settings: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 def plan(args: CompareArguments) -> dict[Path, dict[str, Any]]:
     """Run folder -> settings, for every arm with every seed; wrong arguments are refused here."""
+    for name, low in {"max_steps": 1, "num_hidden_layers": 1, "warmup_steps": 0, "num_workers": 0}.items():
+        check_number(name, getattr(args, name), low, integer=True)
+    for seed in args.seeds:
+        check_number("seeds", seed, integer=True)
     arms = {arm: parse_arm(arm, args) for arm in args.arms}
     return {
         Path(args.output_dir) / f"{arm.replace(':', '-')}-seed{seed}": {**settings, "seed": seed}
@@ -176,10 +184,15 @@ def run_some(todo: dict[Path, dict[str, Any]], workers: int) -> Iterator[tuple[P
     if workers == 1:
         yield from ((folder, run_one(settings, folder)) for folder, settings in todo.items())
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # Ctrl-C ends the workers at once; what has finished is kept, the rest is run by the next start.
+    stop = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **stop)
+    try:
         futures = {pool.submit(run_one, settings, folder): folder for folder, settings in todo.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run_all(jobs: dict[Path, dict[str, Any]], args: CompareArguments) -> list[dict[str, Any]]:
@@ -187,7 +200,6 @@ def run_all(jobs: dict[Path, dict[str, Any]], args: CompareArguments) -> list[di
     output_dir = Path(args.output_dir)
     results = {folder: result for folder, settings in jobs.items() if (result := finished(settings, folder))}
     todo = {folder: settings for folder, settings in jobs.items() if folder not in results}
-    output_dir.mkdir(parents=True, exist_ok=True)
     workers = max(1, min(args.num_workers or os.cpu_count() or 1, len(todo)))
     with tqdm(total=len(jobs), initial=len(results), desc="runs", unit="run") as bar:
         for folder, result in run_some(todo, workers):
@@ -233,7 +245,12 @@ def main() -> None:
     with one_sentence_for_mistakes():
         (args,) = parse_arguments(HfArgumentParser(CompareArguments))
         jobs = plan(args)
-    table, conclusion = summarize(run_all(jobs, args))
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        table, conclusion = summarize(run_all(jobs, args))
+    except (KeyboardInterrupt, BrokenProcessPool):
+        print(f"\nstopped: the same command goes on with what is in {args.output_dir}", file=sys.stderr)
+        sys.exit(130)
     figures = draw_comparison([read_run(folder) for folder in jobs], args.output_dir)
     print(f"\n{table}\n\n{conclusion}\n\nWrote results.json, the runs and their recordings to {args.output_dir}:")
     print("\n".join(f"  {figure}" for figure in figures))

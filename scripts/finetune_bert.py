@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from hf_warmup import BertPreLNConfig, BertPreLNForSequenceClassification, WarmupTrainer, WarmupTrainingArguments
+from hf_warmup._messages import check_number
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
 from hf_warmup.data import TASK_COLUMNS, Data, load_files, load_task
 from hf_warmup.metrics import classification_metrics
@@ -126,6 +127,17 @@ def load_data(args: DataArguments, training_args: WarmupTrainingArguments) -> Da
     return load_files({split: file for split, file in files.items() if file}, args.task_name)
 
 
+def check_sizes(model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Sizes are at least 1, and are refused before anything is loaded."""
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    for name in sizes:
+        check_number(name, getattr(model_args, name), 1, integer=True)
+    check_number("max_seq_length", data_args.max_seq_length, 3, integer=True)  # [CLS], a token, [SEP]
+    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+        if getattr(data_args, name) is not None:
+            check_number(name, getattr(data_args, name), 1, integer=True)
+
+
 def main() -> None:
     with one_sentence_for_mistakes():
         parser = HfArgumentParser((ModelArguments, DataArguments, WarmupTrainingArguments))
@@ -137,10 +149,14 @@ def main() -> None:
         if tokenizer_name is None:
             raise ValueError("tokenizer_name and model_name_or_path are both missing: expected one of them.")
         resume = training_args.resume_from_checkpoint
-        if resume and not Path(resume).is_dir():
-            raise ValueError(f"resume_from_checkpoint={resume!r}: there is no such folder.")
+        if resume in ("True", "true"):
+            resume = True  # the latest in the output folder, as in the Trainer
+        if isinstance(resume, str) and not (Path(resume) / "trainer_state.json").is_file():
+            raise ValueError(f"resume_from_checkpoint={resume!r}: there is no such folder with a trainer_state.json.")
+        check_sizes(model_args, data_args)
         # A bare vocabulary, enough for a BERT from scratch, names no tokenizer class for AutoTokenizer to find.
-        tokenizer_class = AutoTokenizer if model_args.model_name_or_path else BertTokenizerFast
+        bare = (Path(tokenizer_name) / "vocab.txt").is_file() and not (Path(tokenizer_name) / "config.json").is_file()
+        tokenizer_class = BertTokenizerFast if bare or not model_args.model_name_or_path else AutoTokenizer
         tokenizer = tokenizer_class.from_pretrained(tokenizer_name, cache_dir=model_args.cache_dir)
         model = build_model(model_args, tokenizer, data, data_args.max_seq_length)
 
@@ -168,17 +184,18 @@ def main() -> None:
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    trainer = WarmupTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=data["train"] if training_args.do_train else None,
-        eval_dataset=data["validation"] if training_args.do_eval else None,
-        compute_metrics=compute_metrics,
-        processing_class=tokenizer,
-        data_collator=default_data_collator
-        if data_args.pad_to_max_length
-        else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training_args.fp16 else None),
-    )
+    with one_sentence_for_mistakes():
+        trainer = WarmupTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=data["train"] if training_args.do_train else None,
+            eval_dataset=data["validation"] if training_args.do_eval else None,
+            compute_metrics=compute_metrics,
+            processing_class=tokenizer,
+            data_collator=default_data_collator
+            if data_args.pad_to_max_length
+            else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training_args.fp16 else None),
+        )
 
     if training_args.do_train:
         with one_sentence_for_mistakes():
@@ -188,7 +205,8 @@ def main() -> None:
         trainer.save_metrics("train", output.metrics)
         trainer.save_state()
         if trainer.is_world_process_zero() and importlib.util.find_spec("matplotlib"):
-            draw_comparison([read_run(training_args.output_dir)], training_args.output_dir)
+            figures = draw_comparison([read_run(training_args.output_dir)], training_args.output_dir)
+            print("Wrote " + ", ".join(map(str, figures)))
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

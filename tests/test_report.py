@@ -70,7 +70,7 @@ def test_the_danger_zone_is_marked_where_a_run_is_in_it(tmp_path):
         name: [text.get_text() for text in plot_ratio([read_run(tmp_path / name)]).axes[0].texts]
         for name in ("calm", "stalling")
     }
-    assert texts == {"calm": [], "stalling": ["stalling"]}
+    assert texts == {"calm": [], "stalling": ["early sign of stalling"]}
 
 
 def test_labels_are_as_people_write_them(tmp_path):

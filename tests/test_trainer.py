@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_warmup import (
+    AdamWarmup,
     BertPreLNConfig,
     BertPreLNForSequenceClassification,
     WarmupTrainer,
     WarmupTrainerMixin,
     create_optimizer_and_scheduler,
+    get_scheduler,
 )
+from hf_warmup._from_args import ignores_num_items_in_batch
 from hf_warmup.gradient_norms import FILE_NAME, read_gradient_norms
 from tiny import TINY, arguments, column, examples, run, tiny_bert, train
 
@@ -209,6 +213,77 @@ def test_an_untuned_warmup_of_an_optimizer_without_beta2(tmp_path):
         run(tmp_path / "a", **recipe)
     log = run(tmp_path / "b", lr_scheduler_kwargs={"beta2": 0.5}, warmup_steps=8, **recipe)
     assert column(log, "learning_rate")[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])  # 2 / (1 - 0.5)
+
+
+def test_names_set_after_construction_are_names(tmp_path):
+    args = arguments(tmp_path)
+    args.optim, args.lr_scheduler_type = "radam", "cosine"
+    log = train(WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples()))
+    assert "scheduled_lr" in log[0]
+    with pytest.raises(ValueError, match="optim='radamm' is unknown"):
+        args.optim = "radamm"
+
+
+def test_the_warmup_goes_where_the_optimizer_is(tmp_path):
+    def log(optimizer, **kwargs):
+        model = tiny_bert()
+        args = arguments(tmp_path, warmup_steps=4, lr_scheduler_type="constant_with_warmup", **kwargs)
+        pair = (optimizer(model.parameters(), lr=1e-2), None)
+        return train(WarmupTrainer(model=model, args=args, train_dataset=examples(), optimizers=pair))
+
+    # An AdamW in spite of the name: the schedule warms up. An AdamWarmup in spite of the name: it does, once.
+    by_schedule = column(log(torch.optim.AdamW, optim="adam_warmup"), "learning_rate")
+    assert by_schedule == pytest.approx([0.0, 2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2])
+    by_itself = column(log(AdamWarmup), "scheduled_lr")
+    assert by_itself == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
+    with pytest.raises(ValueError, match="AdamWarmup of warmup_steps=6: expected one warmup"):
+        log(partial(AdamWarmup, warmup_steps=6))
+    optimizer = AdamWarmup([torch.zeros(1, requires_grad=True)], warmup_steps=6)
+    with pytest.raises(ValueError, match="the optimizer warms up already"):
+        get_scheduler("linear", optimizer, 6, 10)
+    assert get_scheduler("linear", optimizer, 6, 10, warmup_type="none").get_last_lr() == [1e-3]
+
+
+def test_a_checkpoint_of_adamw_goes_on_with_a_warmup(tmp_path):
+    def rates(optim, resume=None):
+        args = arguments(tmp_path, optim=optim, lr_scheduler_type="constant", save_strategy="steps", save_steps=3)
+        args.warmup_steps = 6 if optim == "adam_warmup" else 0
+        trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples())
+        return train(trainer, resume_from_checkpoint=resume)
+
+    rates("adamw")
+    resumed = rates("adam_warmup", str(tmp_path / "checkpoint-3"))
+    assert column(resumed[3:], "scheduled_lr") == pytest.approx([1e-2 * 4 / 6, 1e-2 * 5 / 6, 1e-2, 1e-2, 1e-2])
+
+
+def test_a_crash_keeps_the_recording(tmp_path):
+    class Crash(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise RuntimeError("out of luck")
+
+    args = arguments(tmp_path, logging_steps=500)
+    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[Crash()])
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train(trainer)
+    assert [record["step"] for record in read_gradient_norms(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_scheduled_lr_is_of_a_group_with_parameters(tmp_path):
+    model = tiny_bert()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith("bias"))  # the Trainer's first group, with decay, is empty
+    assert column(run(tmp_path, model, optim="gi_adam", lr_scheduler_type="constant"), "scheduled_lr") == [1e-2] * 8
+
+
+def test_which_models_ignore_the_number_of_items():
+    class Honest(torch.nn.Module):
+        def forward(self, logits, labels, num_items_in_batch=None):
+            return torch.nn.CrossEntropyLoss(reduction="sum")(logits, labels) / num_items_in_batch
+
+    assert ignores_num_items_in_batch(tiny_bert())
+    assert not ignores_num_items_in_batch(Honest())
+    assert not ignores_num_items_in_batch(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8)))
 
 
 def test_an_optimizer_that_builds_its_own_groups_is_refused_at_the_first_door(tmp_path, monkeypatch):

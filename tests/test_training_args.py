@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_warmup import WarmupTrainingArguments
+from hf_warmup._from_args import optimizer_cls_and_kwargs
 from hf_warmup.cli import parse_arguments
 from tiny import arguments
 
@@ -98,6 +99,12 @@ def test_setters_take_our_names(tmp_path):
         args.set_optimizer("radm")
 
 
+def test_foreach_takes_the_place_of_the_tables_fused(tmp_path):
+    args = arguments(tmp_path, optim="adamw", optim_args="foreach=true")
+    cls, kwargs = optimizer_cls_and_kwargs(args)
+    assert cls([torch.zeros(1, requires_grad=True)], **kwargs).defaults["foreach"] is True
+
+
 @pytest.mark.parametrize(
     ("warmup", "expected"),
     [
@@ -106,6 +113,7 @@ def test_setters_take_our_names(tmp_path):
         ({"warmup_steps": 1}, 1),
         ({"warmup_steps": 0.5}, 50),
         ({"warmup_epochs": 1, "num_train_epochs": 4, "max_steps": -1}, 25),
+        ({"warmup_epochs": 0.21, "num_train_epochs": 3, "max_steps": -1}, 7),  # 7.000000000000001 in float64
         ({"warmup_epochs": 0.1, "num_train_epochs": 3, "max_steps": -1}, 4),  # ceil(100 * 0.1 / 3)
     ],
 )

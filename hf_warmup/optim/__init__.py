@@ -115,4 +115,6 @@ def optimizer_kwargs(
     flags: dict[str, Any] = {"lr": lr}
     if "betas" in inspect.signature(spec.cls).parameters:
         flags |= {"betas": betas, "eps": eps}
-    return {**spec.defaults, **flags, **parse_optim_args(name, optim_args)}
+    own = parse_optim_args(name, optim_args)
+    defaults = {key: value for key, value in spec.defaults.items() if not (key == "fused" and "foreach" in own)}
+    return {**defaults, **flags, **own}

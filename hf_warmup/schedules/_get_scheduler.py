@@ -14,6 +14,10 @@ from .decays import DECAYS
 from .warmups import WARMUPS
 
 
+def _name(optimizer: Optimizer) -> str:
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__  # out of Accelerate's wrapper
+
+
 def get_scheduler(
     name: str,
     optimizer: Optimizer,
@@ -59,6 +63,12 @@ def get_scheduler(
     kwargs = dict(scheduler_specific_kwargs or {})
     name = check_schedule(name, warmup_type, num_warmup_steps or 0, num_training_steps, kwargs)
     beta2 = kwargs.pop("beta2", None)
+    warms = warmup_type != "none" and (num_warmup_steps or (warmup_type and warmup_type != "none"))
+    if warms and any(group.get("warmup_steps") for group in optimizer.param_groups):
+        raise ValueError(
+            f"warmup_type={warmup_type!r}, num_warmup_steps={num_warmup_steps}: the optimizer warms up already "
+            f'({_name(optimizer)} with warmup_steps > 0); give warmup_type="none".'
+        )
     if (name not in DECAYS and warmup_type is None) or (name in METRIC_SCHEDULERS and warmup_type == "none"):
         return host_get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
 
@@ -66,7 +76,7 @@ def get_scheduler(
         value = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
         if value is None and "beta2" in inspect.signature(WARMUPS[warmup_type or "linear"]).parameters:
             raise ValueError(
-                f"warmup_type={warmup_type!r} follows from beta2, which {type(optimizer).__name__} does not have: "
+                f"warmup_type={warmup_type!r} follows from beta2, which {_name(optimizer)} does not have: "
                 'give it as {"beta2": 0.999} in the scheduler\'s keywords or choose a warmup with a length.'
             )
         return 0.999 if value is None else float(value)

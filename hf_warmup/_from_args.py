@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
-from .schedules import get_scheduler
+from .schedules import get_scheduler, innermost
 from .training_args import WarmupArgumentsMixin
 
 
@@ -69,7 +69,7 @@ def scheduler_on(
     With [`AdamWarmup`] the number of warmup steps goes to the optimizer and the schedule does not warm up: there is
     only ever one warmup.
     """
-    own = getattr(optimizer, "optimizer", optimizer)  # out of Accelerate's wrapper
+    own = innermost(optimizer)
     if isinstance(own, AdamWarmup):
         _hand_warmup_over(own, num_warmup_steps, warmup_type)
         warmup_type = "none"

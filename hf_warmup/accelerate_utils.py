@@ -22,6 +22,7 @@ from ._messages import check_name
 from ._recording import record_gradient_norms
 from .checkpoints import STATE, checkpoints, full_disk_is_said, resolve_checkpoint
 from .optim import OPTIMIZERS, optimizer_kwargs
+from .schedules import innermost
 
 
 __all__ = [
@@ -44,10 +45,7 @@ class PerUpdateLR(LRScheduler):
         self.optimizer = lr_scheduler.optimizer
         self._step_count = 1  # Accelerate counts on it
         self._updates = self._stepped_at = self._metric_at = 0
-        optimizer = self.optimizer
-        while hasattr(optimizer, "optimizer"):  # out of Accelerate's wrapper
-            optimizer = optimizer.optimizer
-        optimizer.register_step_post_hook(self._count)
+        innermost(self.optimizer).register_step_post_hook(self._count)
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # GradScaler lets torch's fused optimizers skip by themselves, and says so in this attribute while they step.

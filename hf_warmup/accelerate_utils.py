@@ -231,10 +231,17 @@ def save_checkpoint(
 def load_checkpoint(
     accelerator: Accelerator, resume_from_checkpoint: str | bool, output_dir: str | Path, model: nn.Module
 ) -> TrainerState:
-    """Load what was prepared from a checkpoint that is whole; `True` means the last of `output_dir`.
+    """Load what was prepared from a checkpoint that is whole.
+
+    Args:
+        accelerator (`Accelerator`): All of its processes call this.
+        resume_from_checkpoint (`str` or `bool`): A folder; `True` or `"true"` for the last whole one of `output_dir`;
+            `"auto"` for the same if there is one.
+        output_dir (`str` or `Path`): Where the run saves.
+        model (`nn.Module`): Weights of another model are refused.
 
     Returns:
-        `TrainerState`: Its `global_step` is the number of updates made.
+        `TrainerState`: Its `global_step` is the number of updates made; 0 if `"auto"` found none.
 
     Raises:
         `ValueError`: If the checkpoint is damaged, with the file's name and the last whole one.
@@ -242,5 +249,7 @@ def load_checkpoint(
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     own = None if sharded else accelerator.unwrap_model(model)
     folder = resolve_checkpoint(resume_from_checkpoint, output_dir, own, accelerator.num_processes)
+    if folder is None:
+        return TrainerState()
     accelerator.load_state(str(folder))
     return TrainerState.load_from_json(str(folder / STATE))

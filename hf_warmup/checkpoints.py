@@ -111,14 +111,21 @@ def resolve_checkpoint(
     output_dir: str | Path,
     model: nn.Module | None = None,
     num_processes: int = 1,
-) -> Path:
-    """The whole checkpoint that is meant; `True` means the last of `output_dir`.
+) -> Path | None:
+    """The whole checkpoint that is meant.
+
+    Args:
+        resume_from_checkpoint (`str`, `bool` or `Path`): A folder; `True` or `"true"` for the last whole one of
+            `output_dir`; `"auto"` for the same if there is one, and otherwise `None`: a first start and a restart are
+            one command.
+        output_dir (`str` or `Path`): Where the run saves.
+        model, num_processes: As in [`damage`].
 
     Raises:
         `ValueError`: If it is damaged, with the file's name and the last whole one; or if there is none.
     """
     newest_first = checkpoints(output_dir)[::-1]
-    if str(resume_from_checkpoint).lower() != "true":
+    if str(resume_from_checkpoint).lower() not in ("true", "auto"):
         chosen = Path(resume_from_checkpoint)
         if not chosen.is_dir():
             raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: there is no such folder.")
@@ -137,6 +144,8 @@ def resolve_checkpoint(
                 logger.warning(f"Passing over a checkpoint that is not whole: {line}.")
             return path
         problems.append(f"{path.name}: {problem}")
+    if str(resume_from_checkpoint).lower() == "auto":
+        return None
     raise ValueError(
         f"resume_from_checkpoint={resume_from_checkpoint!r}: {output_dir} has no whole checkpoint"
         f"{f' ({problems[0]})' if problems else ''}."

@@ -181,9 +181,8 @@ class WarmupTrainerMixin:
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
         if resume_from_checkpoint:
-            resume_from_checkpoint = str(
-                resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
-            )
+            chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
+            resume_from_checkpoint = None if chosen is None else str(chosen)
         with full_disk_is_said(output_dir):
             try:
                 output = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -44,7 +44,6 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import checkpoints
 from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.finetuning import (
     DataArguments,
@@ -240,11 +239,9 @@ def main() -> None:
         )
         prepared = accelerator.prepare(model, optimizer, train_loader, eval_loader, scheduler)
         model, *_, eval_loader, _ = prepared
-        state, resume = TrainerState(), args.resume_from_checkpoint
-        if resume == "auto":
-            resume = "true" if checkpoints(args.output_dir) else None
-        if resume:
-            state = load_checkpoint(accelerator, resume, args.output_dir, model)
+        state = TrainerState()
+        if args.resume_from_checkpoint:
+            state = load_checkpoint(accelerator, args.resume_from_checkpoint, args.output_dir, model)
         state.max_steps = max_steps
         if args.with_tracking:
             accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})

@@ -23,7 +23,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 STATE = "trainer_state.json"  # written last, by the Trainer and by our Accelerate loop
-WEIGHTS = ("*.safetensors", "*.bin", "pytorch_model_fsdp*", "global_step*")
+WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

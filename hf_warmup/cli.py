@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +18,33 @@ if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
+# What gloo and NCCL say when the other side of a connection is gone.
+_LOST_PEER = (
+    "Connection (closed|reset) by peer|Broken pipe|[Tt]imed out waiting|remote process exited|NCCL communicator"
+)
+
+
 @contextmanager
 def one_sentence_for_mistakes() -> Iterator[None]:
-    """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback."""
+    """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback.
+
+    So too, with exit code 1, where another process of the run has ended and this one cannot go on.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not re.search(_LOST_PEER, str(error)):
+            raise
+        last_line = str(error).strip().splitlines()[-1]
+        print(
+            f"error: Another process of this run has ended or cannot be reached ({last_line}): start all of them again "
+            "with --resume_from_checkpoint auto.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:

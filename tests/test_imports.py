@@ -42,6 +42,9 @@ def test_every_public_name_loads():
 RANKS = {
     "_messages": 0,
     "_rectification": 0,
+    "_sharding": 0,
+    "_deepspeed": 0,
+    "checkpoints": 0,
     "schedules": 1,
     "optim": 1,
     "gradient_norms": 1,
@@ -52,6 +55,8 @@ RANKS = {
     "metrics": 2,
     "data": 2,
     "cli": 2,
+    "finetuning": 3,
+    "_recording": 3,
     "_from_args": 3,
     "trainer": 4,
     "accelerate_utils": 4,

@@ -24,10 +24,16 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin
 from torch.utils.data import DataLoader
-from transformers import default_data_collator
+from transformers import TrainerState, default_data_collator
 
 from hf_warmup import GradientNormRecorder, WarmupTrainer, get_scheduler
-from hf_warmup.accelerate_utils import create_optimizer, create_scheduler, record_gradient_norms
+from hf_warmup.accelerate_utils import (
+    create_optimizer,
+    create_scheduler,
+    load_checkpoint,
+    record_gradient_norms,
+    save_checkpoint,
+)
 from hf_warmup.gradient_norms import read_gradient_norms
 from tiny import arguments, column, examples, tiny_bert, train
 
@@ -78,7 +84,9 @@ def as_trainer(precision: str, wrapping: str, accumulation: int, world: int) -> 
     }
 
 
-def as_loop(precision: str, wrapping: str, accumulation: int, world: int) -> dict[str, Any]:
+def as_loop(
+    precision: str, wrapping: str, accumulation: int, world: int, folder: Path | None = None, resume: bool = False
+) -> dict[str, Any]:
     accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulation)
     if wrapping == "fsdp2":
         shard_on_cpu(accelerator.state)
@@ -87,10 +95,12 @@ def as_loop(precision: str, wrapping: str, accumulation: int, world: int) -> dic
     scheduler = create_scheduler(optimizer, "cosine", W, UPDATES, warmup_type="linear")
     loader = DataLoader(examples(), GLOBAL_BATCH // accumulation // world, collate_fn=default_data_collator)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    state = load_checkpoint(accelerator, True, folder, model) if resume else TrainerState()
     recorder = GradientNormRecorder(None)
     results: dict[str, Any] = {"lr": [], "loss": [], "total": [], "norms": []}
     losses = []
-    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    for batch in itertools.islice(batches, state.global_step, None):
         with accelerator.accumulate(model):
             loss = model(**batch).loss
             losses.append(loss.detach())
@@ -105,7 +115,10 @@ def as_loop(precision: str, wrapping: str, accumulation: int, world: int) -> dic
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-        if len(results["lr"]) == UPDATES:
+        if folder is not None and accelerator.sync_gradients:
+            state.global_step += 1
+            save_checkpoint(accelerator, folder, state, total_limit=1)
+        if len(results["lr"]) == (UPDATES // 2 if folder is not None else UPDATES):
             break
     results["norms"] = recorder.flush()
     return results
@@ -141,7 +154,7 @@ def main() -> None:
     for prepared, split_batches, ours in itertools.product((True, False), repeat=3):
         AcceleratorState._reset_state()
         clocks[f"{prepared}/{split_batches}/{ours}"] = clock(prepared, split_batches, ours)
-    results: dict[str, Any] = {"clocks": clocks, "cells": {}}
+    results: dict[str, Any] = {"clocks": clocks, "cells": {}, "resumed": {}}
     for engine, precision, wrapping, accumulation in itertools.product(
         (as_trainer, as_loop), ("no", "bf16"), ("ddp", "fsdp2"), (1, 4)
     ):
@@ -151,6 +164,14 @@ def main() -> None:
         AcceleratorState._reset_state()
         name = f"{engine.__name__}/{precision}/{wrapping}/{accumulation}"
         results["cells"][name] = engine(precision, wrapping, accumulation, world)
+    for wrapping in ("ddp", "fsdp2") if world > 1 else ("ddp",):
+        halves = []
+        for resume in (False, True):
+            GradientState._reset_state()
+            AcceleratorState._reset_state()
+            folder = Path(sys.argv[1]).with_name(f"checkpoints-{wrapping}")
+            halves.append(as_loop("no", wrapping, 1, world, folder, resume)["loss"])
+        results["resumed"][wrapping] = halves
     if PartialState().is_main_process:
         Path(sys.argv[1]).write_text(json.dumps(results))
     PartialState().wait_for_everyone()

@@ -222,7 +222,9 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that went on from an earlier one
         unfinished.rename(folder)
-        for old in checkpoints(output_dir)[: -total_limit if total_limit else 0]:
+        # By age: the folder may hold checkpoints of an earlier run that went further.
+        by_age = sorted(checkpoints(output_dir), key=lambda path: path.stat().st_mtime_ns)
+        for old in by_age[: -total_limit if total_limit else 0]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return folder

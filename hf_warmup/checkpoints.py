@@ -39,7 +39,8 @@ def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes
     Args:
         checkpoint (`str` or `Path`): A folder that the Trainer or our Accelerate loop saved.
         model (`nn.Module`, *optional*): Weights and optimizer state have to be of its shapes.
-        num_processes (`int`, defaults to 1): A state of the random numbers is expected for each.
+        num_processes (`int`, defaults to 1): Where a Trainer saved the random numbers of several processes, those of
+            so many are expected.
 
     Returns:
         `str`, *optional*: Half a sentence, such as `"optimizer.pt is cut off"`.
@@ -53,9 +54,10 @@ def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes
         return f"{STATE} is missing: the save did not finish"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return "the weights are missing"
-    random_states = sorted(path.name for pattern in ("rng_state_*", "random_states_*") for path in folder.glob(pattern))
-    if random_states and len(random_states) < num_processes:
-        return f"{random_states[-1]} is the last of {len(random_states)} random states for {num_processes} processes"
+    # Each process of a Trainer writes its own, and may be killed before it has.
+    random_states = len(list(folder.glob("rng_state_*.pth")))
+    if 0 < random_states < num_processes:
+        return f"rng_state_{random_states}.pth is missing: {num_processes} processes need as many"
     return None if model is None else _foreign(folder, model)
 
 

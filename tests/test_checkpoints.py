@@ -109,7 +109,7 @@ def test_nothing_in_a_checkpoint_is_executed(runs, tmp_path):
 def test_a_missing_random_state_of_a_process_is_seen(runs):
     shutil.move(runs / "checkpoint-8" / "rng_state.pth", runs / "checkpoint-8" / "rng_state_0.pth")
     assert damage(runs / "checkpoint-8", num_processes=1) is None
-    assert "random states for 2 processes" in damage(runs / "checkpoint-8", num_processes=2)
+    assert "rng_state_1.pth is missing" in damage(runs / "checkpoint-8", num_processes=2)
 
 
 def test_no_checkpoint_at_all(tmp_path):

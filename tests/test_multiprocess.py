@@ -71,6 +71,16 @@ def test_the_learning_rate_counts_updates_prepared_or_not(results, world):
     assert clocks["True/False/False"] == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_loop_goes_on_from_what_it_saved(results, world):
+    """FSDP2's shards too."""
+    whole = results[world]["cells"]["as_loop/no/ddp/1"]["loss"]
+    for wrapping, halves in results[world]["resumed"].items():
+        assert sum(halves, []) == pytest.approx(whole, rel=LOSS["no"]), wrapping
+        if wrapping == "ddp":
+            assert sum(halves, []) == whole
+
+
 @pytest.mark.skipif("HF_WARMUP_DEEPSPEED" not in os.environ, reason="`make test-deepspeed` installs DeepSpeed for it")
 def test_every_stage_of_zero_records_the_same_norms(results, tmp_path):
     path = tmp_path / "zero.json"

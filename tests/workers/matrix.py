@@ -44,7 +44,7 @@ SHARDED = ["BertLayer"]  # Accelerate shards the embeddings by itself
 
 def shard_on_cpu(state: AcceleratorState) -> None:
     """Accelerate shards on GPUs only; its state is all that it asks, and the code under test is the same."""
-    state.distributed_type = DistributedType.FSDP
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -52,6 +52,15 @@ def shard_on_cpu(state: AcceleratorState) -> None:
         cpu_ram_efficient_loading=False,
         reshard_after_forward=True,
     )
+
+
+def fresh_state() -> None:
+    """Between two runs in one process; the group of processes stays."""
+    GradientState._reset_state()
+    AcceleratorState._reset_state()
+    state = PartialState(cpu=True)
+    kind = DistributedType.MULTI_CPU if state.num_processes > 1 else DistributedType.NO
+    PartialState._shared_state["distributed_type"] = kind
 
 
 def as_trainer(precision: str, wrapping: str, accumulation: int, world: int) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def main() -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     clocks = {}
     for prepared, split_batches, ours in itertools.product((True, False), repeat=3):
-        AcceleratorState._reset_state()
+        fresh_state()
         clocks[f"{prepared}/{split_batches}/{ours}"] = clock(prepared, split_batches, ours)
     results: dict[str, Any] = {"clocks": clocks, "cells": {}, "resumed": {}}
     for engine, precision, wrapping, accumulation in itertools.product(
@@ -160,15 +169,13 @@ def main() -> None:
     ):
         if wrapping == "fsdp2" and world == 1:
             continue  # a process group of one: torchrun starts it, but there is nothing to shard
-        GradientState._reset_state()
-        AcceleratorState._reset_state()
+        fresh_state()
         name = f"{engine.__name__}/{precision}/{wrapping}/{accumulation}"
         results["cells"][name] = engine(precision, wrapping, accumulation, world)
     for wrapping in ("ddp", "fsdp2") if world > 1 else ("ddp",):
         halves = []
         for resume in (False, True):
-            GradientState._reset_state()
-            AcceleratorState._reset_state()
+            fresh_state()
             folder = Path(sys.argv[1]).with_name(f"checkpoints-{wrapping}")
             halves.append(as_loop("no", wrapping, 1, world, folder, resume)["loss"])
         results["resumed"][wrapping] = halves

@@ -9,6 +9,15 @@ from numbers import Real
 from typing import Any
 
 
+def shown(value: Any) -> str:
+    """`repr(value)` for a sentence: on one line, cut where it is long, and of anything."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more than 4300 digits, a nesting too deep
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 200 else f"{text[:150]}...{text[-20:]}"
+
+
 def check_number(
     name: str,
     value: Any,
@@ -25,7 +34,7 @@ def check_number(
     good = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and _is_finite(value)
     good = good and not (open_low and value == low) and not (open_high and value == high)
     if not good or (integer and value != int(value)):
-        raise ValueError(f"{name}={value!r}: expected {allowed}.")
+        raise ValueError(f"{name}={shown(value)}: expected {allowed}.")
     return int(value) if integer else float(value)
 
 
@@ -36,11 +45,17 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
+def check_flag(name: str, value: Any, *, optional: bool = False) -> None:
+    """Raise a `ValueError` unless `value` is `True` or `False`, or `None` where `optional`."""
+    if not (isinstance(value, bool) or (optional and value is None)):
+        raise ValueError(f"{name}={shown(value)}: expected True{', False or None' if optional else ' or False'}.")
+
+
 def check_name(name: str, value: Any, allowed: Iterable[str]) -> str:
     """Return `value` if it is one of `allowed`, else raise a `ValueError` with the closest match and the whole list."""
     allowed = sorted(allowed)
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return value
-    close = get_close_matches(str(value), allowed, n=1)
+    close = get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{name}={value!r} is unknown.{hint} Allowed: {', '.join(allowed) or 'none'}.")
+    raise ValueError(f"{name}={shown(value)} is unknown.{hint} Allowed: {', '.join(allowed) or 'none'}.")

@@ -133,7 +133,7 @@ def _iterated_sine(x: float, k: int) -> float:
     """`sin(sin(... x))`, `k` times, for `x` in [0, 1]."""
     for _ in range(min(k, 100)):  # brings x below 0.18, where the five terms reach float64's precision
         x = sin(x)
-    if k <= 100 or x == 0.0:
+    if k <= 100 or x < 1e-100:  # sin x is x, and x^3 underflows
         return x
 
     def abel(y: float) -> float:

@@ -1,7 +1,7 @@
 """Warmups: `step -> multiplier in [0, 1]`, 1 (or on its way to 1) once the warmup is over."""
 
 from collections.abc import Callable
-from math import cos, expm1, pi
+from math import expm1, pi, sin
 
 from .._rectification import r_t
 
@@ -106,7 +106,8 @@ def cosine_warmup(step: int, *, num_warmup_steps: int) -> float:
 
     ```
     """
-    return 0.5 * (1.0 - cos(pi * linear_warmup(step, num_warmup_steps=num_warmup_steps)))
+    # sin^2(x / 2) is (1 - cos x) / 2, without 1 - cos x being 0 for the first updates of a very long warmup
+    return sin(0.5 * pi * linear_warmup(step, num_warmup_steps=num_warmup_steps)) ** 2
 
 
 def untuned_linear_warmup(step: int, *, beta2: float = 0.999) -> float:

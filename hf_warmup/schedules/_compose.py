@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .._messages import check_name, check_number
+from .._messages import check_name, check_number, shown
+from ._host_keywords import check_host_keyword
 from .decays import DECAYS
 from .warmups import WARMUPS, no_warmup
 
@@ -87,15 +88,28 @@ def host_scheduler_names() -> list[str]:
     return [member.value for member in SchedulerType]
 
 
+def host_scheduler(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    num_warmup_steps: int | None,
+    num_training_steps: int | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """transformers' own scheduler; a floor above the full learning rate is refused."""
+    from transformers import get_scheduler
+
+    if name not in METRIC_SCHEDULERS and kwargs.get("min_lr") is not None:
+        check_number("min_lr in lr_scheduler_kwargs", kwargs["min_lr"], 0.0, float(optimizer.defaults["lr"]))
+    return get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
+
+
 def _host_schedule(
     name: str, num_warmup_steps: int, num_training_steps: int | None, base_lr: float, kwargs: dict[str, Any]
 ) -> Schedule:
     """transformers' own function of the step, read off the scheduler that it builds."""
-    from transformers import get_scheduler as host_get_scheduler
-
     probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base_lr)
     try:
-        schedule = host_get_scheduler(name, probe, num_warmup_steps, num_training_steps, kwargs).lr_lambdas[0]
+        schedule = host_scheduler(name, probe, num_warmup_steps, num_training_steps, kwargs).lr_lambdas[0]
     except ZeroDivisionError:  # LambdaLR evaluates step 0: "polynomial" over no updates at all
         schedule = no_warmup
     return partial(_host_curve, schedule=schedule, num_training_steps=num_training_steps)
@@ -122,6 +136,15 @@ _RANGES: dict[str, dict[str, Any]] = {
 _NOT_KEYWORDS = {"step", "num_warmup_steps", "num_training_steps", "base_lr", "optimizer", "last_epoch"}
 
 
+def _host_function(name: str) -> Callable:
+    """What takes the keywords of transformers' schedule called `name`."""
+    from transformers import optimization
+
+    if name in METRIC_SCHEDULERS:
+        return getattr(optimization, METRIC_SCHEDULERS[name])
+    return optimization.TYPE_TO_SCHEDULER_FUNCTION[name]
+
+
 def schedule_keywords(name: str, warmup_type: str | None = None) -> tuple[set[str], set[str]]:
     """What `lr_scheduler_kwargs` may hold: the decay's keywords and the warmup's.
 
@@ -135,14 +158,8 @@ def schedule_keywords(name: str, warmup_type: str | None = None) -> tuple[set[st
     """
     if name in DECAYS:
         decay = _parameters(DECAYS[name]) | ({"d_model"} if name == "noam" else set())
-    elif name in METRIC_SCHEDULERS:
-        from transformers import optimization
-
-        decay = _parameters(getattr(optimization, METRIC_SCHEDULERS[name]))
     else:
-        from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-
-        decay = _parameters(TYPE_TO_SCHEDULER_FUNCTION[name])
+        decay = _parameters(_host_function(name))
     warmup = _parameters(WARMUPS[warmup_type]) if warmup_type else set()
     return decay - _NOT_KEYWORDS, warmup - _NOT_KEYWORDS
 
@@ -150,7 +167,10 @@ def schedule_keywords(name: str, warmup_type: str | None = None) -> tuple[set[st
 def check_schedule(
     name: str, warmup_type: str | None, num_warmup_steps: int, num_training_steps: int | None, kwargs: dict[str, Any]
 ) -> str:
-    """The plain `name`, or a `ValueError` in one sentence for the first thing that is wrong."""
+    """The plain `name`, or a `ValueError` in one sentence for the first thing that is wrong.
+
+    The numbers in `kwargs` become plain Python ones, which a safe load of a checkpoint accepts.
+    """
     name = name.value if isinstance(name, Enum) else name
     check_name("lr_scheduler_type", name, [*DECAYS, *host_scheduler_names()])
     if warmup_type is not None:
@@ -159,14 +179,16 @@ def check_schedule(
     if num_training_steps is not None:
         check_number("num_training_steps", num_training_steps, integer=True)
     if warmup_type is not None and "warmup_type" in kwargs:  # a keyword of "warmup_stable_decay" too
-        raise ValueError(f"warmup_type={warmup_type!r} and warmup_type={kwargs['warmup_type']!r}: give one of them.")
+        raise ValueError(
+            f"warmup_type={warmup_type!r} and warmup_type={shown(kwargs['warmup_type'])}: give one of them."
+        )
     decay, warmup = schedule_keywords(name, warmup_type or ("linear" if name in DECAYS else None))
     for key, value in kwargs.items():
         check_name(f"lr_scheduler_kwargs of {name!r}", key, decay | warmup)
         if key in warmup or name in DECAYS:
-            check_number(f"{key} in lr_scheduler_kwargs", value, **_RANGES[key])
-        elif isinstance(value, float):
-            check_number(f"{key} in lr_scheduler_kwargs", value, -inf)
+            kwargs[key] = check_number(f"{key} in lr_scheduler_kwargs", value, **_RANGES[key])
+        else:
+            kwargs[key] = check_host_keyword(_host_function(name), key, value)
     return name
 
 
@@ -221,17 +243,21 @@ def get_schedule(
     name = check_schedule(name, warmup_type, num_warmup_steps, num_training_steps, kwargs)
     if name in METRIC_SCHEDULERS:
         raise ValueError(f"lr_scheduler_type={name!r} follows a metric, not the update: use get_scheduler.")
+    num_warmup_steps = int(num_warmup_steps)
+    num_training_steps = None if num_training_steps is None else int(num_training_steps)
+    # RAdam's warmup with a beta2 of at most 2/3 is 0 for ever.
+    lowest_beta2 = {"low": 2.0 / 3.0, "open_low": True} if warmup_type == "radam" else {}
     arguments = {
         "num_warmup_steps": num_warmup_steps,
         "num_training_steps": num_training_steps,
         "base_lr": check_number("base_lr", base_lr, 0.0, 1.0 if name in ("power", "sine") else inf),
-        "beta2": check_number("beta2", beta2, 0.0, 1.0, open_high=True),
+        "beta2": check_number("beta2", beta2, **_RANGES["beta2"] | lowest_beta2),
         **kwargs,
     }
     if name in DECAYS:
         decays = [_bind(DECAYS[name], arguments)]
         if "d_model" in kwargs:
-            decays.append(partial(_constant, factor=(kwargs["d_model"] * max(1, num_warmup_steps)) ** -0.5))
+            decays.append(partial(_constant, factor=kwargs["d_model"] ** -0.5 * max(1, num_warmup_steps) ** -0.5))
         warmup_type = warmup_type or "linear"
     else:
         decay_keywords, _ = schedule_keywords(name)

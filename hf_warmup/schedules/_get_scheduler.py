@@ -8,7 +8,15 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ._compose import METRIC_SCHEDULERS, Schedule, check_schedule, get_schedule, schedule_keywords
+from .._messages import shown
+from ._compose import (
+    METRIC_SCHEDULERS,
+    Schedule,
+    check_schedule,
+    get_schedule,
+    host_scheduler,
+    schedule_keywords,
+)
 from ._with_warmup import with_warmup
 from .decays import DECAYS
 from .warmups import WARMUPS
@@ -65,10 +73,12 @@ def get_scheduler(
 
     ```
     """
-    from transformers import get_scheduler as host_get_scheduler
-
+    if not isinstance(scheduler_specific_kwargs, (dict, type(None))):
+        raise ValueError(f"lr_scheduler_kwargs={shown(scheduler_specific_kwargs)}: expected a dictionary.")
     kwargs = dict(scheduler_specific_kwargs or {})
-    name = check_schedule(name, warmup_type, num_warmup_steps or 0, num_training_steps, kwargs)
+    name = check_schedule(
+        name, warmup_type, 0 if num_warmup_steps is None else num_warmup_steps, num_training_steps, kwargs
+    )
     beta2 = kwargs.pop("beta2", None)
     warms = warmup_type != "none" and (num_warmup_steps or (warmup_type and warmup_type != "none"))
     if warms and any(group.get("warmup_steps") for group in optimizer.param_groups):
@@ -77,7 +87,13 @@ def get_scheduler(
             f'({_name(optimizer)} with warmup_steps > 0); give warmup_type="none".'
         )
     if (name not in DECAYS and warmup_type is None) or (name in METRIC_SCHEDULERS and warmup_type == "none"):
-        return host_get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs)
+        try:
+            return host_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
+        except ZeroDivisionError:  # transformers' "polynomial" over no updates, its "min_lr" of a learning rate of 0
+            raise ValueError(
+                f"lr_scheduler_type={name!r} has no learning rate with num_training_steps={num_training_steps} and "
+                f"lr={innermost(optimizer).defaults['lr']}: expected both above 0."
+            ) from None
 
     def group_beta2(group: dict[str, Any]) -> float:
         value = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
@@ -110,5 +126,5 @@ def get_scheduler(
     schedules = [schedule(group) for group in optimizer.param_groups]
     if name in METRIC_SCHEDULERS:
         own = {key: value for key, value in kwargs.items() if key in decay_keywords}
-        return with_warmup(host_get_scheduler(name, optimizer, scheduler_specific_kwargs=own), schedules)
+        return with_warmup(host_scheduler(name, optimizer, None, None, own), schedules)
     return LambdaLR(optimizer, schedules)

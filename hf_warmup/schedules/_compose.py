@@ -179,9 +179,8 @@ def check_schedule(
     if num_training_steps is not None:
         check_number("num_training_steps", num_training_steps, integer=True)
     if warmup_type is not None and "warmup_type" in kwargs:  # a keyword of "warmup_stable_decay" too
-        raise ValueError(
-            f"warmup_type={warmup_type!r} and warmup_type={shown(kwargs['warmup_type'])}: give one of them."
-        )
+        theirs = shown(kwargs["warmup_type"])
+        raise ValueError(f"warmup_type={warmup_type!r} and warmup_type={theirs}: give one of them.")
     decay, warmup = schedule_keywords(name, warmup_type or ("linear" if name in DECAYS else None))
     for key, value in kwargs.items():
         check_name(f"lr_scheduler_kwargs of {name!r}", key, decay | warmup)

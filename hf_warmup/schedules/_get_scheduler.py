@@ -76,9 +76,8 @@ def get_scheduler(
     if not isinstance(scheduler_specific_kwargs, (dict, type(None))):
         raise ValueError(f"lr_scheduler_kwargs={shown(scheduler_specific_kwargs)}: expected a dictionary.")
     kwargs = dict(scheduler_specific_kwargs or {})
-    name = check_schedule(
-        name, warmup_type, 0 if num_warmup_steps is None else num_warmup_steps, num_training_steps, kwargs
-    )
+    warmup_steps = 0 if num_warmup_steps is None else num_warmup_steps
+    name = check_schedule(name, warmup_type, warmup_steps, num_training_steps, kwargs)
     beta2 = kwargs.pop("beta2", None)
     warms = warmup_type != "none" and (num_warmup_steps or (warmup_type and warmup_type != "none"))
     if warms and any(group.get("warmup_steps") for group in optimizer.param_groups):

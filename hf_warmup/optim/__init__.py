@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
 
-from .._messages import check_name
+from .._messages import check_name, check_number, shown
 from .adam_warmup import AdamWarmup
 from .gi_adam import GIAdam
 from .radam import RAdam
@@ -75,6 +76,8 @@ def parse_optim_args(name: str, optim_args: str | None) -> dict[str, Any]:
 
     ```
     """
+    if not isinstance(optim_args, (str, type(None))):
+        raise ValueError(f"optim_args={shown(optim_args)}: expected text, key=value,key=value.")
     parameters = inspect.signature(OPTIMIZERS[name].cls).parameters
     allowed = set(parameters) - _FLAGS.keys() - {"params"}
     kwargs = {}
@@ -92,6 +95,8 @@ def parse_optim_args(name: str, optim_args: str | None) -> dict[str, Any]:
         expected = kinds.get(type(default), str)
         if not isinstance(value, expected) or (isinstance(value, bool) and type(default) in (int, float)):
             raise ValueError(f"optim_args={optim_args!r}: {key}={text} is not of the kind of its default, {default!r}.")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            check_number(f"{key} in optim_args", value, -inf)
         kwargs[key] = value
     return kwargs
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from .._messages import check_number
+from .._messages import check_flag, check_number, shown
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -64,8 +64,6 @@ class AdamFamily(Optimizer):
         decoupled_weight_decay: bool = True,
         **own: Any,
     ):
-        if foreach and fused:
-            raise ValueError("foreach=True and fused=True: expected at most one of them.")
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -90,10 +88,16 @@ class AdamFamily(Optimizer):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas={betas!r}: expected two numbers in [0, 1).")
+            raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1).")
         group["betas"] = tuple(
             check_number(f"betas[{i}]", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas)
         )
+        for key in ("maximize", "decoupled_weight_decay"):
+            check_flag(key, group[key])
+        for key in ("foreach", "fused"):
+            check_flag(key, group[key], optional=True)
+        if group["foreach"] and group["fused"]:
+            raise ValueError("foreach=True and fused=True: expected at most one of them.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; its values are checked like the constructor's."""

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ._messages import check_name, check_number
+from ._messages import check_name, check_number, shown
 from .gradient_norms import GROUPINGS
 from .optim import OPTIMIZERS, parse_optim_args
 from .schedules import DECAYS, WARMUPS, check_schedule, host_scheduler_names
@@ -60,12 +60,12 @@ def resolve_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: an integer of more than 4300 digits, too
             raise ValueError(
-                f'lr_scheduler_kwargs={value!r}: expected a JSON object such as {{"d_model": 768}} ({error}).'
+                f'lr_scheduler_kwargs={shown(value)}: expected a JSON object such as {{"d_model": 768}} ({error}).'
             ) from None
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f'lr_scheduler_kwargs={value!r}: expected a dictionary such as {{"d_model": 768}}.')
+        raise ValueError(f'lr_scheduler_kwargs={shown(value)}: expected a dictionary such as {{"d_model": 768}}.')
     return {key: _number_if_text(item) for key, item in (value or {}).items()}
 
 
@@ -148,6 +148,8 @@ class WarmupArgumentsMixin:
             check_number(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2"):
             check_number(name, getattr(self, name), 0.0, 1.0, open_high=True)
+        check_number("num_train_epochs", self.num_train_epochs)
+        check_number("max_steps", self.max_steps, -1, integer=True)
         check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
         check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
         # At 1 and above `warmup_steps` counts updates, below it is a ratio.
@@ -204,7 +206,7 @@ class WarmupArgumentsMixin:
             `ValueError`: If it is longer than the run.
         """
         if self.warmup_epochs is not None:
-            exact = num_training_steps * self.warmup_epochs / self.num_train_epochs
+            exact = num_training_steps * (self.warmup_epochs / self.num_train_epochs if self.warmup_epochs else 0.0)
             return math.ceil(round(exact, 6))  # 7.000000000000001 is 7
         if 0 < self.warmup_steps < 1:
             return math.ceil(num_training_steps * self.warmup_steps)

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._messages import shown
+
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -32,8 +34,8 @@ def one_sentence_for_mistakes() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:  # ImportError: a flag that needs a package
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if not re.search(_LOST_PEER, str(error)):
@@ -61,6 +63,7 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:
         flag = unknown[0].partition("=")[0]
+        flag = flag if flag.split() == [flag] else repr(flag)
         names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
         close = get_close_matches(flag, names, n=1)
         hint = " It is a share of --warmup_steps now." if flag == "--warmup_ratio" else ""
@@ -99,15 +102,24 @@ def _flags_from_file(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bad JSON, bad UTF-8, 13 months
         kind = path.suffix[1:].upper()
         raise ValueError(f"{path}: not valid {kind} ({' '.join(str(error).split())}).") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{path}: expected one object of argument names and values.")
     flags = []
     for name, value in arguments.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+        try:
+            if isinstance(value, list):
+                flags += [f"--{name}", *map(_as_text, value)]
+            elif value is not None:
+                flags.append(f"--{name}={_as_text(value)}")
+        except (ValueError, TypeError, RecursionError):  # YAML has dates as keys, lists inside themselves, ...
+            raise ValueError(
+                f"{path}: {shown(name)} has the value {shown(value)}: expected what JSON can say."
+            ) from None
     return flags
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,15 +96,17 @@ class LoopArguments:
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check_number(name, getattr(self, name), 1, integer=True)
-        for name in ("num_train_epochs", "max_train_steps", "checkpoints_total_limit", "process_group_timeout"):
+        for name in ("num_train_epochs", "max_train_steps", "checkpoints_total_limit"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, integer=True)
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             check_number(name, getattr(self, name))
-        for name in ("num_warmup_steps", "grad_norm_steps", "seed"):
+        for name in ("num_warmup_steps", "grad_norm_steps"):
             check_number(name, getattr(self, name), integer=True)
+        check_number("seed", self.seed, high=2**32 - 1, integer=True)
+        check_number("process_group_timeout", self.process_group_timeout, 1, 10**9, integer=True)
         if self.checkpointing_steps not in (None, "epoch"):
-            digits = self.checkpointing_steps.isdigit() and int(self.checkpointing_steps)
+            digits = re.fullmatch("[0-9]{1,18}", self.checkpointing_steps) and int(self.checkpointing_steps)
             check_number("checkpointing_steps", digits or self.checkpointing_steps, 1, integer=True)
 
     def saves_at(self, step: int, steps_an_epoch: int) -> bool:

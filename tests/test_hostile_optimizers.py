@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hf_warmup import AdamWarmup, GIAdam, GradientNormRecorder, RAdam
 from hf_warmup.accelerate_utils import create_optimizer
-from hf_warmup.gradient_norms import GROUPINGS, gradient_norms, read_gradient_norms
+from hf_warmup.gradient_norms import GROUPINGS, gradient_norms, group_names, read_gradient_norms
 from hostile import JUNK, assert_one_sentence, through_file
 
 
@@ -205,6 +205,10 @@ def test_norms_of_any_gradients_under_any_names(tmp_path_factory, gradients, gro
     present = [g for g in gradients.values() if g is not None]
     norms = gradient_norms(params.items(), group_by)
     assert len(norms) <= len(present)
+    groups = group_names(gradients, group_by)
+    for group, norm in norms.items():
+        parts = [g.flatten() for name, g in gradients.items() if g is not None and groups[name] == group]
+        torch.testing.assert_close(norm, torch.cat(parts).norm(), rtol=1e-5, atol=0.0, equal_nan=True)
     total = torch.stack([torch.zeros(()), *norms.values()]).norm()
     expected = torch.nn.utils.get_total_norm(present)
     assert bool(total.isfinite()) == bool(expected.isfinite())

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_warmup import get_schedule, get_scheduler, with_warmup
@@ -148,7 +148,7 @@ def mistaken(draw, names=tuple(KEYWORDS)):
     kwargs |= {"num_warmup_steps": W, "num_training_steps": T}
     decay, warmup = schedule_keywords(name, kwargs["warmup_type"] or ("linear" if name in DECAYS else None))
     key = draw(st.sampled_from(sorted({*kwargs, *decay, *warmup, "name"})))
-    return ({"name": name} | kwargs) | {key: draw(JUNK)}, key
+    return ({"name": name} | kwargs) | {key: draw(SHARE | COUNT | JUNK)}, key
 
 
 @pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")  # transformers' own
@@ -157,6 +157,8 @@ def test_an_argument_that_is_anything_runs_or_is_one_sentence():
 
     @settings(max_examples=600)
     @given(mistaken(), STEPS)
+    @example(({"name": "noam"}, "name"), [0, 1])
+    @example(({"name": "moan"}, "name"), [0, 1])
     def check(arguments, steps):
         kwargs, key = arguments
         try:

@@ -159,8 +159,9 @@ def train(
     losses = []
     model.train()
     while state.global_step < state.max_steps:
+        batch = next(micro_batches)  # before `accumulate`, which asks whether it is an epoch's last
         with accelerator.accumulate(model):
-            loss = model(**next(micro_batches)).loss
+            loss = model(**batch).loss
             losses.append(loss.detach())
             with record_gradient_norms(recorder, accelerator, model, state.global_step + 1):
                 accelerator.backward(loss)

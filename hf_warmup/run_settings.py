@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         pass
     if torch.cuda.is_available():
-        device = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         threads = torch.get_num_threads()
         device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
@@ -45,16 +45,16 @@ def command_line(argv: list[str]) -> str:
     Example:
 
     ```python
-    >>> command_line(["/usr/bin/python3", "train.py", "--hub_token", "hf_abc", "--optim=radam"])
+    >>> command_line(["/usr/bin/python3", "train.py", "--hub_token", "hf_secret", "--optim=radam"])
     'python train.py --hub_token ... --optim=radam'
 
     ```
     """
     words = ["python", *argv[1:]]
-    for i, word in enumerate(words):
-        if i and re.fullmatch(r"--?\w*(token|key|password|secret)", words[i - 1]):
+    for i in range(1, len(words)):
+        if re.fullmatch(r"--?\w*(token|key|password|secret)", words[i - 1]):
             words[i] = "..."
-        words[i] = re.sub(r"(?<=token=|..key=)\S+|hf_\w{8,}", "...", words[i])
+        words[i] = re.sub(r"(?<=token=|..key=)\S+|hf_[A-Za-z0-9]{20,}", "...", words[i])
     return shlex.join(words).replace("'...'", "...")
 
 

@@ -14,7 +14,7 @@ import hf_warmup
 
 PACKAGE = Path(hf_warmup.__file__).parent
 LOADED = "import sys; import hf_warmup{more}; print([name for name in {names!r} if name in sys.modules])"
-HEAVY = ["transformers.trainer", "transformers.modeling_utils", "matplotlib", "sklearn", "datasets", "evaluate"]
+HEAVY = ["transformers.trainer", "transformers.modeling_utils", "matplotlib", "plotly", "sklearn", "datasets", "evaluate"]
 
 
 def loaded(more: str) -> str:
@@ -42,6 +42,7 @@ def test_every_public_name_loads():
 RANKS = {
     "_messages": 0,
     "_rectification": 0,
+    "run_settings": 0,
     "schedules": 1,
     "optim": 1,
     "gradient_norms": 1,

@@ -257,7 +257,7 @@ RULES = (
         "clipping", False, "share of updates whose norm is above max_grad_norm, above", 0.5,
         "Pascanu et al. 2013, §3.2: half to ten times the mean norm", _clipping,
     ),
-    Rule("wasted update", False, "learning rate of the first update at most", 0.0, "transformers #34754", _wasted_update),
+    Rule("wasted update", False, "first update's learning rate at most", 0.0, "transformers #34754", _wasted_update),
     Rule("cut short", False, "share of the planned updates taken, below", 1.0, "the Trainer's max_steps", _cut_short),
 )  # fmt: skip
 

@@ -227,6 +227,13 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return arms
 
 
+def names_of(runs: Iterable[Run]) -> dict[Path, str]:
+    """Folder -> what the run is called: the folder's name, behind its parent's where another arm has the same."""
+    return {
+        run.folder: arm + run.name.removeprefix(run.arm) for arm, seeds in by_arm(runs).items() for run in seeds
+    }
+
+
 def label(arm: str) -> str:
     """`post-adamw-none-lr2e-3` as people write it; any other folder's name as it is.
 
@@ -266,8 +273,8 @@ def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[lis
     Example:
 
     ```python
-    >>> thin(range(8), [0, 1, 9, 1, 0, 1, -5, 1], 4)
-    ([0, 2, 6, 7], [0, 9, -5, 1])
+    >>> thin(range(8), [0, 1, 9, 1, 3, 1, -5, 1], 4)
+    ([0, 2, 4, 6, 7], [0, 9, 3, -5, 1])
 
     ```
     """

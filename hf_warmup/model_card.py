@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import TrainerState
 
-from .report import Run, mean_and_spread
+from .report import Run, find, mean_and_spread, plot_gradient_norms, read_run, shared_settings
+from .run_settings import environment
 
 
-PACKAGES = ("hf-warmup", "torch", "transformers", "accelerate", "datasets")
+TAGS = ("hf-warmup", "warmup", "learning-rate", "layer-normalization", "gradient-norm")
+FIGURE = "gradient_norms.png"
 
 
 @dataclass
@@ -43,19 +45,6 @@ class Experiment:
     commit: str | None = None
 
 
-def environment() -> dict[str, str]:
-    """Versions, commit and machine that the card names."""
-    described = {name: version(name) for name in PACKAGES}
-    described["python"] = platform.python_version()
-    try:
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        described["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # installed from a wheel
-        pass
-    described["machine"] = f"{platform.system()} {platform.machine()}, CPU, one thread a run"
-    return described
-
-
 def experiment_card(
     experiment: Experiment, results: Mapping[str, Mapping[str, Sequence[float]]], runs: Sequence[Run]
 ) -> ModelCard:
@@ -73,7 +62,7 @@ def experiment_card(
     data = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        tags=["hf-warmup", "warmup", "learning-rate", "layer-normalization", "gradient-norm"],
+        tags=list(TAGS),
         model_name=experiment.title,
         eval_results=[
             EvalResult(
@@ -102,8 +91,9 @@ def experiment_card(
     ]
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     pictures = "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in experiment.figures.items())
-    made_with = environment() | ({"commit": experiment.commit} if experiment.commit else {})
-    machine = "\n".join(f"- {name}: {value}" for name, value in made_with.items())
+    made_with = (runs[0].made_with if runs else {}) or environment()
+    made_with = made_with | ({"commit": experiment.commit} if experiment.commit else {})
+    machine = "\n".join(f"- {name}: {value}" for name, value in made_with.items() if name != "command")
     text = f"""---
 {data.to_yaml()}
 ---
@@ -133,3 +123,31 @@ Mean ± sample standard deviation over the seeds {", ".join(seeds)}; {" or ".joi
 {experiment.limits}
 """
     return ModelCard(text)
+
+
+def add_recording(folder: str | os.PathLike[str], state: TrainerState) -> None:
+    """Add what was recorded to the card that the Trainer wrote: settings, findings, and the gradient norms.
+
+    Args:
+        folder (`str` or `os.PathLike`): The output folder, with its `README.md`.
+        state (`TrainerState`): The Trainer's, which may not have been saved.
+    """
+    folder = Path(folder)
+    run = read_run(folder, asdict(state))
+    card = ModelCard.load(folder / "README.md")
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS[:2]]))
+    card.text = f"{card.text.rstrip()}\n\n{recording_section(run)}"
+    card.save(folder / "README.md")
+
+
+def recording_section(run: Run) -> str:
+    """A run's recording as a section of a card; the figure goes into the run's folder."""
+    sentences = [f"- {finding.text}" for finding in find(run)] or ["- The recording gives no reason to worry."]
+    parts = ["## Warmup and gradient norms", run.status.capitalize() + ".", "\n".join(sentences)]
+    if run.layers and find_spec("matplotlib") is not None:
+        plot_gradient_norms([run]).savefig(run.folder / FIGURE)
+        parts.append(f"![Gradient norm of each layer over updates]({FIGURE})")
+        parts.append("*Gradient norm of each layer before clipping.*")
+    rows = [f"| {key} | {value} |" for key, value in {**shared_settings([run]), **run.made_with}.items()]
+    parts.append("\n".join(["| setting | value |", "| --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"

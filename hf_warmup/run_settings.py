@@ -10,7 +10,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ def environment() -> dict[str, str]:
     """Versions, commit and machine of this process."""
     import torch
 
-    described = {name: version(name) for name in PACKAGES}
+    described = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # a checkout that is not installed has no version
+            described[name] = version(name)
     described["python"] = platform.python_version()
     try:
         git = ["git", "rev-parse", "--short", "HEAD"]

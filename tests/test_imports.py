@@ -14,7 +14,15 @@ import hf_warmup
 
 PACKAGE = Path(hf_warmup.__file__).parent
 LOADED = "import sys; import hf_warmup{more}; print([name for name in {names!r} if name in sys.modules])"
-HEAVY = ["transformers.trainer", "transformers.modeling_utils", "matplotlib", "plotly", "sklearn", "datasets", "evaluate"]
+HEAVY = [
+    "transformers.trainer",
+    "transformers.modeling_utils",
+    "matplotlib",
+    "plotly",
+    "sklearn",
+    "datasets",
+    "evaluate",
+]
 
 
 def loaded(more: str) -> str:
@@ -52,7 +60,7 @@ RANKS = {
     "model_card": 3,
     "metrics": 2,
     "data": 2,
-    "cli": 2,
+    "cli": 1,
     "_from_args": 3,
     "trainer": 4,
     "accelerate_utils": 4,

@@ -3,9 +3,11 @@
 `python -m hf_warmup.report RUN [RUN ...]` does it all. The libraries that draw are loaded when something is drawn.
 """
 
+from .arms import mean_and_spread
 from .figures import draw_comparison, plot_gradient_norms, plot_learning_rate, plot_loss, plot_ratio
 from .findings import DANGER_RATIO, RULES, Finding, find
-from .reading import Run, mean_and_spread, read_run, read_runs
+from .reading import Run, read_run, read_runs
+from .settings import differing_settings, shared_settings
 
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "RULES",
     "Finding",
     "Run",
+    "differing_settings",
     "draw_comparison",
     "find",
     "mean_and_spread",
@@ -22,4 +25,5 @@ __all__ = [
     "plot_ratio",
     "read_run",
     "read_runs",
+    "shared_settings",
 ]

@@ -8,8 +8,9 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arms import by_arm, label
 from .findings import DANGER_RATIO
-from .reading import Run, by_arm, label
+from .reading import Run
 
 
 if TYPE_CHECKING:

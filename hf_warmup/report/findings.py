@@ -17,7 +17,7 @@ WINDOW = 5  # records whose median is taken, so that one odd batch makes no find
 # Of the last/first-layer ratio: near the middle, in logarithms, of the highest that a run which learned came to (9.3)
 # and the lowest that one which failed did (118); RULES names the runs.
 DANGER_RATIO = 30.0
-_PROGRESS = 0.1
+_PROGRESS, _LONG_ENOUGH = 0.1, 100
 
 _ADAM = ("adam", "adamw", "adam_warmup", "adamw_torch", "adamw_torch_fused", "adamw_hf", "nadam")
 _OWN_LENGTH = ("untuned_linear", "untuned_exponential", "radam")  # warmups that follow from beta2
@@ -108,8 +108,8 @@ def _stalling(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None
     share = sum(ratio > threshold for ratio in ratios) / len(ratios)
     first, last = (key.removeprefix(f"{KEY}/") for key in (run.blocks[0], run.blocks[-1]))
     text = (
-        f"{first}'s gradient is {smooth[worst]:,.0f} times smaller than {last}'s at update {steps[worst + middle]}, "
-        f"and more than {threshold:g} times in {_percent(share)} of the recorded updates, first at update {begins}: "
+        f"{first}'s gradient is {smooth[worst]:,.0f} times smaller than {last}'s at update {steps[worst + middle]} "
+        f"(more than {threshold:g} times in {_percent(share)} of the recorded updates, first at {begins}): "
         f"this run is stalling; {_advice(run, begins)}."
     )
     return text, {"ratio": smooth[worst], "update": steps[worst + middle], "first": begins, "share": share}
@@ -152,14 +152,14 @@ def _loss_is_lost(run: Run, threshold: float) -> tuple[str, dict[str, float]] | 
 def _no_progress(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
     steps, losses = run.series("loss")
     smooth = _smooth(losses)
-    if len(smooth) < WINDOW or not all(map(isfinite, losses)) or losses[0] <= 0:
+    if len(smooth) < WINDOW or steps[-1] < _LONG_ENOUGH or not all(map(isfinite, losses)) or losses[0] <= 0:
         return None
     fall = (losses[0] - min(smooth)) / losses[0]
     if fall >= threshold:
         return None
     text = (
         f"The training loss has fallen by {_percent(max(0.0, fall))} in {steps[-1]} updates, from {losses[0]:.3g} to "
-        f"{min(smooth):.3g}: nothing is learned."
+        f"{min(smooth):.3g}: little was learned, unless it began near its best."
     )
     return text, {"fall": fall, "first": losses[0], "best": min(smooth)}
 
@@ -242,8 +242,8 @@ RULES = (
         f"{RECORDED}: fell back 0.77 and more, learned 0.22 and less", _loss_is_lost,
     ),
     Rule(
-        "no progress", True, "share of the training loss that it fell by, below", _PROGRESS,
-        f"{RECORDED}: learned 0.32 and more, never began 0.03 to 0.10", _no_progress,
+        "no progress", False, f"share of the training loss that it fell by in {_LONG_ENOUGH} updates or more, below",
+        _PROGRESS, f"{RECORDED}: learned 0.32 and more, never began 0.03 to 0.10", _no_progress,
     ),
     Rule(
         "Noam's peak", True, f"Noam's highest learning rate above {NOAM_PEAK[1]:g} or below", NOAM_PEAK[0],

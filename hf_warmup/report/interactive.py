@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log10
+from math import isfinite, log10
 from typing import TYPE_CHECKING, Any
 
 from ..gradient_norms import KEY
+from .arms import by_arm, label, names_of
 from .figures import COLORS, need
 from .findings import DANGER_RATIO
-from .reading import Run, by_arm, label, names_of, thin
+from .reading import Run
 
 
 if TYPE_CHECKING:
@@ -31,8 +32,32 @@ PANELS = {
     "lr": ("Learning rate in force", "learning rate", False),
     "loss": ("Training loss", "loss", False),
     "norm": ("Gradient norm before clipping", "L2 norm", True),
-    "ratio": ("Gradient norm, last layer over first", "ratio", True),
+    "ratio": ("Last over first layer's norm (shaded: stalling)", "ratio", True),
 }
+
+
+def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[list[int], list[float]]:
+    """At most about `limit` points of a series: of each stretch its lowest and its highest, so that no spike is lost.
+
+    Example:
+
+    ```python
+    >>> thin(range(8), [0, 1, 9, 1, 3, 1, -5, 1], 4)
+    ([0, 2, 4, 6, 7], [0, 9, 3, -5, 1])
+
+    ```
+    """
+    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
+    width = -(-2 * len(points) // max(limit, 2))
+    if width > 2:
+        stretches = [points[i : i + width] for i in range(0, len(points), width)]
+        kept = {point for part in stretches for point in (min(part, key=_value), max(part, key=_value))}
+        points = sorted(kept | {points[0], points[-1]})
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _value(point: tuple[int, float]) -> float:
+    return point[1]
 
 
 def _series(run: Run, panel: str) -> list[tuple[str, tuple[list[int], list[float]]]]:
@@ -63,35 +88,38 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
         # The legend's entry is a line of its own, so that it stays when a seed is switched off.
         figure.add_scatter(x=[None], y=[None], mode="lines", name=label(arm), **style)
         for run in seeds:
-            about = {**style, "showlegend": False, "hovertemplate": "%{meta.name}<br>update %{x}: %{y:.4g}<extra></extra>"}
+            about = {
+                **style,
+                "showlegend": False,
+                "hovertemplate": "%{meta.name}<br>update %{x}: %{y:.4g}<extra></extra>",
+            }
             for row, panel in enumerate(panels, 1):
                 for what, points in _series(run, panel):
                     steps, values = thin(*points, limit)
                     meta = {"run": names[run.folder], "name": names[run.folder] + what}
                     line = {**style["line"], "dash": "dot", "width": 1} if what else style["line"]
                     mode = "lines" if len(steps) > 1 else "markers"
-                    figure.add_scatter(x=steps, y=values, mode=mode, meta=meta, row=row, col=1, **{**about, "line": line})
+                    figure.add_scatter(
+                        x=steps, y=values, mode=mode, meta=meta, row=row, col=1, **{**about, "line": line}
+                    )
     _lay_out_curves(figure, panels, runs)
     return figure
 
 
 def _lay_out_curves(figure: Figure, panels: list[str], runs: Sequence[Run]) -> None:
     for row, panel in enumerate(panels, 1):
-        title, unit, logarithmic = PANELS[panel]
+        _, unit, logarithmic = PANELS[panel]
         figure.update_yaxes(title_text=unit, type="log" if logarithmic else "linear", exponentformat="power", row=row)
     figure.update_xaxes(title_text="update", row=len(panels))
     figure.update_xaxes(showticklabels=True)
-    figure.update_annotations(x=0, xanchor="left")
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_annotations(x=0, xanchor="left", font_size=14)
     if "ratio" in panels:
         row, ratios = panels.index("ratio") + 1, [ratio for run in runs for ratio in run.ratio()[1]]
         low, high = min(0.5, *ratios), max(3 * DANGER_RATIO, 1.5 * max(ratios))
         zone = {"fillcolor": PAGE_COLORS[0], "opacity": 0.12, "line_width": 0}
         figure.add_hrect(y0=DANGER_RATIO, y1=high, row=row, col=1, **zone)
         figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": PAGE_COLORS[0], "width": 1, "dash": "dot"})
-        figure.add_annotation(
-            text=f"above {DANGER_RATIO:g}: stalling", x=1, xref="x domain", y=log10(DANGER_RATIO), xanchor="right",
-            yanchor="bottom", showarrow=False, font={"color": PAGE_COLORS[0]}, row=row, col=1,
-        )  # fmt: skip
         figure.update_yaxes(range=[log10(low), log10(high)], row=row)
     figure.update_layout(
         height=PANEL_HEIGHT * len(panels) + 120,
@@ -155,7 +183,7 @@ def _records_at(run: Run, updates: Sequence[int]) -> list[dict[str, Any]]:
     for update in updates:
         while i + 1 < len(records) and records[i + 1]["step"] <= update:
             i += 1
-        found.append(records[i] if records and 0 <= i and update <= max(records[-1]["step"], run.updates) else {})
+        found.append(records[i] if records and i >= 0 and update <= max(records[-1]["step"], run.updates) else {})
     return found
 
 
@@ -189,8 +217,10 @@ def draw_layers(runs: Sequence[Run]) -> Figure | None:
     figure = Figure(heat_map)
     longest = max(len(name) for name in names.values())
     figure.update_layout(
-        sliders=[{"active": start, "steps": steps, "currentvalue": {"prefix": "update "}, "pad": {"t": 7 * longest + 30}}],
-        **_lay_out_layers(runs, layers, 7 * longest + 90),
+        sliders=[
+            {"active": start, "steps": steps, "currentvalue": {"prefix": "update "}, "pad": {"t": 6 * longest + 20}}
+        ],
+        **_lay_out_layers(runs, layers, 6 * longest + 90),
     )
     figure.update_xaxes(tickangle=-90, type="category")
     return figure
@@ -220,8 +250,8 @@ def draw_run(runs: Sequence[Run]) -> Figure | None:
     ]
     menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 70}}
     figure.update_layout(updatemenus=[menu], **_lay_out_layers(runs, _all_layers(runs), 60))
-    figure.update_layout(margin_t=130)
-    figure.update_xaxes(title_text="update")
+    figure.update_layout(margin={"t": 130, "b": 70})
+    figure.update_xaxes(title={"text": "update", "standoff": 12})
     return figure
 
 

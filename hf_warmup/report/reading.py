@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from ..gradient_norms import FILE_NAME, KEY, read_gradient_norms
@@ -170,14 +168,19 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, described
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
     """Read a run folder.
+
+    Args:
+        folder (`str` or `Path`): A Trainer's output folder.
+        state (`Mapping[str, Any]`, *optional*): The Trainer's state, where it is still at hand, instead of the saved
+            one.
 
     Raises:
         `ValueError`: If there is nothing of a run in it, or a file of it is no valid JSON.
     """
     folder = Path(folder)
-    state = _read_state(folder)
+    state = _read_state(folder) if state is None else state
     if state is None and not (folder / FILE_NAME).exists():
         raise ValueError(
             f"{folder / STATE_FILE} is missing: expected the folder of a run, or one that holds run folders."
@@ -212,80 +215,3 @@ def read_runs(folder: str | Path) -> list[Run]:
 def _when_made(folder: Path) -> float:
     written = [folder / STATE_FILE, folder / FILE_NAME, folder]
     return next(path.stat().st_mtime for path in written if path.exists())
-
-
-def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Arm -> its seeds, in the order of `runs`; arms of one name in different folders are kept apart."""
-    runs = list(runs)
-    parents: dict[str, set[Path]] = {}
-    for run in runs:
-        parents.setdefault(run.arm, set()).add(run.folder.resolve().parent)
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        parent = f"{run.folder.resolve().parent.name}/" if len(parents[run.arm]) > 1 else ""
-        arms.setdefault(parent + run.arm, []).append(run)
-    return arms
-
-
-def names_of(runs: Iterable[Run]) -> dict[Path, str]:
-    """Folder -> what the run is called: the folder's name, behind its parent's where another arm has the same."""
-    return {
-        run.folder: arm + run.name.removeprefix(run.arm) for arm, seeds in by_arm(runs).items() for run in seeds
-    }
-
-
-def label(arm: str) -> str:
-    """`post-adamw-none-lr2e-3` as people write it; any other folder's name as it is.
-
-    Example:
-
-    ```python
-    >>> label("post-adamw-none-lr2e-3")
-    'Post-LN, adamw, no warmup, lr 2e-3'
-
-    ```
-    """
-    placement, *rest = re.split(r"-(?=[a-z])", arm)
-    if placement not in ("post", "pre") or not rest:
-        return arm
-    words = ["no warmup" if part == "none" else re.sub(r"^lr(?=\d)", "lr ", part) for part in rest]
-    return ", ".join([f"{placement.capitalize()}-LN", *words])
-
-
-def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """`mean ± sample standard deviation`.
-
-    Example:
-
-    ```python
-    >>> mean_and_spread([0.8, 0.82])
-    '0.810 ± 0.014'
-
-    ```
-    """
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
-
-
-def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[list[int], list[float]]:
-    """At most about `limit` points of a series: of each stretch its lowest and its highest, so that no spike is lost.
-
-    Example:
-
-    ```python
-    >>> thin(range(8), [0, 1, 9, 1, 3, 1, -5, 1], 4)
-    ([0, 2, 4, 6, 7], [0, 9, 3, -5, 1])
-
-    ```
-    """
-    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
-    width = -(-2 * len(points) // max(limit, 2))
-    if width > 2:
-        stretches = [points[i : i + width] for i in range(0, len(points), width)]
-        kept = {point for part in stretches for point in (min(part, key=_value), max(part, key=_value))}
-        points = sorted(kept | {points[0], points[-1]})
-    return [step for step, _ in points], [value for _, value in points]
-
-
-def _value(point: tuple[int, float]) -> float:
-    return point[1]

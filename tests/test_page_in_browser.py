@@ -93,7 +93,6 @@ def test_a_theme_that_changes_is_followed(opened):
 
 
 def test_the_slider_moves_the_heat_map(opened):
-    from selenium.webdriver.common.by import By
 
     driver = opened()
     layers = driver.find_element(By.ID, "layers")
@@ -126,7 +125,6 @@ def test_a_run_is_switched_off_in_all_plots_at_once(opened):
 
 
 def test_the_legend_switches_an_arm_off(opened):
-    from selenium.webdriver.common.by import By
 
     driver = opened()
     entry = driver.find_element(By.CSS_SELECTOR, "#curves .legendtoggle")

@@ -133,8 +133,8 @@ def _lay_out_curves(figure: Figure, panels: list[str], runs: Sequence[Run]) -> N
 _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}
 
 
-def _log10(value: float | None, lowest: float) -> float | None:
-    return round(max(log10(value), lowest), 3) if value else None
+def _log10(value: float | None) -> float | None:
+    return round(log10(value), 3) if value else None
 
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:
@@ -195,10 +195,10 @@ def draw_layers(runs: Sequence[Run]) -> Figure | None:
     runs = [run for run in runs if run.layers]
     if not runs:
         return None
-    layers, updates, (low, _) = _all_layers(runs), chosen_updates(runs, SLIDER_STEPS), _limits(runs)
+    layers, updates = _all_layers(runs), chosen_updates(runs, SLIDER_STEPS)
     columns = [_records_at(run, updates) for run in runs]
     tables = [
-        [[_log10(column[i].get(f"{KEY}/{layer}"), low) for column in columns] for layer in layers]
+        [[_log10(column[i].get(f"{KEY}/{layer}")) for column in columns] for layer in layers]
         for i in range(len(updates))
     ]
     start = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
@@ -234,12 +234,12 @@ def draw_run(runs: Sequence[Run]) -> Figure | None:
     runs = [run for run in runs if run.layers]
     if not runs:
         return None
-    names, (low, _) = names_of(runs), _limits(runs)
+    names = names_of(runs)
     figure = Figure()
     for i, run in enumerate(runs):
         updates = chosen_updates([run], COLUMNS)
         records = _records_at(run, updates)
-        table = [[_log10(record.get(f"{KEY}/{layer}"), low) for record in records] for layer in run.layers]
+        table = [[_log10(record.get(f"{KEY}/{layer}")) for record in records] for layer in run.layers]
         hover = "update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>"
         figure.add_trace(
             Heatmap(x=updates, y=run.layers, z=table, coloraxis="coloraxis", visible=i == 0, hovertemplate=hover)

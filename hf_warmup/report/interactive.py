@@ -251,7 +251,7 @@ def draw_run(runs: Sequence[Run]) -> Figure | None:
     menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 70}}
     figure.update_layout(updatemenus=[menu], **_lay_out_layers(runs, _all_layers(runs), 60))
     figure.update_layout(margin={"t": 130, "b": 70})
-    figure.update_xaxes(title={"text": "update", "standoff": 12})
+    figure.update_xaxes(title={"text": "update", "standoff": 20})
     return figure
 
 

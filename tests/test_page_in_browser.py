@@ -93,7 +93,6 @@ def test_a_theme_that_changes_is_followed(opened):
 
 
 def test_the_slider_moves_the_heat_map(opened):
-
     driver = opened()
     layers = driver.find_element(By.ID, "layers")
     driver.execute_script("arguments[0].scrollIntoView({block: 'end'})", layers)
@@ -102,7 +101,9 @@ def test_the_slider_moves_the_heat_map(opened):
     assert in_page(driver, said) == "update 20"
     assert in_page(driver, value) == pytest.approx(-1.301)
     grip = driver.find_element(By.CSS_SELECTOR, "#layers .slider-grip-rect")
-    ActionChains(driver).drag_and_drop_by_offset(grip, 1232 - int(grip.rect["x"]), 0).perform()  # to its end
+    end = driver.find_element(By.CSS_SELECTOR, "#layers .slider-rail-rect").rect
+    way = int(end["x"] + end["width"] - grip.rect["x"] - grip.rect["width"] / 2)
+    ActionChains(driver).drag_and_drop_by_offset(grip, way, 0).perform()
     WebDriverWait(driver, 5).until(lambda _: in_page(driver, said) == "update 60")
     assert in_page(driver, value) == pytest.approx(-1.778)
     assert in_page(driver, "document.getElementById('layers').data[0].z[1][2]") is None  # this run was cut short at 40
@@ -125,7 +126,6 @@ def test_a_run_is_switched_off_in_all_plots_at_once(opened):
 
 
 def test_the_legend_switches_an_arm_off(opened):
-
     driver = opened()
     entry = driver.find_element(By.CSS_SELECTOR, "#curves .legendtoggle")
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)

@@ -3,10 +3,10 @@
 `python -m hf_warmup.report RUN [RUN ...]` does it all. The libraries that draw are loaded when something is drawn.
 """
 
-from .arms import mean_and_spread
+from .arms import by_arm, mean_and_spread
 from .figures import draw_comparison, plot_gradient_norms, plot_learning_rate, plot_loss, plot_ratio
 from .findings import DANGER_RATIO, RULES, Finding, find
-from .reading import Run, read_run, read_runs
+from .reading import Run, find_runs, read_run, read_runs
 from .settings import differing_settings, shared_settings
 
 
@@ -15,9 +15,11 @@ __all__ = [
     "RULES",
     "Finding",
     "Run",
+    "by_arm",
     "differing_settings",
     "draw_comparison",
     "find",
+    "find_runs",
     "mean_and_spread",
     "plot_gradient_norms",
     "plot_learning_rate",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import one_sentence_for_mistakes
@@ -16,23 +15,7 @@ from .arms import names_of
 from .figures import draw_comparison
 from .findings import in_words
 from .page import write_page
-from .reading import Run, is_run, read_run, read_runs
-
-
-def collect(folders: Sequence[str]) -> list[Run]:
-    """The runs of `folders`: each a run's, or one that holds run folders; none twice.
-
-    Raises:
-        `ValueError`: For a folder that is neither.
-    """
-    runs: dict[Path, Run] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: there is no such folder.")
-        found = [] if is_run(folder) else read_runs(folder)
-        for run in found or [read_run(folder)]:  # which says what is missing
-            runs.setdefault(run.folder.resolve(), run)
-    return list(runs.values())
+from .reading import find_runs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--title", help="of the page (default: the first folder's name)")
     args = parser.parse_args(argv)
     with one_sentence_for_mistakes():
-        runs = collect(args.runs)
+        runs = find_runs(args.runs)
         title = args.title or Path(args.runs[0]).resolve().name
         page = write_page(runs, Path(args.output_dir) / "report.html", title)
         figures = draw_comparison(runs, args.output_dir)

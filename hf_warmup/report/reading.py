@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -215,3 +215,19 @@ def read_runs(folder: str | Path) -> list[Run]:
 def _when_made(folder: Path) -> float:
     written = [folder / STATE_FILE, folder / FILE_NAME, folder]
     return next(path.stat().st_mtime for path in written if path.exists())
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs of `folders`: each a run's, or one that holds run folders; none twice.
+
+    Raises:
+        `ValueError`: For a folder that is neither.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: there is no such folder.")
+        found = [] if is_run(folder) else read_runs(folder)
+        for run in found or [read_run(folder)]:  # which says what is missing
+            runs.setdefault(run.folder.resolve(), run)
+    return list(runs.values())

@@ -74,6 +74,7 @@ def in_page(driver, code):
 def test_it_fits_and_follows_the_theme(opened, width, theme):
     driver = opened(width, theme)
     assert driver.title == "Three runs"
+    assert in_page(driver, "performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
     assert in_page(driver, "document.documentElement.scrollWidth") == width  # nothing sticks out
     plots = in_page(driver, "[...document.querySelectorAll('.js-plotly-plot')].map(p => [p.id, p.clientWidth])")
     assert [name for name, _ in plots] == ["curves", "layers", "run"]

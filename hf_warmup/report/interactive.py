@@ -60,7 +60,10 @@ def _value(point: tuple[int, float]) -> float:
     return point[1]
 
 
-def _series(run: Run, panel: str) -> list[tuple[str, tuple[list[int], list[float]]]]:
+_Lines = list[tuple[str, tuple[list[int], list[float]]]]
+
+
+def _series(run: Run, panel: str) -> _Lines:
     """The lines of a run in a panel: what is said of each behind the run's name, and its points."""
     if panel == "lr":
         lines = [("", run.series("scheduled_lr", "learning_rate"))]
@@ -88,22 +91,26 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
         # The legend's entry is a line of its own, so that it stays when a seed is switched off.
         figure.add_scatter(x=[None], y=[None], mode="lines", name=label(arm), **style)
         for run in seeds:
-            about = {
-                **style,
-                "showlegend": False,
-                "hovertemplate": "%{meta.name}<br>update %{x}: %{y:.4g}<extra></extra>",
-            }
             for row, panel in enumerate(panels, 1):
-                for what, points in _series(run, panel):
-                    steps, values = thin(*points, limit)
-                    meta = {"run": names[run.folder], "name": names[run.folder] + what}
-                    line = {**style["line"], "dash": "dot", "width": 1} if what else style["line"]
-                    mode = "lines" if len(steps) > 1 else "markers"
-                    figure.add_scatter(
-                        x=steps, y=values, mode=mode, meta=meta, row=row, col=1, **{**about, "line": line}
-                    )
+                _add_lines(figure, row, _series(run, panel), names[run.folder], limit, style)
     _lay_out_curves(figure, panels, runs)
     return figure
+
+
+def _add_lines(figure: Figure, row: int, lines: _Lines, name: str, limit: int, style: dict[str, Any]) -> None:
+    for what, points in lines:
+        steps, values = thin(*points, limit)
+        figure.add_scatter(
+            x=steps,
+            y=values,
+            mode="lines" if len(steps) > 1 else "markers",
+            meta={"run": name, "name": name + what},
+            hovertemplate="%{meta.name}<br>update %{x}: %{y:.4g}<extra></extra>",
+            showlegend=False,
+            row=row,
+            col=1,
+            **{**style, "line": {**style["line"], **({"dash": "dot", "width": 1} if what else {})}},
+        )
 
 
 def _lay_out_curves(figure: Figure, panels: list[str], runs: Sequence[Run]) -> None:
@@ -121,10 +128,11 @@ def _lay_out_curves(figure: Figure, panels: list[str], runs: Sequence[Run]) -> N
         figure.add_hrect(y0=DANGER_RATIO, y1=high, row=row, col=1, **zone)
         figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": PAGE_COLORS[0], "width": 1, "dash": "dot"})
         figure.update_yaxes(range=[log10(low), log10(high)], row=row)
+    height = PANEL_HEIGHT * len(panels)
     figure.update_layout(
-        height=PANEL_HEIGHT * len(panels) + 120,
+        height=height + 120,
         margin={"l": 60, "r": 10, "t": 40, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": 1.03, "yanchor": "bottom", "groupclick": "togglegroup"},
+        legend={"orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup"},
         hovermode="closest",
         **_BACKGROUND,
     )

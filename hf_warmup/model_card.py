@@ -27,6 +27,7 @@ from .report import (
     draw_comparison,
     find,
     find_runs,
+    in_words,
     mean_and_spread,
     plot_gradient_norms,
     read_run,
@@ -99,7 +100,7 @@ def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
 
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
     arms = list(dict.fromkeys(arm for values in results.values() for arm in values))
-    header = ["arm", *results, *(["adds to the command"] if settings else [])]
+    header = ["arm", *results, *(["settings"] if settings else [])]
     rows = [
         [
             f"`{arm}`",
@@ -173,7 +174,7 @@ def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
     """An [`Experiment`] in the words that the runs give: settings, findings, and how they end."""
     arms, differing = by_arm(runs), differing_settings(runs)
-    said = [f"- `{run.name}`: {finding.text}" for run in runs for finding in find(run)]
+    said = [f"- `{'`, `'.join(each['runs'])}`: {each['text']}" for each in in_words(runs, [run.name for run in runs])]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
     question = [
         f"{len(runs)} runs of {len(arms)} arms"
@@ -193,7 +194,7 @@ def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: st
         task=task,
         limits=" ".join(limits),
         settings={
-            arm: " ".join(f"--{key} {seeds[0].settings[key]}" for key in differing if key in seeds[0].settings)
+            arm: ", ".join(f"{key}={seeds[0].settings[key]}" for key in differing if key in seeds[0].settings)
             for arm, seeds in arms.items()
         }
         if differing

@@ -140,7 +140,9 @@ def test_a_short_warmup(tmp_path, settings, share):
 def test_the_sentence_about_a_short_warmup(tmp_path):
     settings = ADAMW | {"warmup_type": "linear", "num_warmup_steps": 100, "adam_beta2": 0.999}
     text = said(recorded(tmp_path / "a", planned=2000, **settings), "short warmup").text
-    assert text == ("A warmup of 100 updates is 5 % of what beta2 = 0.999 asks for (2 / (1 - beta2) = 2000 updates).")
+    assert text == ("A warmup of 100 updates is 5 % of what beta2 = 0.999 asks for, 2 / (1 - beta2) = 2000 updates.")
+    none = said(recorded(tmp_path / "none", planned=2000, **settings | {"num_warmup_steps": 0}), "short warmup").text
+    assert none == "No warmup; beta2 = 0.999 asks for 2 / (1 - beta2) = 2000 updates."
     text = said(recorded(tmp_path / "b", planned=450, **settings), "short warmup").text
     assert "2000 updates, more than the 450 of this run: use RAdam, whose own is of that length" in text
 

@@ -80,8 +80,9 @@ def test_run_folders_become_a_card(tmp_path, capsys):
     assert {result.metric_type for result in card.data.eval_results} == {"loss"}
     for part in (
         "# runs", "4 runs of 2 arms, which differ in learning_rate.", "All have optim = adamw.",
-        "`high-seed0`: encoder.layer.0's gradient is 100 times smaller", "over the seeds 0, 1; 5 updates a run",
-        "| `high` | 1.000 ± 0.000 | `--learning_rate 0.002` |", "- machine: ", "At least 2 seeds an arm",
+        "- `high-seed0`, `high-seed1`: encoder.layer.0's gradient is 100 times smaller",
+        "over the seeds 0, 1; 5 updates a run",
+        "| `high` | 1.000 ± 0.000 | `learning_rate=0.002` |", "- machine: ", "At least 2 seeds an arm",
     ):  # fmt: skip
         assert part in card.text, part
     for picture in card.text.split("](images/")[1:]:

@@ -5,7 +5,7 @@
 
 from .arms import by_arm, mean_and_spread
 from .figures import draw_comparison, plot_gradient_norms, plot_learning_rate, plot_loss, plot_ratio
-from .findings import DANGER_RATIO, RULES, Finding, find
+from .findings import DANGER_RATIO, RULES, Finding, find, in_words
 from .reading import Run, find_runs, read_run, read_runs
 from .settings import differing_settings, shared_settings
 
@@ -20,6 +20,7 @@ __all__ = [
     "draw_comparison",
     "find",
     "find_runs",
+    "in_words",
     "mean_and_spread",
     "plot_gradient_norms",
     "plot_learning_rate",

@@ -180,16 +180,11 @@ def _short_warmup(run: Run, threshold: float) -> tuple[str, dict[str, float]] | 
     asked, had = _untuned_length(run), _warmup_length(run)
     if asked is None or had is None or had >= threshold * asked or run.settings.get("norm_placement") == "pre":
         return None
-    whole = run.num_training_steps
-    long = (
-        f", more than the {whole} of this run: use RAdam, whose own is of that length"
-        if asked > (whole or asked)
-        else ""
-    )
-    text = (
-        f"A warmup of {had} updates is {_percent(had / asked)} of what beta2 = {run.settings['adam_beta2']:g} asks for "
-        f"(2 / (1 - beta2) = {asked} updates{long})."
-    )
+    whole = run.num_training_steps or asked
+    beta2 = f"beta2 = {run.settings['adam_beta2']:g} asks for"
+    text = f"A warmup of {had} updates is {_percent(had / asked)} of what {beta2}," if had else f"No warmup; {beta2}"
+    text += f" 2 / (1 - beta2) = {asked} updates"
+    text += f", more than the {whole} of this run: use RAdam, whose own is of that length." if asked > whole else "."
     return text, {"warmup": had, "asked": asked, "share": had / asked}
 
 

@@ -81,7 +81,11 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
 
     panels = [panel for panel in PANELS if any(_series(run, panel)[0][1][0] for run in runs)] or ["loss"]
     figure = make_subplots(
-        len(panels), 1, shared_xaxes=True, vertical_spacing=0.05, subplot_titles=[PANELS[panel][0] for panel in panels]
+        len(panels),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=60 / (PANEL_HEIGHT * len(panels)),
+        subplot_titles=[PANELS[panel][0] for panel in panels],
     )
     limit = min(1000, max(100, POINTS // (len(runs) * len(PANELS))))
     names = names_of(runs)
@@ -256,7 +260,9 @@ def draw_run(runs: Sequence[Run]) -> Figure | None:
         {"method": "restyle", "label": names[run.folder], "args": [{"visible": [other is run for other in runs]}]}
         for run in runs
     ]
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 70}}
+    # Its own colours: plotly paints the chosen entry almost white in a dark theme too, under the theme's white text.
+    colors = {"bgcolor": "#dfe6ee", "bordercolor": "#9aa5b1", "font": {"color": "#1f2933"}}
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 70}, **colors}
     figure.update_layout(updatemenus=[menu], **_lay_out_layers(runs, _all_layers(runs), 60))
     figure.update_layout(margin={"t": 130, "b": 70})
     figure.update_xaxes(title={"text": "update", "standoff": 20})

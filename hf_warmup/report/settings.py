@@ -21,11 +21,12 @@ MAIN_SETTINGS = (
 
 
 def known_settings(run: Run) -> dict[str, str]:
-    """Settings as text; lists and tables have no place in a cell."""
+    """Settings as text; lists and tables have no place in a cell, and the resolved warmup's length stands for both."""
+    resolved = {"warmup_steps", "warmup_epochs"} if "num_warmup_steps" in run.settings else set()
     return {
         key: f"{value:g}" if isinstance(value, float) else str(value)
         for key, value in run.settings.items()
-        if key not in _NO_SETTINGS and not isinstance(value, (list, dict))
+        if key not in _NO_SETTINGS | resolved and not isinstance(value, (list, dict))
     }
 
 

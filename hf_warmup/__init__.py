@@ -8,6 +8,7 @@ from .schedules import get_schedule, get_scheduler, with_warmup
 
 
 if TYPE_CHECKING:
+    from .accelerate_utils import create_optimizer, create_scheduler, per_update, record_gradient_norms
     from .gradient_norms import GradientNormRecorder
     from .modeling_bert_pre_ln import (
         BertPreLNConfig,
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 # Loaded when they are asked for (PEP 562), so that importing the package loads neither the Trainer nor a model.
 _LAZY = {
+    "create_optimizer": "accelerate_utils",
+    "create_scheduler": "accelerate_utils",
+    "per_update": "accelerate_utils",
+    "record_gradient_norms": "accelerate_utils",
     "GradientNormRecorder": "gradient_norms",
     "BertPreLNConfig": "modeling_bert_pre_ln",
     "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
@@ -49,10 +54,14 @@ __all__ = [
     "WarmupTrainer",
     "WarmupTrainerMixin",
     "WarmupTrainingArguments",
+    "create_optimizer",
     "create_optimizer_and_scheduler",
+    "create_scheduler",
     "get_schedule",
     "get_scheduler",
     "make_pair",
+    "per_update",
+    "record_gradient_norms",
     "with_warmup",
 ]
 

@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
-from .schedules import NOAM_PEAK, get_scheduler
+from .schedules import NOAM_PEAK, get_scheduler, innermost
 from .training_args import WarmupArgumentsMixin
 
 
@@ -47,14 +47,27 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
-    """The schedule that `args` describe on `optimizer`, for a run of `num_training_steps` updates.
+    """The schedule that `args` describe on `optimizer`, for a run of `num_training_steps` updates."""
+    num_warmup_steps, name = args.get_warmup_steps(num_training_steps), args.lr_scheduler_type.value
+    return scheduler_on(
+        optimizer, name, num_warmup_steps, num_training_steps, args.lr_scheduler_kwargs, args.warmup_type
+    )
 
-    With [`AdamWarmup`] the resolved number of warmup steps goes to the optimizer and the schedule does not warm up:
-    there is only ever one warmup.
+
+def scheduler_on(
+    optimizer: Optimizer,
+    name: str,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+    warmup_type: str | None = None,
+) -> LRScheduler:
+    """`get_scheduler`, checked over the whole run before it starts.
+
+    With [`AdamWarmup`] the number of warmup steps goes to the optimizer and the schedule does not warm up: there is
+    only ever one warmup.
     """
-    num_warmup_steps, warmup_type = args.get_warmup_steps(num_training_steps), args.warmup_type
-    name = args.lr_scheduler_type.value
-    own = getattr(optimizer, "optimizer", optimizer)  # out of Accelerate's wrapper
+    own = innermost(optimizer)
     if isinstance(own, AdamWarmup):
         _hand_warmup_over(own, num_warmup_steps, warmup_type)
         warmup_type = "none"
@@ -64,12 +77,12 @@ def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_traini
             "Add warmup_type='linear'."
         )
     scheduler = get_scheduler(
-        name, optimizer, num_warmup_steps, num_training_steps, args.lr_scheduler_kwargs, warmup_type
+        name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs, warmup_type
     )
     if isinstance(scheduler, LambdaLR):
         peak = _check_curve(name, scheduler, num_warmup_steps, num_training_steps)
         if name == "noam":
-            _report_noam_peak(args.learning_rate, peak)
+            _report_noam_peak(own.defaults["lr"], peak)
     return scheduler
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +18,33 @@ if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
+# What gloo and NCCL say when the other side of a connection is gone.
+_LOST_PEER = (
+    "Connection (closed|reset) by peer|Broken pipe|[Tt]imed out waiting|remote process exited|NCCL communicator"
+)
+
+
 @contextmanager
 def one_sentence_for_mistakes() -> Iterator[None]:
-    """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback."""
+    """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback.
+
+    So too, with exit code 1, where another process of the run has ended and this one cannot go on.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not re.search(_LOST_PEER, str(error)):
+            raise
+        last_line = str(error).strip().splitlines()[-1]
+        print(
+            f"error: Another process of this run has ended or cannot be reached ({last_line}): start all of them again "
+            "with --resume_from_checkpoint auto.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -45,6 +66,28 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
         hint = " It is a share of --warmup_steps now." if flag == "--warmup_ratio" else ""
         raise ValueError(f"{flag} is no argument.{hint or (f' Did you mean {close[0]}?' if close else '')}")
     return tuple(parsed)
+
+
+def check_process_count(num_processes: int) -> None:
+    """Refuse to be one of several unrelated runs: the launcher asked for more processes than this one sees.
+
+    That is what comes of `torchrun` with an Accelerate loop on the CPU unless `ACCELERATE_USE_CPU=true`, of
+    `accelerate launch --cpu --num_processes 2`, and of `srun` without a launcher.
+
+    Raises:
+        `ValueError`: With both numbers and the command that works.
+    """
+    sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+    asked = max((int(os.environ[name]) for name in sizes if os.environ.get(name, "").isdigit()), default=1)
+    # Accelerate's launcher for one process leaves this address behind only if several were asked for.
+    if asked == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
+        asked = 2 if "WORLD_SIZE" not in os.environ else asked
+    if asked > num_processes:
+        raise ValueError(
+            f"The launcher asked for {asked if asked > 2 else 'more than one'} processes and this run sees "
+            f"{num_processes}: several on a CPU need ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+            "--num_processes N, as in scripts/accelerate_configs/."
+        )
 
 
 def _flags_from_file(path: Path) -> list[str]:

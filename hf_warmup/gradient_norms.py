@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ._messages import check_name, check_number
+from ._sharding import add_shards, local_part
 
 
 FILE_NAME = "gradient_norms.jsonl"
@@ -94,7 +95,7 @@ def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> T
     """L2 norm of each group of `gradients`, on their device.
 
     Args:
-        gradients (`list[Tensor]`): Of any shapes.
+        gradients (`list[Tensor]`): Of any shapes; shards of a `DTensor` are added up over its processes.
         index (`list[int]`): Group of each gradient, in `[0, num_groups)`.
         num_groups (`int`): Number of groups.
 
@@ -104,11 +105,17 @@ def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> T
     if not gradients:
         return torch.zeros(num_groups)
     device = gradients[0].device
-    norms = torch.stack([norm.to(device) for norm in _tensor_norms(gradients)])
-    if num_groups == len(index) and index == list(range(num_groups)):
+    parts, shardings = zip(*map(local_part, gradients), strict=True)
+    norms = torch.stack([norm.to(device) for norm in _tensor_norms(list(parts))])
+    if not any(shardings) and num_groups == len(index) and index == list(range(num_groups)):
         return norms
-    where = torch.tensor(index, device=norms.device)
-    return torch.zeros(num_groups, device=norms.device).index_add_(0, where, norms.square()).sqrt_()
+    squares, total = norms.square(), torch.zeros(num_groups, device=device)
+    for sharding in dict.fromkeys(shardings):  # one for most models, whole or sharded
+        mine = [i for i, other in enumerate(shardings) if other == sharding]
+        where = torch.tensor([index[i] for i in mine], device=device)
+        chosen = squares if len(mine) == len(index) else squares[torch.tensor(mine, device=device)]
+        total += add_shards(torch.zeros_like(total).index_add_(0, where, chosen), sharding)
+    return total.sqrt_()
 
 
 def gradient_norms(named_parameters: Iterable[tuple[str, Tensor]], group_by: GroupBy = "layer") -> dict[str, Tensor]:
@@ -134,17 +141,16 @@ def gradient_norms(named_parameters: Iterable[tuple[str, Tensor]], group_by: Gro
 
     ```
     """
-    named_parameters = list(named_parameters)
-    groups = group_names([name for name, _ in named_parameters], group_by)
-    names, norms = _measure(named_parameters, groups)
+    gradients = [(name, p.grad) for name, p in named_parameters]
+    names, norms = _measure(gradients, group_names([name for name, _ in gradients], group_by))
     return dict(zip(names, norms, strict=True))
 
 
-def _measure(named_parameters: Iterable[tuple[str, Tensor]], groups: dict[str, str]) -> tuple[list[str], Tensor]:
-    with_gradient = [(groups[name], p.grad) for name, p in named_parameters if p.grad is not None]
-    order = {group: i for i, group in enumerate(dict.fromkeys(group for group, _ in with_gradient))}
-    index = [order[group] for group, _ in with_gradient]
-    return list(order), group_norms([gradient for _, gradient in with_gradient], index, len(order))
+def _measure(named_gradients: list[tuple[str, Tensor | None]], groups: dict[str, str]) -> tuple[list[str], Tensor]:
+    present = [(groups[name], gradient) for name, gradient in named_gradients if gradient is not None]
+    order = {group: i for i, group in enumerate(dict.fromkeys(group for group, _ in present))}
+    index = [order[group] for group, _ in present]
+    return list(order), group_norms([gradient for _, gradient in present], index, len(order))
 
 
 class GradientNormRecorder:
@@ -197,10 +203,16 @@ class GradientNormRecorder:
             step (`int`): The update, counted from 1.
             scale (`Tensor` or `float`, *optional*): The fp16 loss scale that the gradients still carry.
         """
-        named_parameters = list(named_parameters)
-        if [name for name, _ in named_parameters] != list(self._groups):
-            self._groups = group_names([name for name, _ in named_parameters], self.group_by)
-        groups, norms = _measure(named_parameters, self._groups)
+        self.record_gradients(((name, p.grad) for name, p in named_parameters), step, scale)
+
+    def record_gradients(
+        self, named_gradients: Iterable[tuple[str, Tensor | None]], step: int, scale: Tensor | float | None = None
+    ) -> None:
+        """As [`record`][GradientNormRecorder.record], from gradients; the norm of one will do for it."""
+        named_gradients = list(named_gradients)
+        if [name for name, _ in named_gradients] != list(self._groups):
+            self._groups = group_names([name for name, _ in named_gradients], self.group_by)
+        groups, norms = _measure(named_gradients, self._groups)
         self._pending.append((step, groups, norms if scale is None else norms / scale))
         if len(self._pending) >= MAX_PENDING:
             self.flush()
@@ -215,13 +227,11 @@ class GradientNormRecorder:
             chunk = values[start : start + len(norms)]
             start += len(norms)
             records.append(_as_record(step, groups, chunk))
+        if self.path is not None:
+            _append_whole(self.path, _as_lines(records))
         self._pending.clear()
         self.nonfinite_updates += sum("nonfinite" in record for record in records)
         self.latest = records[-1]
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_as_lines(records))
         return records
 
     def resume(self, step: int) -> None:
@@ -234,6 +244,20 @@ class GradientNormRecorder:
         replacement = self.path.with_suffix(".tmp")
         replacement.write_text(_as_lines(kept), encoding="utf-8")
         replacement.replace(self.path)
+
+
+def _append_whole(path: Path, lines: str) -> None:
+    """Append all of `lines` or, where the disk is full, nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            unwritten = memoryview(lines.encode())
+            while unwritten:
+                unwritten = unwritten[file.write(unwritten) :]
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def _as_lines(records: list[dict[str, Any]]) -> str:

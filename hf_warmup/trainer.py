@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PretrainedConfig, Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ._deepspeed import refuse_swaps
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
+from ._recording import record_gradient_norms
+from .checkpoints import full_disk_is_said, resolve_checkpoint
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
 from .model_card import add_recording
 from .run_settings import write_run_settings
 from .schedules import WarmupLR
-from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
+from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 
 
 logger = logging.get_logger(__name__)
@@ -52,6 +54,8 @@ def create_optimizer_and_scheduler(
     ```
     """
     _check_args(args)
+    if args.deepspeed_plugin is not None:
+        raise ValueError("optimizers= is replaced by AdamW and a linear schedule under DeepSpeed: use WarmupTrainer.")
     if args.optimizer_is_ours:
         cls, kwargs = optimizer_cls_and_kwargs(args)
     else:
@@ -69,6 +73,13 @@ def _check_args(args: Any) -> None:
         raise ValueError(
             f"args is a {type(args).__name__}: expected WarmupTrainingArguments, or a class that mixes "
             "WarmupArgumentsMixin in."
+        )
+    if args.deepspeed_plugin is not None:
+        ours = isinstance(args.lr_scheduler_type, Name) or args.warmup_type is not None
+        refuse_swaps(
+            args.deepspeed_plugin.deepspeed_config,
+            optimizer=f"optim={args.optim.value!r}" if args.optimizer_is_ours else None,
+            scheduler=f"lr_scheduler_type={args.lr_scheduler_type.value!r}" if ours else None,
         )
 
 
@@ -106,6 +117,10 @@ class WarmupTrainerMixin:
             args = WarmupTrainingArguments(output_dir="tmp_trainer")
         _check_args(args)
         super().__init__(model, args, *more, **kwargs)
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise ValueError(
+                f"fsdp={self.args.fsdp!r} is not in force: transformers shards on a GPU only, not on the CPU."
+            )
         if ignores_num_items_in_batch(self.accelerator.unwrap_model(self.model)):
             self.model_accepts_loss_kwargs = False
         self.add_callback(_WriteSettings())
@@ -133,14 +148,9 @@ class WarmupTrainerMixin:
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; then the gradient, whole and not yet clipped, is measured."""
-        loss = super().training_step(model, *args, **kwargs)
-        recorder, step = self.gradient_norm_recorder, self.state.global_step + 1
-        if recorder is not None and self.accelerator.sync_gradients and recorder.wants(step):
-            scaler = self.accelerator.scaler
-            # `scale(1)` is the loss scale as a tensor on the device; `get_scale()` would wait for the device.
-            scale = None if scaler is None else scaler.scale(torch.ones((), device=loss.device))
-            recorder.record(self.model.named_parameters(), step, scale)
-        return loss
+        step = self.state.global_step + 1
+        with record_gradient_norms(self.gradient_norm_recorder, self.accelerator, self.model, step):
+            return super().training_step(model, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers, with `grad_norm/<layer>` of the last recorded update and `scheduled_lr`."""
@@ -186,14 +196,21 @@ class WarmupTrainerMixin:
             scheduler.step(metrics[metric if metric.startswith("eval_") else f"eval_{metric}"])
         return metrics
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; says at the end if any gradient was not finite. What was recorded outlives a crash."""
-        recorder = self.gradient_norm_recorder
-        try:
-            output = super().train(*args, **kwargs)
-        finally:
-            if recorder is not None:
-                recorder.flush()
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a damaged checkpoint is refused, or passed over where the last one is asked for.
+
+        Says at the end if any gradient was not finite. What was recorded outlives a crash.
+        """
+        recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
+        if resume_from_checkpoint:
+            chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
+            resume_from_checkpoint = None if chosen is None else str(chosen)
+        with full_disk_is_said(output_dir):
+            try:
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                if recorder is not None:
+                    recorder.flush()
         if recorder is not None and recorder.nonfinite_updates:
             logger.warning(
                 f"{recorder.nonfinite_updates} recorded updates had a gradient that was not finite; "

@@ -55,11 +55,12 @@ def _number_if_text(value: Any) -> Any:
     return value
 
 
-def _resolve_kwargs(value: Any) -> dict[str, Any]:
+def resolve_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """`lr_scheduler_kwargs` as a dictionary with numbers, from one or from JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f'lr_scheduler_kwargs={value!r}: expected a JSON object such as {{"d_model": 768}} ({error}).'
             ) from None
@@ -142,7 +143,7 @@ class WarmupArgumentsMixin:
         self._check_one_warmup()
 
     def _check_names_and_numbers(self) -> None:
-        self.lr_scheduler_kwargs = _resolve_kwargs(self.lr_scheduler_kwargs)
+        self.lr_scheduler_kwargs = resolve_kwargs(self.lr_scheduler_kwargs)
         for name in ("learning_rate", "weight_decay", "adam_epsilon"):
             check_number(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2"):

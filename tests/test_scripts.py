@@ -13,11 +13,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertTokenizerFast
 
 from hf_warmup.gradient_norms import read_gradient_norms
-from tiny import tiny_bert
+from tiny import FROM_SCRATCH, tiny_bert, write_task
 
 
 ROOT = Path(__file__).parent.parent
-WORDS = ["good", "fine", "great", "bad", "poor", "dull", "film", "a", "the", "very"]
 
 
 @pytest.fixture
@@ -57,17 +56,10 @@ def finetune(script, files):
 def files(tmp_path_factory):
     """A vocabulary, SST-2-like files, and a pretrained checkpoint, made here."""
     folder = tmp_path_factory.mktemp("files")
-    (folder / "vocabulary").mkdir()
-    (folder / "vocabulary" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    rows = [f"a {very} {word} film\t{int(i < 3)}" for i, word in enumerate(WORDS[:6]) for very in ("very", "the")]
-    (folder / "train.tsv").write_text("sentence\tlabel\n" + "\n".join(rows * 8) + "\n")
-    (folder / "dev.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    write_task(folder)
     tiny_bert(vocab_size=15).save_pretrained(folder / "checkpoint")
     BertTokenizerFast.from_pretrained(folder / "vocabulary").save_pretrained(folder / "checkpoint")
     return folder
-
-
-FROM_SCRATCH = ("--num_hidden_layers", 2, "--hidden_size", 16, "--num_attention_heads", 2, "--intermediate_size", 32)
 
 
 @pytest.mark.parametrize("placement", ["post", "pre"])

@@ -37,6 +37,19 @@ def examples(count: int = 64, seed: int = 1) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": x, "labels": (x[0] >= TINY["vocab_size"] // 2).long()} for x in tokens]
 
 
+WORDS = ["good", "fine", "great", "bad", "poor", "dull", "film", "a", "the", "very"]
+FROM_SCRATCH = ("--num_hidden_layers", 2, "--hidden_size", 16, "--num_attention_heads", 2, "--intermediate_size", 32)
+
+
+def write_task(folder: Path) -> None:
+    """A vocabulary, and files like SST-2's in which six words decide."""
+    (folder / "vocabulary").mkdir()
+    (folder / "vocabulary" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    rows = [f"a {very} {word} film\t{int(i < 3)}" for i, word in enumerate(WORDS[:6]) for very in ("very", "the")]
+    (folder / "train.tsv").write_text("sentence\tlabel\n" + "\n".join(rows * 8) + "\n")
+    (folder / "dev.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+
+
 def arguments(output_dir: Path | str, cls: type = WarmupTrainingArguments, **kwargs: Any) -> Any:
     """Arguments of a quiet run of 8 updates on the CPU that logs each of them."""
     defaults = {

@@ -16,7 +16,7 @@ from ._compose import (
     multiply,
     schedule_keywords,
 )
-from ._get_scheduler import get_scheduler
+from ._get_scheduler import get_scheduler, innermost
 from ._with_warmup import WarmupLR, with_warmup
 from .decays import DECAYS, NOAM_PEAK, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
 from .warmups import (
@@ -47,6 +47,7 @@ __all__ = [
     "get_schedule",
     "get_scheduler",
     "host_scheduler_names",
+    "innermost",
     "inverse_time_decay",
     "join",
     "linear_warmup",

@@ -14,8 +14,15 @@ from .decays import DECAYS
 from .warmups import WARMUPS
 
 
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The user's own optimizer, out of Accelerate's and DeepSpeed's wrappers."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
 def _name(optimizer: Optimizer) -> str:
-    return type(getattr(optimizer, "optimizer", optimizer)).__name__  # out of Accelerate's wrapper
+    return type(innermost(optimizer)).__name__
 
 
 def get_scheduler(
@@ -89,7 +96,7 @@ def get_scheduler(
             beta2 = group_beta2(group)
             return get_schedule("constant", num_warmup_steps or 0, warmup_type=warmup_type, beta2=beta2, **own)
         # A limit on the learning rate itself is taken against the optimizer's default, as transformers does.
-        base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else optimizer.defaults["lr"]
+        base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else innermost(optimizer).defaults["lr"]
         return get_schedule(
             name,
             num_warmup_steps or 0,

@@ -21,6 +21,7 @@ class WarmupLR(LRScheduler):
         self.warmups = list(warmups)
         self.optimizer = lr_scheduler.optimizer
         self.last_epoch = 0
+        self._step_count = 1  # Accelerate counts on it
         self._apply()
 
     def _apply(self) -> None:

@@ -1,0 +1,172 @@
+"""Whether a checkpoint is whole, which one is the last that is, and what a full disk means for them.
+
+A run that is killed while it saves leaves a half checkpoint. Nothing here executes what a file holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+STATE = "trainer_state.json"  # written last, by the Trainer and by our Accelerate loop
+WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders `checkpoint-N` of `output_dir`, whole or not, by N."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+
+
+def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes: int = 1) -> str | None:
+    """What is wrong with a checkpoint, by the file's name; `None` for a whole one.
+
+    Args:
+        checkpoint (`str` or `Path`): A folder that the Trainer or our Accelerate loop saved.
+        model (`nn.Module`, *optional*): Weights and optimizer state have to be of its shapes.
+        num_processes (`int`, defaults to 1): Where a Trainer saved the random numbers of several processes, those of
+            so many are expected.
+
+    Returns:
+        `str`, *optional*: Half a sentence, such as `"optimizer.pt is cut off"`.
+    """
+    folder = Path(checkpoint)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    for path in files:
+        if problem := _file_damage(path):
+            return f"{path.relative_to(folder)} {problem}"
+    if not (folder / STATE).is_file():
+        return f"{STATE} is missing: the save did not finish"
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        return "the weights are missing"
+    # Each process of a Trainer writes its own, and may be killed before it has.
+    random_states = len(list(folder.glob("rng_state_*.pth")))
+    if 0 < random_states < num_processes:
+        return f"rng_state_{random_states}.pth is missing: {num_processes} processes need as many"
+    return None if model is None else _foreign(folder, model)
+
+
+def _file_damage(path: Path) -> str | None:
+    if path.stat().st_size == 0 and path.suffix:
+        return "is empty"
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        elif path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+            with zipfile.ZipFile(path):  # its directory stands at the end
+                pass
+    except (ValueError, SafetensorError, zipfile.BadZipFile):
+        return "is cut off or is not what its name says"
+    return None
+
+
+def _foreign(folder: Path, model: nn.Module) -> str | None:
+    """The first file whose tensors are not those of `model`; sharded and adapter checkpoints are not looked into."""
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        with safe_open(weights, framework="pt") as file:
+            saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        # Some models of transformers save under other names than they train under: one in common is enough.
+        common = saved.keys() & expected.keys()
+        odd = next((name for name in sorted(common) if saved[name] != expected[name]), None)
+        if odd or (saved and not common):
+            what = f"{odd} is {saved[odd]}, not {expected[odd]}" if odd else "no tensor has a name that is known"
+            return f"{weights.name} is of another model ({what})"
+    shapes = [list(p.shape) for p in model.parameters()]
+    for path in (folder / "optimizer.pt", folder / "optimizer.bin"):
+        if weights.is_file() and path.is_file() and (problem := _foreign_optimizer(path, shapes)):
+            return f"{path.name} {problem}"
+    return None
+
+
+def _foreign_optimizer(path: Path, shapes: list[list[int]]) -> str | None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
+    except Exception:
+        return "is not the state of an optimizer"
+    tensors = [value for of_one in state.values() for value in of_one.values() if isinstance(value, torch.Tensor)]
+    odd = next((list(tensor.shape) for tensor in tensors if tensor.ndim and list(tensor.shape) not in shapes), None)
+    return f"is of another model (no parameter has the shape {odd})" if odd else None
+
+
+def resolve_checkpoint(
+    resume_from_checkpoint: str | bool | Path,
+    output_dir: str | Path,
+    model: nn.Module | None = None,
+    num_processes: int = 1,
+) -> Path | None:
+    """The whole checkpoint that is meant.
+
+    Args:
+        resume_from_checkpoint (`str`, `bool` or `Path`): A folder; `True` or `"true"` for the last whole one of
+            `output_dir`; `"auto"` for the same if there is one, and otherwise `None`: a first start and a restart are
+            one command.
+        output_dir (`str` or `Path`): Where the run saves.
+        model, num_processes: As in [`damage`].
+
+    Raises:
+        `ValueError`: If it is damaged, with the file's name and the last whole one; or if there is none.
+    """
+    newest_first = checkpoints(output_dir)[::-1]
+    if str(resume_from_checkpoint).lower() not in ("true", "auto"):
+        chosen = Path(resume_from_checkpoint)
+        if not chosen.is_dir():
+            raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: there is no such folder.")
+        problem = damage(chosen, model, num_processes)
+        if problem is None:
+            return chosen
+        others = (path for path in newest_first if path.resolve() != chosen.resolve())
+        whole = next((path for path in others if damage(path, model, num_processes) is None), None)
+        offer = f"the last whole checkpoint is {whole}" if whole else f"there is no whole one in {output_dir}"
+        raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: {problem}; {offer}.")
+    problems = []
+    for path in newest_first:
+        problem = damage(path, model, num_processes)
+        if problem is None:
+            for line in problems:
+                logger.warning(f"Passing over a checkpoint that is not whole: {line}.")
+            return path
+        problems.append(f"{path.name}: {problem}")
+    if str(resume_from_checkpoint).lower() == "auto":
+        return None
+    raise ValueError(
+        f"resume_from_checkpoint={resume_from_checkpoint!r}: {output_dir} has no whole checkpoint"
+        f"{f' ({problems[0]})' if problems else ''}."
+    )
+
+
+@contextmanager
+def full_disk_is_said(output_dir: str | Path) -> Iterator[None]:
+    """Whatever a full disk makes a library raise becomes one `OSError` that says so and where to go on."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if not (full or "os error 28" in str(error) or _no_room(output_dir)):
+            raise
+        whole = next((path for path in checkpoints(output_dir)[::-1] if damage(path) is None), None)
+        rest = f"; {whole} is whole: make room and resume from it" if whole else ""
+        raise OSError(errno.ENOSPC, f"No space left on the disk of {output_dir}{rest}") from error
+
+
+def _no_room(folder: str | Path) -> bool:
+    return Path(folder).exists() and shutil.disk_usage(folder).free < 2**16

@@ -1,0 +1,264 @@
+"""Fine-tune a BERT as `finetune_bert.py` does, in an Accelerate loop that is yours to change.
+
+The flags of transformers' `run_glue_no_trainer.py`, and ours:
+
+    accelerate launch --config_file scripts/accelerate_configs/ddp.yaml scripts/finetune_bert_no_trainer.py \
+        --model_name_or_path bert-base-uncased --task_name sst2 --max_length 128 --learning_rate 2e-5 \
+        --optim radam --lr_scheduler_type cosine --warmup_type linear --num_warmup_steps 500 --output_dir runs/sst2
+
+One process on a CPU, a small model from scratch, from files, stopped and resumed as you like:
+
+    python scripts/finetune_bert_no_trainer.py --tokenizer_name path/to/vocabulary --task_name sst2 \
+        --train_file SST-2/train.tsv --validation_file SST-2/dev.tsv --num_hidden_layers 2 --hidden_size 128 \
+        --num_attention_heads 4 --intermediate_size 512 --max_length 64 --pad_to_max_length false \
+        --per_device_train_batch_size 64 --learning_rate 5e-4 --max_train_steps 300 --num_warmup_steps 100 \
+        --checkpointing_steps 50 --resume_from_checkpoint auto --output_dir runs/sst2_loop
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, set_seed
+from datasets.utils.logging import disable_progress_bar
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, HfArgumentParser, TrainerState, default_data_collator
+
+from hf_warmup import GradientNormRecorder
+from hf_warmup._messages import check_number
+from hf_warmup.accelerate_utils import (
+    check_accelerator,
+    create_optimizer,
+    create_scheduler,
+    load_checkpoint,
+    record_gradient_norms,
+    save_checkpoint,
+)
+from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
+from hf_warmup.finetuning import (
+    DataArguments,
+    ModelArguments,
+    build_model,
+    check_sizes,
+    load_data,
+    load_tokenizer,
+    tokenize,
+)
+from hf_warmup.gradient_norms import FILE_NAME
+from hf_warmup.metrics import classification_metrics
+from hf_warmup.training_args import resolve_kwargs
+
+
+@dataclass
+class LoopArguments:
+    """How to train."""
+
+    output_dir: str = field(metadata={"help": "Where checkpoints, the model and the recording go."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Examples a process and micro-batch."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Examples a process."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "The peak, where the schedule has one."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Of all but biases and LayerNorms."})
+    num_train_epochs: int = field(default=3, metadata={"help": "Epochs, without max_train_steps."})
+    max_train_steps: int | None = field(default=None, metadata={"help": "Updates, instead of epochs."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an update."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the total norm; 0 for never."})
+    optim: str = field(default="adamw", metadata={"help": "A name of hf_warmup.OPTIMIZERS."})
+    optim_args: str | None = field(default=None, metadata={"help": "key=value,key=value for the optimizer."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "A decay of ours or of transformers'."})
+    lr_scheduler_kwargs: str | None = field(default=None, metadata={"help": "As JSON, for decay and warmup."})
+    warmup_type: str | None = field(default=None, metadata={"help": "The warmup in front of the decay."})
+    num_warmup_steps: int = field(default=0, metadata={"help": "Updates, whatever the number of processes."})
+    seed: int = field(default=42, metadata={"help": "Of the model, the order of the data, and dropout."})
+    split_batches: bool = field(default=False, metadata={"help": "The batch size is of all processes together."})
+    checkpointing_steps: str | None = field(default=None, metadata={"help": "Save every so many updates, or 'epoch'."})
+    checkpoints_total_limit: int | None = field(default=None, metadata={"help": "Keep the newest so many."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A folder; 'true' for the last whole one; 'auto': if there is one."},
+    )
+    grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every so many updates; 0: never."})
+    grad_norm_group_by: str = field(default="layer", metadata={"help": "layer, module or parameter."})
+    with_tracking: bool = field(default=False, metadata={"help": "Log to the trackers of report_to."})
+    report_to: str = field(default="all", metadata={"help": "tensorboard, wandb, ... for with_tracking."})
+    process_group_timeout: int = field(default=1800, metadata={"help": "Seconds without a word until a run ends."})
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check_number(name, getattr(self, name), 1, integer=True)
+        for name in ("num_train_epochs", "max_train_steps", "checkpoints_total_limit", "process_group_timeout"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 1, integer=True)
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            check_number(name, getattr(self, name))
+        for name in ("num_warmup_steps", "grad_norm_steps", "seed"):
+            check_number(name, getattr(self, name), integer=True)
+        if self.checkpointing_steps not in (None, "epoch"):
+            digits = self.checkpointing_steps.isdigit() and int(self.checkpointing_steps)
+            check_number("checkpointing_steps", digits or self.checkpointing_steps, 1, integer=True)
+
+    def saves_at(self, step: int, steps_an_epoch: int) -> bool:
+        """Whether update `step` is followed by a checkpoint."""
+        every = {None: 0, "epoch": steps_an_epoch}.get(self.checkpointing_steps)
+        every = int(self.checkpointing_steps) if every is None else every
+        return every > 0 and step % every == 0
+
+
+def batches(accelerator: Accelerator, loader: Any, epoch: int, skipped: int) -> Iterator[Any]:
+    """Micro-batches, epoch after epoch, without the first `skipped` of the first; an epoch's order follows from it."""
+    while True:
+        loader.set_epoch(epoch)
+        yield from accelerator.skip_first_batches(loader, skipped) if skipped else loader
+        epoch, skipped = epoch + 1, 0
+
+
+def evaluate(accelerator: Accelerator, model: Any, loader: Any) -> dict[str, float]:
+    """Metrics over the whole validation split, the duplicates that fill the last batch left out."""
+    model.eval()
+    predictions, references = [], []
+    for batch in loader:
+        with torch.no_grad():
+            logits = model(**batch).logits
+        logits, labels = accelerator.gather_for_metrics((logits.float(), batch["labels"]))
+        predictions.append(logits.cpu())
+        references.append(labels.cpu())
+    model.train()
+    metrics = classification_metrics(torch.cat(predictions).numpy(), torch.cat(references).numpy())
+    return {f"eval_{key}": value for key, value in metrics.items()}
+
+
+def train(
+    accelerator: Accelerator,
+    args: LoopArguments,
+    state: TrainerState,
+    steps_an_epoch: int,
+    model: Any,
+    optimizer: Any,
+    loader: Any,
+    eval_loader: Any,
+    scheduler: Any,
+) -> None:
+    """Update the model from `state.global_step` to `state.max_steps`."""
+    recorder = None
+    if args.grad_norm_steps:
+        path = Path(args.output_dir) / FILE_NAME if accelerator.is_main_process else None
+        recorder = GradientNormRecorder(path, args.grad_norm_group_by, args.grad_norm_steps)
+        recorder.resume(state.global_step)
+    epoch, within = divmod(state.global_step, steps_an_epoch)
+    micro_batches = batches(accelerator, loader, epoch, within * args.gradient_accumulation_steps)
+    progress = tqdm(total=state.max_steps, initial=state.global_step, disable=not accelerator.is_local_main_process)
+    losses = []
+    model.train()
+    while state.global_step < state.max_steps:
+        with accelerator.accumulate(model):
+            loss = model(**next(micro_batches)).loss
+            losses.append(loss.detach())
+            with record_gradient_norms(recorder, accelerator, model, state.global_step + 1):
+                accelerator.backward(loss)
+            if accelerator.sync_gradients and args.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            learning_rate = scheduler.get_last_lr()[0]
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if not accelerator.sync_gradients:
+            continue
+        state.global_step += 1
+        state.epoch = state.global_step / steps_an_epoch
+        loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        losses.clear()
+        log(accelerator, state, {"loss": loss, "learning_rate": learning_rate}, recorder)
+        if state.global_step % steps_an_epoch == 0 or state.global_step == state.max_steps:
+            log(accelerator, state, evaluate(accelerator, model, eval_loader))
+        if args.saves_at(state.global_step, steps_an_epoch):
+            save_checkpoint(accelerator, args.output_dir, state, args.checkpoints_total_limit)
+        progress.update()
+    progress.close()
+
+
+def log(
+    accelerator: Accelerator, state: TrainerState, entry: dict[str, float], recorder: GradientNormRecorder | None = None
+) -> None:
+    """To the state, as the Trainer does, and to the trackers, with the latest gradient norms."""
+    state.log_history.append({**entry, "epoch": state.epoch, "step": state.global_step})
+    if recorder is not None:
+        recorder.flush()
+        entry = entry | {key: value for key, value in recorder.latest.items() if key.startswith("grad_norm")}
+    accelerator.log(entry, step=state.global_step)
+
+
+def main() -> None:
+    with one_sentence_for_mistakes():
+        model_args, data_args, args = parse_arguments(HfArgumentParser((ModelArguments, DataArguments, LoopArguments)))
+        kwargs = resolve_kwargs(args.lr_scheduler_kwargs)
+        check_sizes(model_args, data_args)
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=args.report_to if args.with_tracking else None,
+            project_dir=args.output_dir,
+            dataloader_config=DataLoaderConfiguration(split_batches=args.split_batches, use_seedable_sampler=True),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.process_group_timeout))],
+        )
+        check_process_count(accelerator.num_processes)
+        check_accelerator(accelerator, args.optim)
+        if not accelerator.is_local_main_process:
+            disable_progress_bar()
+        set_seed(args.seed)
+        with accelerator.main_process_first():
+            data, columns = load_data(data_args, ["train", "validation"])
+            tokenizer = load_tokenizer(model_args)
+            data = tokenize(data, columns, tokenizer, data_args)
+        model = build_model(model_args, tokenizer, data, data_args.max_seq_length)
+        multiple = 8 if accelerator.mixed_precision == "fp16" else None
+        pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+        collate = default_data_collator if data_args.pad_to_max_length else pad
+        # Generators of their own: the loaders take nothing from the random numbers that dropout uses, so a resumed run
+        # has those of one that never stopped.
+        train_loader = DataLoader(
+            data["train"], args.per_device_train_batch_size, True, collate_fn=collate, generator=torch.Generator()
+        )
+        eval_loader = DataLoader(
+            data["validation"], args.per_device_eval_batch_size, collate_fn=collate, generator=torch.Generator()
+        )
+        loaders = 1 if args.split_batches else accelerator.num_processes
+        steps_an_epoch = math.ceil(math.ceil(len(train_loader) / loaders) / args.gradient_accumulation_steps)
+        max_steps = args.max_train_steps or args.num_train_epochs * steps_an_epoch
+        decay = args.weight_decay
+        optimizer = create_optimizer(model, args.optim, args.learning_rate, decay, optim_args=args.optim_args)
+        scheduler = create_scheduler(
+            optimizer, args.lr_scheduler_type, args.num_warmup_steps, max_steps, kwargs, args.warmup_type
+        )
+        prepared = accelerator.prepare(model, optimizer, train_loader, eval_loader, scheduler)
+        model, *_, eval_loader, _ = prepared
+        state = TrainerState()
+        if args.resume_from_checkpoint:
+            state = load_checkpoint(accelerator, args.resume_from_checkpoint, args.output_dir, model)
+        state.max_steps = max_steps
+        if args.with_tracking:
+            accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
+        train(accelerator, args, state, steps_an_epoch, *prepared)
+
+    accelerator.wait_for_everyone()
+    weights = accelerator.get_state_dict(model)  # every process takes part where the model is sharded
+    if accelerator.is_main_process:
+        folder = Path(args.output_dir)
+        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+        state.save_to_json(str(folder / "trainer_state.json"))
+        metrics = {key: value for key, value in state.log_history[-1].items() if key.startswith("eval_")}
+        (folder / "all_results.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(metrics))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

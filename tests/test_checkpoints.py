@@ -1,0 +1,187 @@
+"""Checkpoints: a whole one is whole, every kind of damage is named by its file, and the last whole one is found."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_warmup import WarmupTrainer
+from hf_warmup.checkpoints import checkpoints, damage, full_disk_is_said, resolve_checkpoint
+from hf_warmup.gradient_norms import GradientNormRecorder, read_gradient_norms
+from tiny import arguments, column, examples, run, tiny_bert, train
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A Trainer's run of 8 updates with checkpoints at 2, 4, 6 and 8."""
+    folder = tmp_path_factory.mktemp("saved")
+    run(folder, save_strategy="steps", save_steps=2)
+    return folder
+
+
+@pytest.fixture
+def runs(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def test_checkpoints_are_listed_by_number(runs):
+    (runs / "checkpoint-10").mkdir()
+    (runs / "checkpoint-x").mkdir()
+    assert [path.name for path in checkpoints(runs)] == [f"checkpoint-{n}" for n in (2, 4, 6, 8, 10)]
+
+
+def test_what_the_trainer_saved_is_whole(runs):
+    assert [damage(path, tiny_bert()) for path in checkpoints(runs)] == [None] * 4
+    assert resolve_checkpoint(True, runs, tiny_bert()) == runs / "checkpoint-8"
+    assert resolve_checkpoint(str(runs / "checkpoint-4"), runs) == runs / "checkpoint-4"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def another_thing(path):
+    path.write_bytes(b"these are not the bytes you are looking for" * 100)
+
+
+def gone(path):
+    path.unlink()
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
+
+
+@pytest.mark.parametrize("harm", [cut, empty, another_thing])
+@pytest.mark.parametrize("file", FILES)
+def test_damage_is_named_and_an_older_checkpoint_offered(runs, file, harm):
+    harm(runs / "checkpoint-8" / file)
+    with pytest.raises(ValueError, match=rf"{file} is (cut off|empty).*the last whole checkpoint is .*checkpoint-6\."):
+        resolve_checkpoint(runs / "checkpoint-8", runs)
+    assert resolve_checkpoint("true", runs) == runs / "checkpoint-6"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer_state.json"])
+def test_a_save_that_did_not_finish_is_seen(runs, file):
+    gone(runs / "checkpoint-8" / file)
+    assert damage(runs / "checkpoint-8") is not None
+    assert resolve_checkpoint(True, runs) == runs / "checkpoint-6"
+
+
+def test_another_models_files_are_refused(runs, tmp_path):
+    other = tmp_path / "other"
+    run(other, model=tiny_bert(hidden_size=8), save_strategy="steps", save_steps=8)
+    for file, said in (("model.safetensors", "of another model"), ("optimizer.pt", "of another model")):
+        shutil.copy(other / "checkpoint-8" / file, runs / "checkpoint-8" / file)
+        assert said in damage(runs / "checkpoint-8", tiny_bert())
+        assert damage(runs / "checkpoint-8", tiny_bert()).startswith(file)
+        shutil.copy(runs / "checkpoint-6" / file, runs / "checkpoint-8" / file)
+    save_file({"weight": torch.zeros(1)}, runs / "checkpoint-8" / "model.safetensors")
+    assert damage(runs / "checkpoint-8", tiny_bert()).startswith("model.safetensors is of another model")
+    torch.save([1, 2], runs / "checkpoint-6" / "optimizer.pt")
+    assert damage(runs / "checkpoint-6", tiny_bert()) == "optimizer.pt is not the state of an optimizer"
+
+
+def test_nothing_in_a_checkpoint_is_executed(runs, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"state": Evil(), "param_groups": []}, runs / "checkpoint-8" / "optimizer.pt")
+    assert damage(runs / "checkpoint-8", tiny_bert()).startswith("optimizer.pt")
+    torch.save({"last_epoch": Evil()}, runs / "checkpoint-6" / "scheduler.pt")
+    trainer = WarmupTrainer(tiny_bert(), arguments(runs), train_dataset=examples())
+    with pytest.raises(Exception, match=r"(?i)weights.?only"):
+        train(trainer, resume_from_checkpoint=str(runs / "checkpoint-6"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_missing_random_state_of_a_process_is_seen(runs):
+    shutil.move(runs / "checkpoint-8" / "rng_state.pth", runs / "checkpoint-8" / "rng_state_0.pth")
+    assert damage(runs / "checkpoint-8", num_processes=1) is None
+    assert "rng_state_1.pth is missing" in damage(runs / "checkpoint-8", num_processes=2)
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    assert resolve_checkpoint("auto", tmp_path) is None
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        resolve_checkpoint(True, tmp_path)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        resolve_checkpoint("nowhere", tmp_path)
+
+
+def test_the_trainer_passes_over_a_half_checkpoint(saved, runs):
+    """And goes on to what the whole run logged."""
+    cut(runs / "checkpoint-8" / "optimizer.pt")
+    trainer = WarmupTrainer(tiny_bert(), arguments(runs), train_dataset=examples())
+    log = train(trainer, resume_from_checkpoint="auto")
+    state = json.loads((saved / "checkpoint-8" / "trainer_state.json").read_text())
+    assert column(log, "loss") == [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert [record["step"] for record in read_gradient_norms(runs)] == list(range(1, 9))
+
+
+def test_a_full_disk_in_any_librarys_words(runs):
+    for error in (OSError(errno.ENOSPC, "No space left"), RuntimeError("I/O error: No space left (os error 28)")):
+        with pytest.raises(OSError, match=r"No space left on the disk of .*checkpoint-8 is whole") as caught:  # noqa: SIM117
+            with full_disk_is_said(runs):
+                raise error
+        assert caught.value.__cause__ is error
+    with pytest.raises(RuntimeError, match="something else"), full_disk_is_said(runs):
+        raise RuntimeError("something else")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_a_run_and_leaves_the_earlier_checkpoints(small_disk):
+    """Checkpoints of 200 kB: the first ones fit."""
+    model = tiny_bert(hidden_size=32)
+    trainer = WarmupTrainer(
+        model, arguments(small_disk, max_steps=40, save_strategy="steps", save_steps=1), train_dataset=examples()
+    )
+    with pytest.raises(OSError, match=r"No space left on the disk of .*/disk; .*checkpoint-\d+ is whole: make room"):
+        train(trainer)
+    whole = resolve_checkpoint(True, small_disk, model)
+    assert int(whole.name.split("-")[1]) >= 2
+    steps = [record["step"] for record in read_gradient_norms(small_disk)]
+    assert steps == list(range(1, len(steps) + 1))  # no half line, no gap
+    assert len(steps) >= int(whole.name.split("-")[1])
+
+
+def test_the_recording_is_appended_whole_or_not_at_all(small_disk):
+    path = small_disk / "gradient_norms.jsonl"
+    recorder = GradientNormRecorder(path, group_by="parameter")
+    p = torch.nn.Parameter(torch.zeros(1))
+    p.grad = torch.ones(1)
+    recorder.record([("first", p)], step=1)
+    recorder.flush()
+    before = path.read_bytes()
+    (small_disk / "other").write_bytes(b"x" * (2**20 - 2 * 4096))  # room for less than the next lines
+    many = [(f"a_rather_long_name_{i}", p) for i in range(400)]
+    for step in range(2, 5):
+        recorder.record(many, step)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.flush()
+    assert path.read_bytes() == before
+    (small_disk / "other").unlink()
+    recorder.flush()  # what could not be written is still there
+    assert [record["step"] for record in read_gradient_norms(path)] == [1, 2, 3, 4]

@@ -1,0 +1,223 @@
+"""The launch recipes: those for a CPU run here, Accelerate's own loader reads the others; lonely runs are refused.
+
+Two machines are two network namespaces joined by a cable, each with its own address.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from processes import ROOT, environment, run, torchrun
+
+from hf_warmup.checkpoints import resolve_checkpoint
+from hf_warmup.cli import check_process_count
+from hf_warmup.gradient_norms import read_gradient_norms
+from tiny import FROM_SCRATCH, write_task
+
+
+CONFIGS = ROOT / "scripts/accelerate_configs"
+LOOP = ROOT / "scripts/finetune_bert_no_trainer.py"
+TRAINER = ROOT / "scripts/finetune_bert.py"
+LAUNCH = ("-m", "accelerate.commands.launch")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "processes"),
+    [
+        ("cpu", "MULTI_GPU", 2),
+        ("gpu_bf16", "NO", 1),
+        ("ddp", "MULTI_GPU", 2),
+        ("fsdp2", "FSDP", 2),
+        ("deepspeed_zero2", "DEEPSPEED", 2),
+        ("two_machines", "MULTI_GPU", 4),
+    ],
+)
+def test_accelerates_own_loader_takes_each_recipe(name, kind, processes):
+    """It refuses unknown keys. Those for GPUs cannot run on this machine; `make test-gpu` is for one that has them."""
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert (config.distributed_type.value, config.num_processes) == (kind, processes)
+    assert "accelerate launch --config_file scripts/accelerate_configs/" in (CONFIGS / f"{name}.yaml").read_text()
+
+
+def test_the_slurm_script_is_a_script():
+    subprocess.run(["bash", "-n", str(CONFIGS / "slurm.sh")], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "seen", "refused"),
+    [
+        ({}, 1, False),
+        ({"WORLD_SIZE": "2"}, 2, False),
+        ({"WORLD_SIZE": "2"}, 1, True),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, 1, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "16"}, 16, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, True),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, 1, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, 1, True),
+        ({"MASTER_PORT": "29500"}, 1, False),
+        ({"WORLD_SIZE": "what"}, 1, False),
+    ],
+)
+def test_a_lonely_process_is_refused(monkeypatch, variables, seen, refused):
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(ValueError, match="this run sees 1"):
+            check_process_count(seen)
+    else:
+        check_process_count(seen)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Flags of a short run of both scripts; each adds its own."""
+    task = tmp_path_factory.mktemp("task")
+    write_task(task)
+    files = ("--train_file", task / "train.tsv", "--validation_file", task / "dev.tsv", "--task_name", "sst2")
+    return [*files, "--tokenizer_name", task / "vocabulary", "--max_seq_length", 8, *FROM_SCRATCH]
+
+
+STEPS = ("--max_train_steps", 12, "--num_warmup_steps", 4, "--checkpointing_steps", 4, "--learning_rate", 1e-2)
+
+
+def losses(folder: Path) -> list[float]:
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+@pytest.mark.multiprocess
+def test_the_cpu_recipe_trains_with_two_processes(flags, tmp_path):
+    launcher = [*LAUNCH, "--config_file", CONFIGS / "cpu.yaml", "--main_process_port", 0]
+    one = run(LOOP, *flags, *STEPS, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 8)
+    assert one.returncode == 0, one.stderr[-3000:]
+    two = run(
+        *launcher, LOOP, *flags, *STEPS, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 4,
+        ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert len(losses(tmp_path / "two")) == len(read_gradient_norms(tmp_path / "two")) == 12
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=0.1)  # dropout differs
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "launcher",
+    [(*LAUNCH, "--cpu", "--num_processes", 2), tuple(torchrun(2))],
+    ids=["accelerate launch --cpu", "torchrun without ACCELERATE_USE_CPU"],
+)
+def test_commands_that_would_run_alone_are_refused(flags, tmp_path, launcher):
+    done = run(*launcher, LOOP, *flags, *STEPS, "--output_dir", tmp_path / "lonely")
+    assert done.returncode != 0
+    assert "error: The launcher asked for" in done.stderr
+    assert not (tmp_path / "lonely").exists()
+
+
+@pytest.mark.multiprocess
+def test_the_trainers_script_under_torchrun(flags, tmp_path):
+    own = [
+        "--do_train",
+        "--use_cpu",
+        "--max_steps",
+        "6",
+        "--logging_steps",
+        "1",
+        "--report_to",
+        "none",
+        "--save_strategy",
+        "no",
+    ]
+    done = run(*torchrun(2), TRAINER, *flags, *own, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [record["step"] for record in read_gradient_norms(tmp_path)] == list(range(1, 7))
+
+
+def ip(*command: str) -> None:
+    subprocess.run(["ip", *command], check=True, capture_output=True)
+
+
+@pytest.fixture
+def two_machines() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with 10.77.0.1 and 10.77.0.2, joined by a veth pair."""
+    names = tuple(f"hfw{os.getpid() % 10000}{side}" for side in "ab")
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", f"{names[0]}0", "netns", names[0], "type", "veth", "peer", f"{names[1]}0", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", f"{name}0")
+            ip("-n", name, "link", "set", f"{name}0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def on_machine(name: str, rank: int, folder: Path, *flags: object) -> subprocess.Popen[bytes]:
+    launcher = [*LAUNCH, "--config_file", CONFIGS / "two_machines.yaml", "--num_processes", 2, "--machine_rank", rank]
+    address = ["--main_process_ip", "10.77.0.1", "--main_process_port", 29511, "--mixed_precision", "no"]
+    command = ["ip", "netns", "exec", name, sys.executable, *launcher, *address, LOOP, *flags]
+    with (folder.parent / f"{folder.name}.{rank}.log").open("ab") as log:
+        return subprocess.Popen(
+            list(map(str, command)),
+            env=environment(ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME=f"{name}0"),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_machines_are_two_processes_and_one_that_dies_ends_the_run(two_machines, flags, tmp_path):
+    mine = [*flags, *STEPS, "--max_train_steps", 60, "--per_device_train_batch_size", 4]
+    here = [*LAUNCH, "--config_file", CONFIGS / "cpu.yaml", "--main_process_port", 0]
+    done = run(*here, LOOP, *mine, "--output_dir", tmp_path / "one", ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def start(folder: Path) -> list[subprocess.Popen[bytes]]:
+        resume = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--checkpoints_total_limit", 3]
+        return [on_machine(name, rank, folder, *mine, *resume) for rank, name in enumerate(two_machines)]
+
+    def log(folder: Path, rank: int) -> str:
+        return (folder.parent / f"{folder.name}.{rank}.log").read_text()
+
+    both = start(tmp_path / "two")
+    assert [process.wait(180) for process in both] == [0, 0], log(tmp_path / "two", 0)[-3000:]
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")  # the same two processes, another network
+
+    folder = tmp_path / "killed"
+    survivor, victim = start(folder)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint-8").exists():
+        assert time.monotonic() < deadline
+        assert survivor.poll() is None, log(folder, 0)[-3000:]
+        time.sleep(0.001)
+    family = [*psutil.Process(victim.pid).children(recursive=True), psutil.Process(victim.pid)]
+    for member in family:
+        member.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert survivor.wait(60) != 0  # within a minute
+    assert "error: Another process of this run has ended" in log(folder, 0)
+    assert resolve_checkpoint(True, folder, num_processes=2) is not None
+
+    both = start(folder)
+    assert [process.wait(180) for process in both] == [0, 0], log(folder, 0)[-3000:]
+    assert losses(folder) == losses(tmp_path / "one")
+    assert [record["step"] for record in read_gradient_norms(folder)] == list(range(1, 61))

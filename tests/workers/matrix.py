@@ -1,0 +1,190 @@
+"""One process of a group: the tiny run as Trainer and as Accelerate loop, in each precision, wrapping and accumulation.
+
+    torchrun --nproc_per_node 2 tests/workers/matrix.py results.json
+
+Every cell sees the same 16 examples in each update, so learning rates, losses and norms are those of one process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin
+from torch.utils.data import DataLoader
+from transformers import TrainerState, default_data_collator
+
+from hf_warmup import GradientNormRecorder, WarmupTrainer, get_scheduler
+from hf_warmup.accelerate_utils import (
+    create_optimizer,
+    create_scheduler,
+    load_checkpoint,
+    record_gradient_norms,
+    save_checkpoint,
+)
+from hf_warmup.gradient_norms import read_gradient_norms
+from tiny import arguments, column, examples, tiny_bert, train
+
+
+UPDATES, GLOBAL_BATCH, W = 6, 16, 4
+SHARDED = ["BertLayer"]  # Accelerate shards the embeddings by itself
+
+
+def shard_on_cpu(state: AcceleratorState) -> None:
+    """Accelerate shards on GPUs only; its state is all that it asks, and the code under test is the same."""
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=SHARDED,
+        cpu_ram_efficient_loading=False,
+        reshard_after_forward=True,
+    )
+
+
+def fresh_state() -> None:
+    """Between two runs in one process; the group of processes stays."""
+    GradientState._reset_state()
+    AcceleratorState._reset_state()
+    state = PartialState(cpu=True)
+    kind = DistributedType.MULTI_CPU if state.num_processes > 1 else DistributedType.NO
+    PartialState._shared_state["distributed_type"] = kind
+
+
+def as_trainer(precision: str, wrapping: str, accumulation: int, world: int) -> dict[str, Any]:
+    folder = Path(mkdtemp())
+    args = arguments(
+        folder,
+        optim="radam",
+        optim_args="degenerated_to_sgd=true",
+        lr_scheduler_type="cosine",
+        warmup_type="linear",
+        warmup_steps=W,
+        max_steps=UPDATES,
+        per_device_train_batch_size=GLOBAL_BATCH // accumulation // world,
+        gradient_accumulation_steps=accumulation,
+        bf16=precision == "bf16",
+        max_grad_norm=0.1,
+    )
+    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples())
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    if wrapping == "fsdp2":
+        shard_on_cpu(trainer.accelerator.state)
+        trainer.is_fsdp_enabled = True
+    log = train(trainer)
+    records = read_gradient_norms(folder) if trainer.is_world_process_zero() else []
+    return {
+        "lr": column(log, "learning_rate"),
+        "loss": column(log, "loss"),
+        "total": column(log, "grad_norm"),
+        "norms": records,
+    }
+
+
+def as_loop(
+    precision: str, wrapping: str, accumulation: int, world: int, folder: Path | None = None, resume: bool = False
+) -> dict[str, Any]:
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulation)
+    if wrapping == "fsdp2":
+        shard_on_cpu(accelerator.state)
+    model = tiny_bert()
+    optimizer = create_optimizer(model, "radam", 1e-2, optim_args="degenerated_to_sgd=true")
+    scheduler = create_scheduler(optimizer, "cosine", W, UPDATES, warmup_type="linear")
+    loader = DataLoader(examples(), GLOBAL_BATCH // accumulation // world, collate_fn=default_data_collator)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    state = load_checkpoint(accelerator, True, folder, model) if resume else TrainerState()
+    recorder = GradientNormRecorder(None)
+    results: dict[str, Any] = {"lr": [], "loss": [], "total": [], "norms": []}
+    losses = []
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    for batch in itertools.islice(batches, state.global_step, None):
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss
+            losses.append(loss.detach())
+            with record_gradient_norms(recorder, accelerator, model, len(results["lr"]) + 1):
+                accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                total = accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                results["total"].append(float(getattr(total, "full_tensor", lambda t=total: t)()))
+                results["lr"].append(scheduler.get_last_lr()[0])
+                results["loss"].append(accelerator.reduce(torch.stack(losses).mean(), "mean").item())
+                losses.clear()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if folder is not None and accelerator.sync_gradients:
+            state.global_step += 1
+            save_checkpoint(accelerator, folder, state, total_limit=1)
+        if len(results["lr"]) == (UPDATES // 2 if folder is not None else UPDATES):
+            break
+    results["norms"] = recorder.flush()
+    return results
+
+
+def clock(prepared: bool, split_batches: bool, ours: bool = True) -> list[float]:
+    """Learning rates of 6 updates, warmup 8, when the scheduler is prepared or not."""
+    configuration = DataLoaderConfiguration(split_batches=split_batches)
+    accelerator = Accelerator(cpu=True, dataloader_config=configuration)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    if ours:
+        scheduler = create_scheduler(optimizer, "constant", 8, 100, warmup_type="linear")
+    else:
+        scheduler = get_scheduler("constant", optimizer, 8, 100, warmup_type="linear")
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = accelerator.prepare(scheduler) if prepared else scheduler
+    rates = []
+    for _ in range(UPDATES):
+        accelerator.backward(model(torch.ones(1, 1)).sum())
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return rates
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    clocks = {}
+    for prepared, split_batches, ours in itertools.product((True, False), repeat=3):
+        fresh_state()
+        clocks[f"{prepared}/{split_batches}/{ours}"] = clock(prepared, split_batches, ours)
+    results: dict[str, Any] = {"clocks": clocks, "cells": {}, "resumed": {}}
+    for engine, precision, wrapping, accumulation in itertools.product(
+        (as_trainer, as_loop), ("no", "bf16"), ("ddp", "fsdp2"), (1, 4)
+    ):
+        if wrapping == "fsdp2" and world == 1:
+            continue  # a process group of one: torchrun starts it, but there is nothing to shard
+        fresh_state()
+        name = f"{engine.__name__}/{precision}/{wrapping}/{accumulation}"
+        results["cells"][name] = engine(precision, wrapping, accumulation, world)
+    for wrapping in ("ddp", "fsdp2") if world > 1 else ("ddp",):
+        halves = []
+        for resume in (False, True):
+            fresh_state()
+            folder = Path(sys.argv[1]).with_name(f"checkpoints-{wrapping}")
+            halves.append(as_loop("no", wrapping, 1, world, folder, resume)["loss"])
+        results["resumed"][wrapping] = halves
+    if PartialState().is_main_process:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    PartialState().wait_for_everyone()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads abort now and then at the interpreter's end
+
+
+if __name__ == "__main__":
+    main()

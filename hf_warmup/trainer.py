@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback
+from transformers import PretrainedConfig, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ._deepspeed import refuse_swaps
@@ -16,6 +16,8 @@ from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batc
 from ._recording import record_gradient_norms
 from .checkpoints import full_disk_is_said, resolve_checkpoint
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
+from .model_card import add_recording
+from .run_settings import write_run_settings
 from .schedules import WarmupLR
 from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -91,6 +93,17 @@ class _CutBackOnResume(TrainerCallback):
         self.recorder.resume(state.global_step)
 
 
+class _WriteSettings(TrainerCallback):
+    """What the run was made with stands in its folder before the first update."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            config = getattr(model, "config", None)
+            described = config.to_dict() if isinstance(config, PretrainedConfig) else {}
+            warmup_steps = args.get_warmup_steps(state.max_steps)
+            write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps)
+
+
 class WarmupTrainerMixin:
     """Our arguments, optimizers, schedules and gradient norms for any Trainer: `class T(WarmupTrainerMixin, Trainer)`.
 
@@ -110,6 +123,7 @@ class WarmupTrainerMixin:
             )
         if ignores_num_items_in_batch(self.accelerator.unwrap_model(self.model)):
             self.model_accepts_loss_kwargs = False
+        self.add_callback(_WriteSettings())
         self.gradient_norm_recorder: GradientNormRecorder | None = None
         if self.args.grad_norm_steps:
             path = Path(self.args.output_dir) / FILE_NAME if self.is_world_process_zero() else None
@@ -163,6 +177,14 @@ class WarmupTrainerMixin:
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
         super().save_model(*args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with what was recorded: settings, findings, and the gradient norms as a figure."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            if self.gradient_norm_recorder is not None:
+                self.gradient_norm_recorder.flush()
+            add_recording(self.args.output_dir, self.state)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; a scheduler that follows a metric behind a warmup of ours is stepped with it."""

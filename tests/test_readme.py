@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,9 @@ def test_commands_exist():
     for command in filter(None, (shlex.split(line, comments=True) for line in commands)):
         if command[0] == "make":
             assert set(command[1:]) <= set(targets)
+            parsed += 1
+        elif command[:2] == ["python", "-m"]:
+            assert find_spec(command[2])
             parsed += 1
         elif command[0] in ("python", "accelerate"):
             assert all((ROOT / word).exists() for word in command if word.startswith("scripts/"))

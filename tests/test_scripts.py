@@ -133,7 +133,7 @@ def test_compare_layer_norm_runs_resumes_and_reports(script, tmp_path):
     assert "post:adamw:linear, pre:adam_warmup:none failed on every seed" in out
     run = tmp_path / "pre-adam_warmup-none-seed1"
     assert [record["step"] for record in read_gradient_norms(run)] == [1, 2, 3, 4]
-    for figure in ("learning_rate.png", "loss.png", "gradient_norms.png", "gradient_norm_ratio.png"):
+    for figure in ("learning_rate.png", "loss.png", "gradient_norms.png", "gradient_norm_ratio.png", "report.html"):
         assert (tmp_path / figure).stat().st_size > 10_000
 
     (run / "result.json").unlink()  # as if stopped before its end: this one is run again, the others are not

@@ -8,6 +8,7 @@ from .schedules import get_schedule, get_scheduler, with_warmup
 
 
 if TYPE_CHECKING:
+    from .callbacks import WarmupUntilCallback
     from .gradient_norms import GradientNormRecorder
     from .modeling_bert_pre_ln import (
         BertPreLNConfig,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Loaded when they are asked for (PEP 562), so that importing the package loads neither the Trainer nor a model.
 _LAZY = {
+    "WarmupUntilCallback": "callbacks",
     "GradientNormRecorder": "gradient_norms",
     "BertPreLNConfig": "modeling_bert_pre_ln",
     "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
@@ -49,6 +51,7 @@ __all__ = [
     "WarmupTrainer",
     "WarmupTrainerMixin",
     "WarmupTrainingArguments",
+    "WarmupUntilCallback",
     "create_optimizer_and_scheduler",
     "get_schedule",
     "get_scheduler",

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
+from .callbacks import WarmupUntilCallback
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
 from .schedules import WarmupLR
 from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
@@ -114,6 +115,10 @@ class WarmupTrainerMixin:
         """As in transformers, with our names and any warmup in front of any decay."""
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, WarmupUntilCallback):
+                    steps = self.args.get_warmup_steps(num_training_steps)
+                    self.lr_scheduler = callback.hold(self.lr_scheduler, steps, self.args.warmup_type)
             self._created_lr_scheduler = True  # or a second `train()` would go on with the spent one
         return self.lr_scheduler
 

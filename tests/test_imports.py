@@ -45,6 +45,7 @@ RANKS = {
     "schedules": 1,
     "optim": 1,
     "gradient_norms": 1,
+    "callbacks": 2,
     "training_args": 2,
     "modeling_bert_pre_ln": 2,
     "report": 2,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BertPreLNModel,
         make_pair,
     )
+    from .preview import preview_schedule
     from .trainer import WarmupTrainer, WarmupTrainerMixin, create_optimizer_and_scheduler
     from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -29,6 +30,7 @@ _LAZY = {
     "BertPreLNForSequenceClassification": "modeling_bert_pre_ln",
     "BertPreLNModel": "modeling_bert_pre_ln",
     "make_pair": "modeling_bert_pre_ln",
+    "preview_schedule": "preview",
     "WarmupTrainer": "trainer",
     "WarmupTrainerMixin": "trainer",
     "create_optimizer_and_scheduler": "trainer",
@@ -56,6 +58,7 @@ __all__ = [
     "get_schedule",
     "get_scheduler",
     "make_pair",
+    "preview_schedule",
     "with_warmup",
 ]
 

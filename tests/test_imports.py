@@ -56,7 +56,8 @@ RANKS = {
     "_from_args": 3,
     "trainer": 4,
     "accelerate_utils": 4,
-    "__init__": 5,
+    "preview": 5,
+    "__init__": 6,
 }
 
 

@@ -97,18 +97,7 @@ def test_the_command(tmp_path):
     command += ["--max_steps", "16", "--compare", "linear", "cosine", "--learning_rate", "1", "--bf16"]
     process = subprocess.run([*command, "--output", str(tmp_path / "a.png")], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[1].split() == [
-        "noam,",
-        "warmup",
-        "4",
-        "0.25",
-        "1",
-        "0.707",
-        "0.577",
-        "0.5",
-        "1",
-        "4",
-    ]
+    assert " ".join(process.stdout.splitlines()[1].split()) == "noam, warmup 4 0.25 1 0.707 0.577 0.5 1 4"
     assert process.stdout.endswith(f"Wrote {tmp_path / 'a.png'}\n")
     assert "warning: learning_rate=1 gives Noam a peak of 1, outside" in process.stderr
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)

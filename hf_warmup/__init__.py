@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .configuration_bert_pre_ln import BertPreLNConfig
 from .optim import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
 from .schedules import get_schedule, get_scheduler, with_warmup
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from .callbacks import WarmupUntilCallback
     from .gradient_norms import GradientNormRecorder
     from .modeling_bert_pre_ln import (
-        BertPreLNConfig,
         BertPreLNForMaskedLM,
         BertPreLNForSequenceClassification,
         BertPreLNModel,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _LAZY = {
     "WarmupUntilCallback": "callbacks",
     "GradientNormRecorder": "gradient_norms",
-    "BertPreLNConfig": "modeling_bert_pre_ln",
     "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
     "BertPreLNForSequenceClassification": "modeling_bert_pre_ln",
     "BertPreLNModel": "modeling_bert_pre_ln",

@@ -8,21 +8,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
 
 from hf_warmup import GIAdam, WarmupArgumentsMixin, WarmupTrainer, WarmupTrainerMixin, get_scheduler
 from hf_warmup.gradient_norms import FILE_NAME, read_gradient_norms
-from tiny import arguments, column, examples, tiny_bert, train
+from tiny import arguments, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
 
 
 RECIPE = {"optim": "radam", "lr_scheduler_type": "noam", "warmup_steps": 3, "max_steps": 6}
@@ -84,16 +79,8 @@ def test_sft_trainer(tmp_path):
     class Trainer(WarmupTrainerMixin, trl.SFTTrainer):
         pass
 
-    words = ["<pad>", "</s>", "warm", "up", "the", "rate", "slowly"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="the"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    config.bos_token_id = config.eos_token_id = 1
-    data = Dataset.from_dict({"text": ["warm up the rate slowly", "the rate", "slowly warm up", "up the rate"] * 8})
     args = arguments(tmp_path, Arguments, **RECIPE, max_length=16)
-    trainer = Trainer(model=GPT2LMHeadModel(config), args=args, train_dataset=data, processing_class=tokenizer)
+    trainer = Trainer(model=tiny_gpt2(), args=args, train_dataset=sentences(), processing_class=tiny_tokenizer())
     check_run(trainer, tmp_path, "h.1")
 
 

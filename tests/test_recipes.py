@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
-from hf_warmup import preview
+from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, preview
+from hf_warmup.gradient_norms import read_gradient_norms
 from test_schedules import through_file
-from tiny import column, train
+from tiny import TINY, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
 
 
 ROOT = Path(__file__).parent.parent
@@ -241,6 +244,56 @@ def test_the_python_preview_and_the_flags_of_the_prose():
     assert len(prose) == 2
     for flags in prose:
         preview.main([*shlex.split(flags), "--num_training_steps", "900", "--num_train_epochs", "90"])
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setitem(sys.modules, "recipes", ModuleType("recipes"))  # dataclasses look it up
+
+
+HOSTS = blocks(SECTIONS["Where people train"])
+
+
+@pytest.mark.filterwarnings(r"ignore::Warning:lightning.*")  # its advice, and torch's about it
+def test_lightning(tmp_path, on_cpu):
+    L = pytest.importorskip("lightning.pytorch", reason="the extra `lightning` is not installed")
+    loader = torch.utils.data.DataLoader(examples(32), batch_size=8)
+    trainer = execute(HOSTS[0], model=tiny_bert(), loader=loader, W=2, output_dir=str(tmp_path))["trainer"]
+    assert isinstance(trainer, L.Trainer)
+    assert trainer.global_step == 4
+    assert [record["step"] for record in read_gradient_norms(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_the_optimizer_step_that_lightning_users_override():
+    ours = execute(
+        "optimizer = SGD(model.parameters(), lr=0.3)\n"
+        'scheduler = get_scheduler("constant", optimizer, 500, warmup_type="linear")'
+    )
+    for global_step in range(T):
+        assert update(ours, global_step) == pytest.approx([0.3 * min(1.0, (global_step + 1) / 500)], **TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own default
+def test_sft_trainer(tmp_path, on_cpu):
+    pytest.importorskip("trl", reason="the extra `trl` is not installed")
+    names = {"model": tiny_gpt2(), "tokenizer": tiny_tokenizer(), "dataset": sentences(), "output_dir": str(tmp_path)}
+    trainer = execute(HOSTS[1], __name__="recipes", **names)["trainer"]
+    assert trainer.state.global_step == 4
+    assert (trainer.args.optim, trainer.args.lr_scheduler_type) == ("radam", "noam")
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_searching_over_the_warmup(tmp_path, on_cpu):
+    pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    best = execute(HOSTS[2], model=tiny_bert(), dataset=examples(16), output_dir=str(tmp_path))["best"]
+    assert set(best.hyperparameters) == {"optim", "warmup_type", "warmup_steps", "learning_rate"}
+
+
+def test_a_saved_pre_ln_model(tmp_path):
+    BertPreLNForMaskedLM(BertPreLNConfig(**TINY)).save_pretrained(tmp_path)
+    assert type(execute(HOSTS[3], checkpoint=str(tmp_path))["model"]) is BertPreLNForMaskedLM
 
 
 def test_links_and_contents():

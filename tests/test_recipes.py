@@ -43,9 +43,10 @@ class Model(nn.Module):
         return self.head(torch.tanh(self.body(x)))
 
 
-def execute(block, steps_per_epoch=12, **more):
-    """The names that a block of the page defines, on a new model."""
-    namespace = {"model": Model(), "W": W, "T": T, "loader": range(steps_per_epoch), **more}
+def execute(block, namespace=None, **more):
+    """The names that a block of the page defines, on a new model; 12 batches are an epoch."""
+    namespace = {} if namespace is None else namespace
+    namespace.update({"model": Model(), "W": W, "T": T, "loader": range(12), **more})
     exec(compile(IMPORTS + block, "recipes.md", "exec"), namespace)
     return namespace
 
@@ -249,7 +250,6 @@ def test_the_python_preview_and_the_flags_of_the_prose():
 @pytest.fixture
 def on_cpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setitem(sys.modules, "recipes", ModuleType("recipes"))  # dataclasses look it up
 
 
 HOSTS = blocks(SECTIONS["Where people train"])
@@ -276,10 +276,12 @@ def test_the_optimizer_step_that_lightning_users_override():
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own default
-def test_sft_trainer(tmp_path, on_cpu):
+def test_sft_trainer(tmp_path, on_cpu, monkeypatch):
     pytest.importorskip("trl", reason="the extra `trl` is not installed")
+    module = ModuleType("recipes")
+    monkeypatch.setitem(sys.modules, "recipes", module)  # dataclasses and pickle look it up
     names = {"model": tiny_gpt2(), "tokenizer": tiny_tokenizer(), "dataset": sentences(), "output_dir": str(tmp_path)}
-    trainer = execute(HOSTS[1], __name__="recipes", **names)["trainer"]
+    trainer = execute(HOSTS[1], vars(module), **names)["trainer"]
     assert trainer.state.global_step == 4
     assert (trainer.args.optim, trainer.args.lr_scheduler_type) == ("radam", "noam")
 

@@ -61,14 +61,19 @@ def update(namespace, t):
     (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
     lrs = [group["lr"] for group in inner.param_groups]
     optimizer.step()
-    if inner is not optimizer:  # NoamOpt sets the lr itself
-        return [group["lr"] for group in inner.param_groups]
-    namespace["scheduler"].step()
-    return lrs
+    if "scheduler" in namespace:
+        namespace["scheduler"].step()
+        return lrs
+    return [group.get("scheduled_lr", group["lr"]) for group in inner.param_groups]  # set in the step
 
 
 def parameters(namespace):
     return torch.cat([p.detach().flatten() for p in namespace["model"].parameters()])
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
 def compare(snippet, ours, updates=T):
@@ -85,6 +90,21 @@ def compare(snippet, ours, updates=T):
 def test_the_snippet_and_our_line_train_the_same_parameters(title):
     snippet, ours, *_ = blocks(SECTIONS[title])
     compare(execute(snippet), execute(ours))
+
+
+def test_an_adam_that_warms_up_by_itself():
+    compare(*map(execute, blocks(SECTIONS["An Adam that warms up by itself"])))
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgdm", "nag", "adagrad", "rmsprop", "adadelta", "adam", "nadam", "adamw"])
+def test_from_sgd_to_adamw(name, on_cpu):
+    snippet, ours = (execute(block, name=name) for block in blocks(SECTIONS["From SGD to AdamW"]))
+    scheduler = ours.pop("scheduler")
+    assert len(scheduler.get_last_lr()) == 2  # the Trainer's decay groups
+    for t in range(T):
+        assert set(update(ours, t)) == set(update(snippet, t)) == {1e-2}
+    torch.testing.assert_close(parameters(ours), parameters(snippet), rtol=1e-12, atol=1e-12)
+    assert not torch.equal(parameters(ours), parameters({"model": Model()}))
 
 
 def test_noam_saved_and_loaded_in_the_middle():
@@ -241,15 +261,12 @@ def test_the_python_preview_and_the_flags_of_the_prose():
     block = blocks(SECTIONS["Look before you train"])[0]
     curves = execute(block)["preview"].curves
     assert [curve.label for curve in curves] == ["cosine, radam", "linear, radam"]
-    prose = re.findall(r"`(--optim sgdm .+?|--lr_scheduler_type cosine --warmup_epochs .+?)`", PAGE.replace("\n", " "))
-    assert len(prose) == 2
+    prose = [
+        flags for flags in re.findall(r"`(--[^`]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)) if " " in flags
+    ]
+    assert len(prose) >= 4
     for flags in prose:
         preview.main([*shlex.split(flags), "--num_training_steps", "900", "--num_train_epochs", "90"])
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
 HOSTS = blocks(SECTIONS["Where people train"])

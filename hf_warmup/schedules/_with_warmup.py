@@ -35,7 +35,8 @@ class StatefulWarmup(Protocol):
 class WarmupLR(LRScheduler):
     """`warmup(step)` times the learning rates that `lr_scheduler` sets; made by [`with_warmup`].
 
-    The inner scheduler never sees the multiplied learning rates, so recursive ones stay right.
+    The inner scheduler never sees the multiplied learning rates, so recursive ones stay right. `follows_metric` says
+    whether it is stepped with a metric at each evaluation instead of at each update.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class WarmupLR(LRScheduler):
         self.lr_scheduler = lr_scheduler
         self.warmups = list(warmups)
         self.steps_per_epoch = steps_per_epoch
+        self.follows_metric = "metrics" in inspect.signature(lr_scheduler.step).parameters
         self.optimizer = lr_scheduler.optimizer
         self.last_epoch = 0
         self.base_lrs = [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
@@ -136,11 +138,6 @@ class WarmupLR(LRScheduler):
         self.warmups.append(warmup)
         self._starts.append(self.last_epoch)
         self._apply()
-
-    @property
-    def follows_metric(self) -> bool:
-        """Whether the inner scheduler is stepped with a metric at each evaluation instead of at each update."""
-        return "metrics" in inspect.signature(self.lr_scheduler.step).parameters
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: the step, the inner learning rates, the inner scheduler's state and the warmups'."""

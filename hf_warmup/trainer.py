@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers.utils import logging
 from ._deepspeed import refuse_swaps
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
 from ._recording import record_gradient_norms
+from .callbacks import WarmupUntilCallback
 from .checkpoints import full_disk_is_said, resolve_checkpoint
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
 from .model_card import add_recording
@@ -143,8 +146,28 @@ class WarmupTrainerMixin:
         """As in transformers, with our names and any warmup in front of any decay."""
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, WarmupUntilCallback):
+                    steps = self.args.get_warmup_steps(num_training_steps)
+                    self.lr_scheduler = callback.hold(self.lr_scheduler, steps, self.args.warmup_type)
             self._created_lr_scheduler = True  # or a second `train()` would go on with the spent one
         return self.lr_scheduler
+
+    def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; an Optuna trial may choose `optim`, `lr_scheduler_type` and our arguments by name."""
+
+        def space(trial: Any) -> Any:
+            params = hp_space(trial)
+            if not isinstance(params, dict) or self.hp_search_backend != "optuna":
+                return params
+            # transformers casts to the kind of the old value: it knows no name of ours, and truncates a ratio.
+            ours = {each.name for each in fields(WarmupArgumentsMixin)}
+            for name in ours & params.keys():
+                setattr(self.args, name, params[name])
+            self.args._check_warmup_arguments()
+            return {name: value for name, value in params.items() if name not in ours}
+
+        return super().hyperparameter_search(hp_space and space, *args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; then the gradient, whole and not yet clipped, is measured."""

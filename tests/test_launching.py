@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from processes import ROOT, environment, run, torchrun
 
 from hf_warmup.checkpoints import resolve_checkpoint
 from hf_warmup.cli import check_process_count
 from hf_warmup.gradient_norms import read_gradient_norms
+from processes import ROOT, environment, run, torchrun
 from tiny import FROM_SCRATCH, write_task
 
 

@@ -9,6 +9,7 @@ import json
 import os
 
 import pytest
+
 from processes import ROOT, run, torchrun
 
 

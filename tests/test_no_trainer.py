@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import ROOT, run
 from transformers import AutoModelForSequenceClassification
 
 from hf_warmup.gradient_norms import read_gradient_norms
+from processes import ROOT, run
 from tiny import FROM_SCRATCH, write_task
 
 

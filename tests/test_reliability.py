@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import ROOT, environment, torchrun
 
 from hf_warmup.gradient_norms import FILE_NAME
+from processes import ROOT, environment, torchrun
 from tiny import FROM_SCRATCH, write_task
 
 

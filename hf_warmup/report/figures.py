@@ -27,14 +27,14 @@ def need(module: str) -> None:
         raise ValueError(f"{module} is missing: pip install 'hf-warmup[plot]' draws the figures and the page.")
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     need("matplotlib")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
-def _axes(figure: Figure, title: str, ylabel: str) -> Axes:
+def blank_axes(figure: Figure, title: str, ylabel: str) -> Axes:
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
     axes.set(xlabel="update", ylabel=ylabel)
@@ -64,8 +64,8 @@ def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: 
 
 def plot_learning_rate(runs: Sequence[Run]) -> Figure:
     """The learning rate in force over updates: what an optimizer that warms up by itself really used."""
-    figure = _figure(8, 3.6)
-    axes = _axes(figure, "Learning rate in force", "learning rate")
+    figure = blank_figure(8, 3.6)
+    axes = blank_axes(figure, "Learning rate in force", "learning rate")
     firsts = [members[0] for members in by_arm(runs).values()]
     _lines(axes, firsts, lambda run: run.series("scheduled_lr", "learning_rate"), wide=True)
     return figure
@@ -73,8 +73,8 @@ def plot_learning_rate(runs: Sequence[Run]) -> Figure:
 
 def plot_loss(runs: Sequence[Run]) -> Figure:
     """Training loss over updates, one line a seed, one colour an arm."""
-    figure = _figure(8, 3.6)
-    axes = _axes(figure, "Training loss", "loss")
+    figure = blank_figure(8, 3.6)
+    axes = blank_axes(figure, "Training loss", "loss")
     _lines(axes, runs, lambda run: run.series("loss"))
     return figure
 
@@ -84,8 +84,8 @@ def plot_ratio(runs: Sequence[Run]) -> Figure:
 
     A sign of the first tens of updates: a run that never learns can leave the zone again.
     """
-    figure = _figure(8, 3.6)
-    axes = _axes(figure, "Gradient norm, last layer over first", "ratio")
+    figure = blank_figure(8, 3.6)
+    axes = blank_axes(figure, "Gradient norm, last layer over first", "ratio")
     _lines(axes, runs, Run.ratio)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -104,7 +104,7 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
     arms = {arm: members[0] for arm, members in by_arm(runs).items() if members[0].blocks}
     columns = max(1, min(columns, len(arms)))
     rows = -(-len(arms) // columns) or 1
-    figure = _figure(3.3 * columns + 1.2, 2.3 * rows + 0.4)
+    figure = blank_figure(3.3 * columns + 1.2, 2.3 * rows + 0.4)
     if not arms:
         figure.text(0.5, 0.5, "no gradient norms were recorded", ha="center")
         return figure

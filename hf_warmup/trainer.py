@@ -48,7 +48,7 @@ def create_optimizer_and_scheduler(
     Example:
 
     ```python
-    >>> model = torch.nn.Linear(2, 1)
+    >>> model = nn.Linear(2, 1)
     >>> args = WarmupTrainingArguments("runs/a", optim="radam", lr_scheduler_type="noam", warmup_steps=10)
     >>> optimizer, scheduler = create_optimizer_and_scheduler(model, args, num_training_steps=100)
     >>> type(optimizer).__name__, scheduler.get_last_lr()[0] == args.learning_rate / 10

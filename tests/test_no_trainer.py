@@ -95,11 +95,8 @@ def test_trackers_get_losses_and_norms(flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loop(*flags, "--max_train_steps", 2, "--output_dir", tmp_path, "--with_tracking", "--report_to", "tensorboard")
-    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*") if path.parent.name != "hparams"} or [
-        0
-    ]
-    events = EventAccumulator(str(folder)).Reload()
-    tags = events.Tags()["scalars"]
+    folders = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    tags = {tag for folder in folders for tag in EventAccumulator(str(folder)).Reload().Tags()["scalars"]}
     assert {"loss", "learning_rate", "grad_norm", "grad_norm/encoder.layer.0"} <= tags
 
 

@@ -22,6 +22,7 @@ from .._messages import check_number
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+NOT_CAPTURABLE = "expected none, since the update count lives on the host and a replay would repeat one update's."
 
 
 class Coefficients(NamedTuple):
@@ -122,15 +123,24 @@ class AdamFamily(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             latest = 0
-            for (_, t), params in self._buckets(group).items():
+            for (device, dtype, t), params in self._buckets(group).items():
+                if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(f"{type(self).__name__}.step() in a CUDA graph: {NOT_CAPTURABLE}")
                 coefficients = self.coefficients(group, t)
-                self._update(params, t, group, coefficients)
+                if dtype in LOW_PRECISION:
+                    for p in params:  # one at a time: one parameter's float32 copies are all the extra memory
+                        wide = p.float()
+                        self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
+                        p.copy_(wide)
+                else:
+                    states = [self.state[p] for p in params]
+                    self._kernel(params, [p.grad for p in params], states, t, group, coefficients)
                 if t > latest:
                     latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
         return loss
 
-    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, int], list[Tensor]]:
-        """Parameters with a gradient by (device, update they are about to make): one kernel call each.
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
+        """Parameters with a gradient by (device, dtype, update they are about to make): one kernel call each.
 
         The count is the parameter's own: one that is unfrozen later starts at `t = 1`.
         """
@@ -139,25 +149,15 @@ class AdamFamily(Optimizer):
             grad = p.grad
             if grad is None:
                 continue
-            if grad.is_sparse or p.dtype.is_complex:
+            dtype = p.dtype
+            if grad.is_sparse or dtype.is_complex:
                 kind = "sparse gradients" if grad.is_sparse else "complex parameters"
                 raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
             state = self.state[p]
             if not state:
                 state.update(self.init_state(p))
-            buckets[p.device, int(state["step"].item()) + 1].append(p)
+            buckets[p.device, dtype, int(state["step"].item()) + 1].append(p)
         return buckets
-
-    def _update(self, params: list[Tensor], t: int, group: dict[str, Any], coefficients: Coefficients) -> None:
-        for p in params:
-            if p.dtype in LOW_PRECISION:  # one at a time: one parameter's float32 copies are all the extra memory
-                wide = p.float()
-                self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
-                p.copy_(wide)
-        wide_enough = [p for p in params if p.dtype not in LOW_PRECISION]
-        if wide_enough:
-            states = [self.state[p] for p in wide_enough]
-            self._kernel(wide_enough, [p.grad for p in wide_enough], states, t, group, coefficients)
 
     def _kernel(
         self,
@@ -170,38 +170,35 @@ class AdamFamily(Optimizer):
     ) -> None:
         lr, eps, weight_decay, sgd_lr = coefficients
         beta1, beta2 = group["betas"]
-        device = params[0].device
+        device, decoupled = params[0].device, group["decoupled_weight_decay"]
+        moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
         steps = [state["step"] for state in states]
-        exp_avgs = [state["exp_avg"] for state in states]
         foreach, fused = group["foreach"], group["fused"]
         if foreach is None and fused is None and fused_is_supported(device.type):
             fused = True
-        kernel_steps = steps
-        if fused and device.type != "cpu":
-            # The fused kernel reads the count from the device; ours stays on the host, so it is sent, never fetched.
-            kernel_steps = list(torch.full((len(params),), float(t - 1), device=device).unbind())
-            torch._foreach_add_(steps, 1.0)
-        adam(
-            params,
-            grads,
-            exp_avgs,
-            [state["exp_avg_sq"] for state in states],
-            [],
-            kernel_steps,
-            foreach=foreach,
-            fused=fused,
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=eps,
-            maximize=group["maximize"],
-        )
+        hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
+        hyper |= {"amsgrad": False, "maximize": group["maximize"]}
+        if fused:
+            # The kernel itself, without torch's function around it: that one adds 1 to each count by itself, which on
+            # a CPU takes longer than a small tensor's update. The count is sent to the device, never fetched from it.
+            torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
+            kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+            kernel(params, grads, *moments, [], [torch.full((), float(t), device=device)] * len(params), **hyper)
+        else:
+            adam(
+                params,
+                grads,
+                *moments,
+                [],
+                steps,
+                foreach=foreach,
+                fused=False,
+                decoupled_weight_decay=decoupled,
+                **hyper,
+            )
         if sgd_lr:
-            for p, exp_avg in zip(params, exp_avgs, strict=True):
-                if group["decoupled_weight_decay"]:
+            for p, exp_avg in zip(params, moments[0], strict=True):
+                if decoupled:
                     p.mul_(1.0 - sgd_lr * group["weight_decay"])
                 p.add_(exp_avg, alpha=-sgd_lr / (1.0 - beta1**t))
 

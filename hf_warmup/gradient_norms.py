@@ -104,7 +104,10 @@ def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> T
     if not gradients:
         return torch.zeros(num_groups)
     device = gradients[0].device
-    norms = torch.stack([norm.to(device) for norm in _tensor_norms(gradients)])
+    norms = _tensor_norms(gradients)
+    if len({norm.device for norm in norms}) > 1:  # a model over several devices
+        norms = [norm.to(device) for norm in norms]
+    norms = torch.stack(norms)
     if num_groups == len(index) and index == list(range(num_groups)):
         return norms
     where = torch.tensor(index, device=norms.device)

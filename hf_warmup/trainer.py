@@ -96,6 +96,7 @@ class WarmupTrainerMixin:
         if ignores_num_items_in_batch(self.accelerator.unwrap_model(self.model)):
             self.model_accepts_loss_kwargs = False
         self.gradient_norm_recorder: GradientNormRecorder | None = None
+        self._walked: tuple[list[int], list[tuple[str, Tensor]]] = ([], [])
         if self.args.grad_norm_steps:
             path = Path(self.args.output_dir) / FILE_NAME if self.is_world_process_zero() else None
             self.gradient_norm_recorder = GradientNormRecorder(
@@ -125,8 +126,16 @@ class WarmupTrainerMixin:
             scaler = self.accelerator.scaler
             # `scale(1)` is the loss scale as a tensor on the device; `get_scale()` would wait for the device.
             scale = None if scaler is None else scaler.scale(torch.ones((), device=loss.device))
-            recorder.record(self.model.named_parameters(), step, scale)
+            recorder.record(self._named_parameters(), step, scale)
         return loss
+
+    def _named_parameters(self) -> list[tuple[str, Tensor]]:
+        """The model's; a walk through its modules takes as long as a small model's norms, so one serves a whole run,
+        or until the optimizer holds other parameters."""
+        held = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
+        if held != self._walked[0]:
+            self._walked = held, list(self.model.named_parameters())
+        return self._walked[1]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers, with `grad_norm/<layer>` of the last recorded update and `scheduled_lr`."""
@@ -170,6 +179,7 @@ class WarmupTrainerMixin:
         try:
             output = super().train(*args, **kwargs)
         finally:
+            self._walked = [], []  # nothing of the model is kept for the next run
             if recorder is not None:
                 recorder.flush()
         if recorder is not None and recorder.nonfinite_updates:

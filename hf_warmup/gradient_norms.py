@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def _tensor_norms(gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(gradients, 2.0, dtype=torch.float32))
 
 
+@lru_cache(maxsize=16)
+def _on_device(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """Sent once: a GPU has to finish its work before an ordinary copy to it returns."""
+    return torch.tensor(index, device=device)
+
+
 @torch.no_grad()
 def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> Tensor:
     """L2 norm of each group of `gradients`, on their device.
@@ -110,7 +117,7 @@ def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> T
     norms = torch.stack(norms)
     if num_groups == len(index) and index == list(range(num_groups)):
         return norms
-    where = torch.tensor(index, device=norms.device)
+    where = _on_device(tuple(index), device)
     return torch.zeros(num_groups, device=norms.device).index_add_(0, where, norms.square()).sqrt_()
 
 

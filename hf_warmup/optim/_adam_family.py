@@ -22,7 +22,7 @@ from .._messages import check_number
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-NOT_CAPTURABLE = "expected none, since the update count lives on the host and a replay would repeat one update's."
+NOT_CAPTURABLE = "updates are counted on the host, a CUDA graph would repeat one of them."
 
 
 class Coefficients(NamedTuple):
@@ -62,6 +62,7 @@ class AdamFamily(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
         decoupled_weight_decay: bool = True,
         **own: Any,
     ):
@@ -76,6 +77,7 @@ class AdamFamily(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
+            "capturable": capturable,
             "scheduled_lr": 0.0,
             **own,
         }
@@ -87,6 +89,8 @@ class AdamFamily(Optimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse a value out of range and make the others plain Python numbers, which a safe load accepts."""
+        if group["capturable"]:
+            raise ValueError(f"capturable={group['capturable']!r}: expected False, since {NOT_CAPTURABLE}")
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
@@ -121,11 +125,20 @@ class AdamFamily(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            # As constants of a graph the coefficients would be compiled anew each update. (The decorator would import
+            # the compiler with this file.)
+            torch.compiler.disable(self._update)()
+        else:
+            self._update()
+        return loss
+
+    def _update(self) -> None:
         for group in self.param_groups:
             latest = 0
             for (device, dtype, t), params in self._buckets(group).items():
                 if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                    raise RuntimeError(f"{type(self).__name__}.step() in a CUDA graph: {NOT_CAPTURABLE}")
+                    raise RuntimeError(f"{type(self).__name__}.step() cannot be captured: {NOT_CAPTURABLE}")
                 coefficients = self.coefficients(group, t)
                 if dtype in LOW_PRECISION:
                     for p in params:  # one at a time: one parameter's float32 copies are all the extra memory
@@ -137,7 +150,6 @@ class AdamFamily(Optimizer):
                     self._kernel(params, [p.grad for p in params], states, t, group, coefficients)
                 if t > latest:
                     latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
-        return loss
 
     def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
         """Parameters with a gradient by (device, dtype, update they are about to make): one kernel call each.
@@ -207,12 +219,20 @@ class AdamFamily(Optimizer):
         for group in self.param_groups:  # a checkpoint of torch's AdamW lacks what is ours
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+            # With torch's capturable=True both may live on the device: they come back to the host.
+            group["capturable"], group["lr"] = False, float(group["lr"])
         for p_state in self.state.values():
             if "step" in p_state:
                 p_state["step"] = torch.tensor(float(p_state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which casts the moments to the parameter's dtype; here they stay float32."""
+        """As torch's, which casts the moments to the parameter's dtype; here they stay float32.
+
+        Raises:
+            `ValueError`: For a state of `amsgrad=True`.
+        """
+        if any(group.get("amsgrad") for group in state_dict["param_groups"]):
+            raise ValueError(f"amsgrad=True in the loaded state: expected False, {type(self).__name__} has no amsgrad.")
         super().load_state_dict(state_dict)
         saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -25,6 +25,7 @@ class GIAdam(AdamFamily):
         weight_decay (`float`, defaults to 0.0): Decoupled; at least 0.
         maximize (`bool`, defaults to `False`): Ascend.
         foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
+        capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
 
     State per parameter: `exp_avg` and `exp_avg_sq`, of its shape, float32 for bfloat16 and float16 parameters; `step`.
 
@@ -58,8 +59,19 @@ class GIAdam(AdamFamily):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach, fused=fused)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+        )
 
     def init_state(self, p: Tensor) -> dict[str, Tensor]:
         state = super().init_state(p)

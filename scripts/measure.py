@@ -97,7 +97,9 @@ def write_chart(tables: dict[str, list[Row]], path: Path, ours: tuple[str, ...])
     for axes, (title, rows) in zip(grid.flat, tables.items(), strict=True):
         colors = ["#0072B2" if row["name"].startswith(ours) else "#999999" for row in rows]
         bars = axes.barh([row["name"] for row in rows], [row["ratio"] for row in rows], color=colors)
-        axes.bar_label(bars, [f"{row['ratio']:.2f}" for row in rows], padding=3, fontsize=8)
+        readable = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # where the line runs through
+        labels = [f"{row['ratio']:{'.2f' if row['ratio'] >= 0.1 else '.2g'}}" for row in rows]
+        axes.bar_label(bars, labels, padding=3, fontsize=8, bbox=readable)
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.invert_yaxis()
         axes.margins(x=0.1)

@@ -191,23 +191,14 @@ class AdamFamily(Optimizer):
         hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
         hyper |= {"amsgrad": False, "maximize": group["maximize"]}
         if fused:
-            # The kernel itself, without torch's function around it: that one adds 1 to each count by itself, which on
-            # a CPU takes longer than a small tensor's update. The count is sent to the device, never fetched from it.
+            # Not through torch's function around the kernel: it raises each count on its own, which on a CPU takes
+            # longer than a small tensor's update. Here one count serves all; it is sent to the device, never fetched.
             torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
             kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
             kernel(params, grads, *moments, [], [torch.full((), float(t), device=device)] * len(params), **hyper)
         else:
-            adam(
-                params,
-                grads,
-                *moments,
-                [],
-                steps,
-                foreach=foreach,
-                fused=False,
-                decoupled_weight_decay=decoupled,
-                **hyper,
-            )
+            hyper |= {"decoupled_weight_decay": decoupled, "foreach": foreach, "fused": False}
+            adam(params, grads, *moments, [], steps, **hyper)
         if sgd_lr:
             for p, exp_avg in zip(params, moments[0], strict=True):
                 if decoupled:

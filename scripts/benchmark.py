@@ -30,6 +30,7 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     HfArgumentParser,
     PrinterCallback,
     Trainer,
@@ -80,7 +81,7 @@ def limits(count: int) -> dict[str, tuple[Callable[[], Any], int]]:
 def optimizers(args: BenchmarkArguments) -> dict[str, list[Row]]:
     """Seconds, peak extra memory, and share of the reachable memory bandwidth of one `step()`."""
     with torch.device("meta"):
-        bert = BertForMaskedLM(BertConfig(**(DEMO_BERT if args.quick else {}))).bert
+        bert = BertModel(BertConfig(**(DEMO_BERT if args.quick else {})))
     cases = {
         "BERT shapes": [tuple(p.shape) for p in bert.parameters()],
         "small tensors": [(64, 64)] * (50 if args.quick else 2000),

@@ -75,7 +75,8 @@ class GIAdam(AdamFamily):
 
     def init_state(self, p: Tensor) -> dict[str, Tensor]:
         state = super().init_state(p)
-        return {**state, "exp_avg_sq": torch.square(p.grad.to(state["exp_avg_sq"].dtype))}
+        state["exp_avg_sq"].copy_(p.grad).square_()
+        return state
 
     def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
         return Coefficients(group["lr"], group["eps"], group["weight_decay"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._adam_family import AdamFamily, Coefficients
@@ -38,6 +37,7 @@ class GIAdam(AdamFamily):
     Example:
 
     ```python
+    >>> import torch
     >>> p = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = GIAdam([p], lr=0.1)
     >>> p.grad = torch.tensor([7.0])

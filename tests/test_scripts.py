@@ -166,19 +166,3 @@ def test_scripts_start_as_programs():
     for name in ("compare_layer_norm.py", "finetune_bert.py"):
         command = [sys.executable, str(ROOT / "scripts" / name), "--help"]
         assert "--output_dir" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-@pytest.mark.parametrize("what", ["optimizers", "gradient_norms", "trainer"])
-def test_benchmarks_have_their_structure(script, tmp_path, what):
-    script("benchmark.py", what, "--quick", "--output_dir", tmp_path)
-    tables = json.loads((tmp_path / what / "results.json").read_text())["tables"]
-    for rows in tables.values():
-        assert rows[0]["ratio"] == 1.0
-        assert all(row["best_ms"] <= row["median_ms"] for row in rows)
-        assert len({row["name"] for row in rows}) == len(rows) >= 2
-    assert (tmp_path / what / "ratios.png").stat().st_size > 10_000
-
-
-def test_an_unknown_benchmark_is_one_sentence(script):
-    _, err = script("benchmark.py", "optimizer", rc=2)
-    assert "'optimizer' is no benchmark: expected optimizers, gradient_norms, trainer" in err

@@ -1,7 +1,7 @@
 """transformers' Auto classes know Pre-LN BERT wherever `hf_warmup` is imported, which stays as light as it is.
 
 Registering needs transformers' configurations, half a second of import. Who trains has them loaded; for who has not, it
-waits until they are.
+waits until the Auto classes are.
 """
 
 from __future__ import annotations
@@ -16,36 +16,48 @@ from types import ModuleType
 
 
 AUTO = "transformers.models.auto.configuration_auto"
+# What registering needs whole. They import each other, in an order that depends on which is asked for first.
+NEEDED = {AUTO, "transformers.models.auto.modeling_auto", "transformers.models.bert.configuration_bert"}
+
+
+class _RegisterOnImport(MetaPathFinder):
+    """Finds those modules as everyone does, and registers when the outermost of them is whole."""
+
+    def __init__(self) -> None:
+        self.names = set(NEEDED)
+        self.depth = 0
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.names:
+            return None
+        self.names.remove(fullname)  # once, and not when the others are asked
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader, self)
+        return spec
 
 
 class _ThenRegister(Loader):
     """Another loader, and then our registration."""
 
-    def __init__(self, loader: Loader):
+    def __init__(self, loader: Loader, hook: _RegisterOnImport):
         self.loader = loader
+        self.hook = hook
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        _register()
-
-
-class _RegisterOnImport(MetaPathFinder):
-    """Finds the one module as the others do, for once, and registers behind it."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != AUTO:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
-        return spec
+        self.hook.depth += 1
+        try:
+            self.loader.exec_module(module)
+        finally:
+            self.hook.depth -= 1
+        if self.hook.depth == 0 and AUTO in sys.modules:
+            _register()
 
 
 def _register() -> None:

@@ -6,15 +6,26 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForSequenceClassification
 
 from hf_warmup.gradient_norms import read_gradient_norms
-from processes import ROOT, run
 from tiny import FROM_SCRATCH, write_task
 
 
-LOOP = ROOT / "scripts/finetune_bert_no_trainer.py"
-TRAINER = ROOT / "scripts/finetune_bert.py"
+@pytest.fixture
+def loop(script, monkeypatch):
+    """The script in this process; what it wrote to stdout, or to stderr where it refuses."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def call(*flags: object, rc: int = 0) -> str:
+        GradientState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return script("finetune_bert_no_trainer.py", *flags, rc=rc)[1 if rc else 0]
+
+    yield call
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +42,7 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def loop(*command: object, rc: int = 0) -> str:
-    done = run(LOOP, *command)
-    assert done.returncode == rc, done.stderr[-3000:]
-    return done.stderr if rc else done.stdout
-
-
-def test_it_learns_and_saves_a_model(flags, tmp_path):
+def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
     schedule = ("--optim", "radam", "--lr_scheduler_type", "noam", "--warmup_type", "cosine", "--num_warmup_steps", 20)
     out = loop(*flags, *schedule, "--num_train_epochs", 20, "--output_dir", tmp_path, "--grad_norm_group_by", "module")
     assert json.loads(out.splitlines()[-1])["eval_accuracy"] == 1.0  # six words decide
@@ -48,7 +53,7 @@ def test_it_learns_and_saves_a_model(flags, tmp_path):
     assert "grad_norm/classifier" in records[0]
 
 
-def test_it_follows_the_trainers_script(flags, tmp_path):
+def test_it_follows_the_trainers_script(loop, script, flags, tmp_path):
     """The same model and schedule, without dropout's and the order's randomness: one batch of all rows."""
     common = (
         "--per_device_train_batch_size",
@@ -61,8 +66,7 @@ def test_it_follows_the_trainers_script(flags, tmp_path):
         "linear",
     )
     quiet = "--do_train --use_cpu --report_to none --logging_steps 1 --save_strategy no --max_steps 8 --warmup_steps 4"
-    done = run(TRAINER, *flags, *common, *quiet.split(), "--output_dir", tmp_path / "trainer")
-    assert done.returncode == 0, done.stderr[-3000:]
+    script("finetune_bert.py", *flags, *common, *quiet.split(), "--output_dir", tmp_path / "trainer")
     loop(*flags, *common, "--max_train_steps", 8, "--num_warmup_steps", 4, "--output_dir", tmp_path / "loop")
 
     def rates(folder):
@@ -76,7 +80,7 @@ def test_it_follows_the_trainers_script(flags, tmp_path):
     assert first[0] == first[1]
 
 
-def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(flags, tmp_path):
+def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(loop, flags, tmp_path):
     """96 rows in micro-batches of 8 by 4: an epoch is 3 updates; checkpoints stand at 2, 4, 6."""
     run_flags = [*flags, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 4]
     run_flags += ["--num_warmup_steps", 2, "--checkpointing_steps", 2]
@@ -91,7 +95,7 @@ def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(flags, 
     assert recordings[0] == recordings[1]
 
 
-def test_trackers_get_losses_and_norms(flags, tmp_path):
+def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loop(*flags, "--max_train_steps", 2, "--output_dir", tmp_path, "--with_tracking", "--report_to", "tensorboard")
@@ -112,7 +116,7 @@ def test_trackers_get_losses_and_norms(flags, tmp_path):
         (("--lerning_rate", 1), "--lerning_rate is no argument. Did you mean --learning_rate?"),
     ],
 )
-def test_mistakes_are_one_sentence_before_training(flags, tmp_path, more, sentence):
+def test_mistakes_are_one_sentence_before_training(loop, flags, tmp_path, more, sentence):
     said = loop(*flags, "--output_dir", tmp_path / "run", *more, rc=2)
     (line,) = (line for line in said.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: {sentence}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,25 +16,6 @@ from tiny import FROM_SCRATCH, tiny_bert, write_task
 
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def script(monkeypatch, capfd):
-    """Run a script as `python scripts/name flags` does, in this process; what it wrote to stdout and stderr."""
-
-    def call(name: str, *flags: object, rc: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-        capfd.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-        written = capfd.readouterr()
-        assert code == rc, written.err[-3000:]
-        return written.out, written.err
-
-    return call
 
 
 @pytest.fixture

@@ -120,6 +120,8 @@ class WarmupTrainerMixin:
             args = WarmupTrainingArguments(output_dir="tmp_trainer")
         _check_args(args)
         super().__init__(model, args, *more, **kwargs)
+        if self.args.fp16 and self.args.device.type == "cpu":
+            raise ValueError("fp16=True needs a GPU: expected bf16=True, or neither, on the CPU.")
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError(
                 f"fsdp={self.args.fsdp!r} is not in force: transformers shards on a GPU only, not on the CPU."

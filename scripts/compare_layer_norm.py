@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
 from hf_warmup._messages import check_number
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.report import draw_comparison, mean_and_spread, read_run
 from hf_warmup.report.page import write_page
 
@@ -245,6 +245,7 @@ def summarize(results: list[dict[str, Any]]) -> tuple[str, str]:
 def main() -> None:
     with one_sentence_for_mistakes():
         (args,) = parse_arguments(HfArgumentParser(CompareArguments))
+        check_process_count(1)
         jobs = plan(args)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     try:

@@ -141,6 +141,7 @@ def train(
     args: LoopArguments,
     state: TrainerState,
     steps_an_epoch: int,
+    progress: tqdm,
     model: Any,
     optimizer: Any,
     loader: Any,
@@ -155,7 +156,6 @@ def train(
         recorder.resume(state.global_step)
     epoch, within = divmod(state.global_step, steps_an_epoch)
     micro_batches = batches(accelerator, loader, epoch, within * args.gradient_accumulation_steps)
-    progress = tqdm(total=state.max_steps, initial=state.global_step, disable=not accelerator.is_local_main_process)
     losses = []
     model.train()
     while state.global_step < state.max_steps:
@@ -183,7 +183,6 @@ def train(
         if args.saves_at(state.global_step, steps_an_epoch):
             save_checkpoint(accelerator, args.output_dir, state, args.checkpoints_total_limit)
         progress.update()
-    progress.close()
 
 
 def log(
@@ -246,7 +245,9 @@ def main() -> None:
         state.max_steps = max_steps
         if args.with_tracking:
             accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
-        train(accelerator, args, state, steps_an_epoch, *prepared)
+        hidden = not accelerator.is_local_main_process
+        with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
+            train(accelerator, args, state, steps_an_epoch, progress, *prepared)
 
     accelerator.wait_for_everyone()
     weights = accelerator.get_state_dict(model)  # every process takes part where the model is sharded

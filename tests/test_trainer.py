@@ -354,3 +354,8 @@ def test_a_noam_peak_that_cannot_be_meant_warns_with_both_numbers(tmp_path):
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"learning_rate=5e-05 gives Noam a peak of 2.85e-08"):  # (768 * 4000)^-0.5
         create_optimizer_and_scheduler(tiny_bert(), args, num_training_steps=10_000)
+
+
+def test_fp16_that_a_cpu_would_silently_leave_out_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="fp16=True needs a GPU"):
+        WarmupTrainer(tiny_bert(), arguments(tmp_path, fp16=True))

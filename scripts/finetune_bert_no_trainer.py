@@ -88,13 +88,15 @@ class LoopArguments:
     )
     grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every so many updates; 0: never."})
     grad_norm_group_by: str = field(default="layer", metadata={"help": "layer, module or parameter."})
+    logging_steps: int = field(default=10, metadata={"help": "Log every so many updates; each waits for the device."})
     with_tracking: bool = field(default=False, metadata={"help": "Log to the trackers of report_to."})
     report_to: str = field(default="all", metadata={"help": "tensorboard, wandb, ... for with_tracking."})
     process_group_timeout: int = field(default=1800, metadata={"help": "Seconds without a word until a run ends."})
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps"):
             check_number(name, getattr(self, name), 1, integer=True)
+        check_number("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, integer=True)
         for name in ("num_train_epochs", "max_train_steps", "checkpoints_total_limit", "process_group_timeout"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, integer=True)
@@ -175,12 +177,15 @@ def train(
             continue
         state.global_step += 1
         state.epoch = state.global_step / steps_an_epoch
-        loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        losses.clear()
-        log(accelerator, state, {"loss": loss, "learning_rate": learning_rate}, recorder)
-        if state.global_step % steps_an_epoch == 0 or state.global_step == state.max_steps:
+        evaluates = state.global_step % steps_an_epoch == 0 or state.global_step == state.max_steps
+        saves = args.saves_at(state.global_step, steps_an_epoch)
+        if evaluates or saves or state.global_step % args.logging_steps == 0:
+            loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            losses.clear()
+            log(accelerator, state, {"loss": loss, "learning_rate": learning_rate}, recorder)
+        if evaluates:
             log(accelerator, state, evaluate(accelerator, model, eval_loader))
-        if args.saves_at(state.global_step, steps_an_epoch):
+        if saves:
             save_checkpoint(accelerator, args.output_dir, state, args.checkpoints_total_limit)
         progress.update()
 

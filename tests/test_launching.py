@@ -91,7 +91,18 @@ def flags(tmp_path_factory):
     return [*files, "--tokenizer_name", task / "vocabulary", "--max_seq_length", 8, *FROM_SCRATCH]
 
 
-STEPS = ("--max_train_steps", 12, "--num_warmup_steps", 4, "--checkpointing_steps", 4, "--learning_rate", 1e-2)
+STEPS = (
+    "--max_train_steps",
+    12,
+    "--num_warmup_steps",
+    4,
+    "--checkpointing_steps",
+    4,
+    "--logging_steps",
+    1,
+    "--learning_rate",
+    1e-2,
+)
 
 
 def losses(folder: Path) -> list[float]:

@@ -33,7 +33,7 @@ def flags(tmp_path_factory):
     task = tmp_path_factory.mktemp("task")
     write_task(task)
     files = ("--train_file", task / "train.tsv", "--validation_file", task / "dev.tsv", "--task_name", "sst2")
-    size = ("--max_length", 8, "--per_device_train_batch_size", 16, "--learning_rate", 1e-2)
+    size = ("--max_length", 8, "--per_device_train_batch_size", 16, "--learning_rate", 1e-2, "--logging_steps", 1)
     return [*files, "--tokenizer_name", task / "vocabulary", *FROM_SCRATCH, *size]
 
 
@@ -98,7 +98,18 @@ def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(loop, f
 def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    loop(*flags, "--max_train_steps", 2, "--output_dir", tmp_path, "--with_tracking", "--report_to", "tensorboard")
+    loop(
+        *flags,
+        "--max_train_steps",
+        2,
+        "--logging_steps",
+        2,
+        "--output_dir",
+        tmp_path,
+        "--with_tracking",
+        "--report_to",
+        "tensorboard",
+    )
     folders = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
     tags = {tag for folder in folders for tag in EventAccumulator(str(folder)).Reload().Tags()["scalars"]}
     assert {"loss", "learning_rate", "grad_norm", "grad_norm/encoder.layer.0"} <= tags

@@ -56,6 +56,7 @@ from hf_warmup.finetuning import (
 )
 from hf_warmup.gradient_norms import FILE_NAME
 from hf_warmup.metrics import classification_metrics
+from hf_warmup.run_settings import write_run_settings
 from hf_warmup.training_args import resolve_kwargs
 
 
@@ -68,6 +69,9 @@ class LoopArguments:
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Examples a process."})
     learning_rate: float = field(default=5e-5, metadata={"help": "The peak, where the schedule has one."})
     weight_decay: float = field(default=0.0, metadata={"help": "Of all but biases and LayerNorms."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "Of the Adam family."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "Of the Adam family; the untuned warmups follow it."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Of the Adam family."})
     num_train_epochs: int = field(default=3, metadata={"help": "Epochs, without max_train_steps."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Updates, instead of epochs."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an update."})
@@ -237,8 +241,15 @@ def main() -> None:
         loaders = 1 if args.split_batches else accelerator.num_processes
         steps_an_epoch = math.ceil(math.ceil(len(train_loader) / loaders) / args.gradient_accumulation_steps)
         max_steps = args.max_train_steps or args.num_train_epochs * steps_an_epoch
-        decay = args.weight_decay
-        optimizer = create_optimizer(model, args.optim, args.learning_rate, decay, optim_args=args.optim_args)
+        optimizer = create_optimizer(
+            model,
+            args.optim,
+            args.learning_rate,
+            args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            optim_args=args.optim_args,
+        )
         scheduler = create_scheduler(
             optimizer, args.lr_scheduler_type, args.num_warmup_steps, max_steps, kwargs, args.warmup_type
         )
@@ -250,6 +261,9 @@ def main() -> None:
         state.max_steps = max_steps
         if args.with_tracking:
             accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
+        if accelerator.is_main_process:  # what reports and model cards read
+            config = accelerator.unwrap_model(model).config.to_dict()
+            write_run_settings(args.output_dir, vars(args), config, max_steps, args.num_warmup_steps)
         hidden = not accelerator.is_local_main_process
         with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
             train(accelerator, args, state, steps_an_epoch, progress, *prepared)

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForSequenceClassification
 
 from hf_warmup.gradient_norms import read_gradient_norms
+from hf_warmup.report import read_run
 from tiny import FROM_SCRATCH, write_task
 
 
@@ -51,6 +52,9 @@ def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
     records = read_gradient_norms(tmp_path)
     assert [record["step"] for record in records] == list(range(1, 121))  # 96 rows in batches of 16, 20 times
     assert "grad_norm/classifier" in records[0]
+    run = read_run(tmp_path)  # a report reads it like a Trainer's
+    assert (run.global_step, run.num_training_steps, run.settings["optim"]) == (120, 120, "radam")
+    assert run.settings["num_hidden_layers"] == 2
 
 
 def test_it_follows_the_trainers_script(loop, script, flags, tmp_path):

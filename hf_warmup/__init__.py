@@ -3,20 +3,23 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._auto_classes import register_pre_ln_bert
 from .optim import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
 from .schedules import get_schedule, get_scheduler, with_warmup
 
 
 if TYPE_CHECKING:
     from .accelerate_utils import create_optimizer, create_scheduler, per_update, record_gradient_norms
+    from .callbacks import WarmupUntilCallback
+    from .configuration_bert_pre_ln import BertPreLNConfig
     from .gradient_norms import GradientNormRecorder
     from .modeling_bert_pre_ln import (
-        BertPreLNConfig,
         BertPreLNForMaskedLM,
         BertPreLNForSequenceClassification,
         BertPreLNModel,
         make_pair,
     )
+    from .preview import preview_schedule
     from .trainer import WarmupTrainer, WarmupTrainerMixin, create_optimizer_and_scheduler
     from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -26,12 +29,14 @@ _LAZY = {
     "create_scheduler": "accelerate_utils",
     "per_update": "accelerate_utils",
     "record_gradient_norms": "accelerate_utils",
+    "WarmupUntilCallback": "callbacks",
     "GradientNormRecorder": "gradient_norms",
-    "BertPreLNConfig": "modeling_bert_pre_ln",
+    "BertPreLNConfig": "configuration_bert_pre_ln",
     "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
     "BertPreLNForSequenceClassification": "modeling_bert_pre_ln",
     "BertPreLNModel": "modeling_bert_pre_ln",
     "make_pair": "modeling_bert_pre_ln",
+    "preview_schedule": "preview",
     "WarmupTrainer": "trainer",
     "WarmupTrainerMixin": "trainer",
     "create_optimizer_and_scheduler": "trainer",
@@ -54,6 +59,7 @@ __all__ = [
     "WarmupTrainer",
     "WarmupTrainerMixin",
     "WarmupTrainingArguments",
+    "WarmupUntilCallback",
     "create_optimizer",
     "create_optimizer_and_scheduler",
     "create_scheduler",
@@ -61,9 +67,13 @@ __all__ = [
     "get_scheduler",
     "make_pair",
     "per_update",
+    "preview_schedule",
     "record_gradient_norms",
     "with_warmup",
 ]
+
+
+register_pre_ln_bert()
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,11 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
-from .schedules import get_scheduler, innermost
+from .schedules import NOAM_PEAK, get_scheduler, innermost
 from .training_args import WarmupArgumentsMixin
 
 
 logger = logging.get_logger(__name__)
-
-SENSIBLE_PEAK = (1e-6, 1e-1)
 
 
 def optimizer_cls_and_kwargs(args: WarmupArgumentsMixin) -> tuple[type[Optimizer], dict[str, Any]]:
@@ -122,7 +120,7 @@ def _check_curve(name: str, scheduler: LambdaLR, num_warmup_steps: int, num_trai
 
 def _report_noam_peak(learning_rate: float, peak: float) -> None:
     logger.info(f"Noam: learning_rate={learning_rate:g} peaks at {peak:.3g}.")
-    low, high = SENSIBLE_PEAK
+    low, high = NOAM_PEAK
     if not low <= peak <= high:
         warnings.warn(
             f"learning_rate={learning_rate:g} gives Noam a peak of {peak:.3g}, outside [{low:g}, {high:g}]: "

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def _tensor_norms(gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(gradients, 2.0, dtype=torch.float32))
 
 
+@lru_cache(maxsize=16)
+def _on_device(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """Sent once: a GPU has to finish its work before an ordinary copy to it returns."""
+    return torch.tensor(index, device=device)
+
+
 @torch.no_grad()
 def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> Tensor:
     """L2 norm of each group of `gradients`, on their device.
@@ -106,14 +113,17 @@ def group_norms(gradients: list[Tensor], index: list[int], num_groups: int) -> T
         return torch.zeros(num_groups)
     device = gradients[0].device
     parts, shardings = zip(*map(local_part, gradients), strict=True)
-    norms = torch.stack([norm.to(device) for norm in _tensor_norms(list(parts))])
+    norms = _tensor_norms(list(parts))
+    if len({norm.device for norm in norms}) > 1:  # a model over several devices
+        norms = [norm.to(device) for norm in norms]
+    norms = torch.stack(norms)
     if not any(shardings) and num_groups == len(index) and index == list(range(num_groups)):
         return norms
-    squares, total = norms.square(), torch.zeros(num_groups, device=device)
+    squares, total = norms.square(), torch.zeros(num_groups, device=norms.device)
     for sharding in dict.fromkeys(shardings):  # one for most models, whole or sharded
-        mine = [i for i, other in enumerate(shardings) if other == sharding]
-        where = torch.tensor([index[i] for i in mine], device=device)
-        chosen = squares if len(mine) == len(index) else squares[torch.tensor(mine, device=device)]
+        mine = tuple(i for i, other in enumerate(shardings) if other == sharding)
+        where = _on_device(tuple(index[i] for i in mine), norms.device)
+        chosen = squares if len(mine) == len(index) else squares[_on_device(mine, norms.device)]
         total += add_shards(torch.zeros_like(total).index_add_(0, where, chosen), sharding)
     return total.sqrt_()
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback
+from transformers import PretrainedConfig, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ._deepspeed import refuse_swaps
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
 from ._recording import record_gradient_norms
+from .callbacks import WarmupUntilCallback
 from .checkpoints import full_disk_is_said, resolve_checkpoint
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
+from .model_card import add_recording
+from .run_settings import write_run_settings
 from .schedules import WarmupLR
 from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -43,7 +48,7 @@ def create_optimizer_and_scheduler(
     Example:
 
     ```python
-    >>> model = torch.nn.Linear(2, 1)
+    >>> model = nn.Linear(2, 1)
     >>> args = WarmupTrainingArguments("runs/a", optim="radam", lr_scheduler_type="noam", warmup_steps=10)
     >>> optimizer, scheduler = create_optimizer_and_scheduler(model, args, num_training_steps=100)
     >>> type(optimizer).__name__, scheduler.get_last_lr()[0] == args.learning_rate / 10
@@ -91,6 +96,17 @@ class _CutBackOnResume(TrainerCallback):
         self.recorder.resume(state.global_step)
 
 
+class _WriteSettings(TrainerCallback):
+    """What the run was made with stands in its folder before the first update."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            config = getattr(model, "config", None)
+            described = config.to_dict() if isinstance(config, PretrainedConfig) else {}
+            warmup_steps = args.get_warmup_steps(state.max_steps)
+            write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps)
+
+
 class WarmupTrainerMixin:
     """Our arguments, optimizers, schedules and gradient norms for any Trainer: `class T(WarmupTrainerMixin, Trainer)`.
 
@@ -104,12 +120,15 @@ class WarmupTrainerMixin:
             args = WarmupTrainingArguments(output_dir="tmp_trainer")
         _check_args(args)
         super().__init__(model, args, *more, **kwargs)
+        if self.args.fp16 and self.args.device.type == "cpu":
+            raise ValueError("fp16=True needs a GPU: expected bf16=True, or neither, on the CPU.")
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError(
                 f"fsdp={self.args.fsdp!r} is not in force: transformers shards on a GPU only, not on the CPU."
             )
         if ignores_num_items_in_batch(self.accelerator.unwrap_model(self.model)):
             self.model_accepts_loss_kwargs = False
+        self.add_callback(_WriteSettings())
         self.gradient_norm_recorder: GradientNormRecorder | None = None
         if self.args.grad_norm_steps:
             path = Path(self.args.output_dir) / FILE_NAME if self.is_world_process_zero() else None
@@ -129,8 +148,28 @@ class WarmupTrainerMixin:
         """As in transformers, with our names and any warmup in front of any decay."""
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, WarmupUntilCallback):
+                    steps = self.args.get_warmup_steps(num_training_steps)
+                    self.lr_scheduler = callback.hold(self.lr_scheduler, steps, self.args.warmup_type)
             self._created_lr_scheduler = True  # or a second `train()` would go on with the spent one
         return self.lr_scheduler
+
+    def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; an Optuna trial may choose `optim`, `lr_scheduler_type` and our arguments by name."""
+
+        def space(trial: Any) -> Any:
+            params = hp_space(trial)
+            if not isinstance(params, dict) or self.hp_search_backend != "optuna":
+                return params
+            # transformers casts to the kind of the old value: it knows no name of ours, and truncates a ratio.
+            ours = {each.name for each in fields(WarmupArgumentsMixin)}
+            for name in ours & params.keys():
+                setattr(self.args, name, params[name])
+            self.args._check_warmup_arguments()
+            return {name: value for name, value in params.items() if name not in ours}
+
+        return super().hyperparameter_search(hp_space and space, *args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; then the gradient, whole and not yet clipped, is measured."""
@@ -163,6 +202,14 @@ class WarmupTrainerMixin:
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
         super().save_model(*args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with what was recorded: settings, findings, and the gradient norms as a figure."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            if self.gradient_norm_recorder is not None:
+                self.gradient_norm_recorder.flush()
+            add_recording(self.args.output_dir, self.state)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; a scheduler that follows a metric behind a warmup of ours is stepped with it."""

@@ -30,8 +30,9 @@ from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
 from hf_warmup._messages import check_number
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.report import draw_comparison, mean_and_spread, read_run
+from hf_warmup.report.page import write_page
 
 
 DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
@@ -244,6 +245,7 @@ def summarize(results: list[dict[str, Any]]) -> tuple[str, str]:
 def main() -> None:
     with one_sentence_for_mistakes():
         (args,) = parse_arguments(HfArgumentParser(CompareArguments))
+        check_process_count(1)
         jobs = plan(args)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     try:
@@ -251,9 +253,10 @@ def main() -> None:
     except (KeyboardInterrupt, BrokenProcessPool):
         print(f"\nstopped: the same command goes on with what is in {args.output_dir}", file=sys.stderr)
         sys.exit(130)
-    figures = draw_comparison([read_run(folder) for folder in jobs], args.output_dir)
+    runs = [read_run(folder) for folder in jobs]
+    written = [*draw_comparison(runs, args.output_dir), write_page(runs, Path(args.output_dir) / "report.html")]
     print(f"\n{table}\n\n{conclusion}\n\nWrote results.json, the runs and their recordings to {args.output_dir}:")
-    print("\n".join(f"  {figure}" for figure in figures))
+    print("\n".join(f"  {path}" for path in written))
 
 
 if __name__ == "__main__":

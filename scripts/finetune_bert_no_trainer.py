@@ -57,6 +57,7 @@ from hf_warmup.finetuning import (
 )
 from hf_warmup.gradient_norms import FILE_NAME
 from hf_warmup.metrics import classification_metrics
+from hf_warmup.run_settings import write_run_settings
 from hf_warmup.training_args import resolve_kwargs
 
 
@@ -69,6 +70,9 @@ class LoopArguments:
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Examples a process."})
     learning_rate: float = field(default=5e-5, metadata={"help": "The peak, where the schedule has one."})
     weight_decay: float = field(default=0.0, metadata={"help": "Of all but biases and LayerNorms."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "Of the Adam family."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "Of the Adam family; the untuned warmups follow it."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Of the Adam family."})
     num_train_epochs: int = field(default=3, metadata={"help": "Epochs, without max_train_steps."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Updates, instead of epochs."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an update."})
@@ -89,13 +93,15 @@ class LoopArguments:
     )
     grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every so many updates; 0: never."})
     grad_norm_group_by: str = field(default="layer", metadata={"help": "layer, module or parameter."})
+    logging_steps: int = field(default=10, metadata={"help": "Log every so many updates; each waits for the device."})
     with_tracking: bool = field(default=False, metadata={"help": "Log to the trackers of report_to."})
     report_to: str = field(default="all", metadata={"help": "tensorboard, wandb, ... for with_tracking."})
     process_group_timeout: int = field(default=1800, metadata={"help": "Seconds without a word until a run ends."})
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps"):
             check_number(name, getattr(self, name), 1, integer=True)
+        check_number("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, integer=True)
         for name in ("num_train_epochs", "max_train_steps", "checkpoints_total_limit"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, integer=True)
@@ -144,6 +150,7 @@ def train(
     args: LoopArguments,
     state: TrainerState,
     steps_an_epoch: int,
+    progress: tqdm,
     model: Any,
     optimizer: Any,
     loader: Any,
@@ -158,12 +165,12 @@ def train(
         recorder.resume(state.global_step)
     epoch, within = divmod(state.global_step, steps_an_epoch)
     micro_batches = batches(accelerator, loader, epoch, within * args.gradient_accumulation_steps)
-    progress = tqdm(total=state.max_steps, initial=state.global_step, disable=not accelerator.is_local_main_process)
     losses = []
     model.train()
     while state.global_step < state.max_steps:
+        batch = next(micro_batches)  # before `accumulate`, which asks whether it is an epoch's last
         with accelerator.accumulate(model):
-            loss = model(**next(micro_batches)).loss
+            loss = model(**batch).loss
             losses.append(loss.detach())
             with record_gradient_norms(recorder, accelerator, model, state.global_step + 1):
                 accelerator.backward(loss)
@@ -177,15 +184,17 @@ def train(
             continue
         state.global_step += 1
         state.epoch = state.global_step / steps_an_epoch
-        loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        losses.clear()
-        log(accelerator, state, {"loss": loss, "learning_rate": learning_rate}, recorder)
-        if state.global_step % steps_an_epoch == 0 or state.global_step == state.max_steps:
+        evaluates = state.global_step % steps_an_epoch == 0 or state.global_step == state.max_steps
+        saves = args.saves_at(state.global_step, steps_an_epoch)
+        if evaluates or saves or state.global_step % args.logging_steps == 0:
+            loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            losses.clear()
+            log(accelerator, state, {"loss": loss, "learning_rate": learning_rate}, recorder)
+        if evaluates:
             log(accelerator, state, evaluate(accelerator, model, eval_loader))
-        if args.saves_at(state.global_step, steps_an_epoch):
+        if saves:
             save_checkpoint(accelerator, args.output_dir, state, args.checkpoints_total_limit)
         progress.update()
-    progress.close()
 
 
 def log(
@@ -235,8 +244,15 @@ def main() -> None:
         loaders = 1 if args.split_batches else accelerator.num_processes
         steps_an_epoch = math.ceil(math.ceil(len(train_loader) / loaders) / args.gradient_accumulation_steps)
         max_steps = args.max_train_steps or args.num_train_epochs * steps_an_epoch
-        decay = args.weight_decay
-        optimizer = create_optimizer(model, args.optim, args.learning_rate, decay, optim_args=args.optim_args)
+        optimizer = create_optimizer(
+            model,
+            args.optim,
+            args.learning_rate,
+            args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            optim_args=args.optim_args,
+        )
         scheduler = create_scheduler(
             optimizer, args.lr_scheduler_type, args.num_warmup_steps, max_steps, kwargs, args.warmup_type
         )
@@ -248,7 +264,12 @@ def main() -> None:
         state.max_steps = max_steps
         if args.with_tracking:
             accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
-        train(accelerator, args, state, steps_an_epoch, *prepared)
+        if accelerator.is_main_process:  # what reports and model cards read
+            config = accelerator.unwrap_model(model).config.to_dict()
+            write_run_settings(args.output_dir, vars(args), config, max_steps, args.num_warmup_steps)
+        hidden = not accelerator.is_local_main_process
+        with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
+            train(accelerator, args, state, steps_an_epoch, progress, *prepared)
 
     accelerator.wait_for_everyone()
     weights = accelerator.get_state_dict(model)  # every process takes part where the model is sharded

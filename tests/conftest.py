@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 
 torch.set_num_threads(1)
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 # The same examples on every machine, none of them timed.
 settings.register_profile(
@@ -37,3 +41,22 @@ def _own_caches(tmp_path_factory):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
         monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
         yield
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """Run a script as `python scripts/name flags` does, in this process; what it wrote to stdout and stderr."""
+
+    def call(name: str, *flags: object, rc: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        written = capfd.readouterr()
+        assert code == rc, written.err[-3000:]
+        return written.out, written.err
+
+    return call

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.checkpoints import checkpoints, damage, full_disk_is_said, resolve_checkpoint
 from hf_warmup.gradient_norms import GradientNormRecorder, read_gradient_norms
-from tiny import arguments, column, examples, run, tiny_bert, train
+from tiny import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,21 @@ def test_a_full_disk_ends_a_run_and_leaves_the_earlier_checkpoints(small_disk):
     steps = [record["step"] for record in read_gradient_norms(small_disk)]
     assert steps == list(range(1, len(steps) + 1))  # no half line, no gap
     assert len(steps) >= int(whole.name.split("-")[1])
+
+
+def test_a_full_disk_ends_the_loops_script_with_that_sentence(script, small_disk, tmp_path, monkeypatch):
+    write_task(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    files = ("--train_file", tmp_path / "train.tsv", "--validation_file", tmp_path / "dev.tsv", "--task_name", "sst2")
+    flags = ("--tokenizer_name", tmp_path / "vocabulary", "--max_length", 8, *FROM_SCRATCH, "--checkpointing_steps", 1)
+    _, said = script("finetune_bert_no_trainer.py", *files, *flags, "--output_dir", small_disk, rc=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    whole = checkpoints(small_disk)[-1]
+    assert line.endswith(f"No space left on the disk of {small_disk}; {whole} is whole: make room and resume from it")
+    assert [damage(path) for path in checkpoints(small_disk)] == [None] * len(checkpoints(small_disk))
+    assert not list(small_disk.glob("*.unfinished"))
 
 
 def test_the_recording_is_appended_whole_or_not_at_all(small_disk):

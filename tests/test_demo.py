@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_warmup.report import read_run
+from hf_warmup.report import find, read_run
 
 
 compare = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_layer_norm.py"))
@@ -35,3 +35,7 @@ def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
     assert ratio_at_20("post-adamw-none") > 30
     assert ratio_at_20("post-adamw-linear") < 15
     assert ratio_at_20("pre-adamw-none") < 3
+
+    # What the recordings say: the one that failed is told from those that did not.
+    stalled = {folder.name for folder in jobs if any(finding.is_problem for finding in find(read_run(folder)))}
+    assert stalled == {"post-adamw-none-seed3"}

@@ -278,3 +278,14 @@ def test_one_copy_to_the_host_per_flush(monkeypatch):
     assert calls == []
     assert len(recorder.flush()) == 3
     assert calls == ["tolist"]
+
+
+def test_groups_are_sent_to_the_device_once_and_nothing_is_fetched(monkeypatch):
+    model, recorder = named_model().to("meta"), GradientNormRecorder(None)  # a device without values
+    sent, tensor = [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: sent.append(kwargs) or tensor(*args, **kwargs))
+    for step in range(1, 6):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        recorder.record(model.named_parameters(), step, scale=torch.ones((), device="meta"))
+    assert sent == [{"device": torch.device("meta")}]

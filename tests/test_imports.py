@@ -14,7 +14,15 @@ import hf_warmup
 
 PACKAGE = Path(hf_warmup.__file__).parent
 LOADED = "import sys; import hf_warmup{more}; print([name for name in {names!r} if name in sys.modules])"
-HEAVY = ["transformers.trainer", "transformers.modeling_utils", "matplotlib", "sklearn", "datasets", "evaluate"]
+HEAVY = [
+    "transformers.trainer",
+    "transformers.modeling_utils",
+    "matplotlib",
+    "plotly",
+    "sklearn",
+    "datasets",
+    "evaluate",
+]
 
 
 def loaded(more: str) -> str:
@@ -42,25 +50,31 @@ def test_every_public_name_loads():
 RANKS = {
     "_messages": 0,
     "_rectification": 0,
+    "run_settings": 0,
+    "_auto_classes": 0,
     "_sharding": 0,
     "_deepspeed": 0,
     "checkpoints": 0,
     "schedules": 1,
     "optim": 1,
     "gradient_norms": 1,
+    "callbacks": 2,
     "training_args": 2,
+    "configuration_bert_pre_ln": 1,
     "modeling_bert_pre_ln": 2,
     "report": 2,
     "model_card": 3,
     "metrics": 2,
     "data": 2,
-    "cli": 2,
+    "cli": 1,
     "finetuning": 3,
     "_recording": 3,
     "_from_args": 3,
+    "lightning": 2,
     "trainer": 4,
     "accelerate_utils": 4,
-    "__init__": 5,
+    "preview": 5,
+    "__init__": 6,
 }
 
 

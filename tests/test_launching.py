@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from processes import ROOT, environment, run, torchrun
 
 from hf_warmup.checkpoints import resolve_checkpoint
 from hf_warmup.cli import check_process_count
 from hf_warmup.gradient_norms import read_gradient_norms
+from processes import ROOT, environment, run, torchrun
 from tiny import FROM_SCRATCH, write_task
 
 
@@ -91,7 +91,18 @@ def flags(tmp_path_factory):
     return [*files, "--tokenizer_name", task / "vocabulary", "--max_seq_length", 8, *FROM_SCRATCH]
 
 
-STEPS = ("--max_train_steps", 12, "--num_warmup_steps", 4, "--checkpointing_steps", 4, "--learning_rate", 1e-2)
+STEPS = (
+    "--max_train_steps",
+    12,
+    "--num_warmup_steps",
+    4,
+    "--checkpointing_steps",
+    4,
+    "--logging_steps",
+    1,
+    "--learning_rate",
+    1e-2,
+)
 
 
 def losses(folder: Path) -> list[float]:
@@ -124,6 +135,15 @@ def test_commands_that_would_run_alone_are_refused(flags, tmp_path, launcher):
     assert done.returncode != 0
     assert "error: The launcher asked for" in done.stderr
     assert not (tmp_path / "lonely").exists()
+
+
+@pytest.mark.multiprocess
+def test_sharding_that_is_not_in_force_is_refused(flags, tmp_path):
+    """transformers trains with DDP instead, without a word."""
+    own = ("--do_train", "--use_cpu", "--max_steps", 2, "--report_to", "none", "--fsdp", "full_shard")
+    done = run(*torchrun(2), TRAINER, *flags, *own, "--output_dir", tmp_path)
+    assert done.returncode != 0
+    assert "is not in force: transformers shards on a GPU only" in done.stderr
 
 
 @pytest.mark.multiprocess

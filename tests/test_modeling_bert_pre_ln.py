@@ -3,6 +3,8 @@
 import copy
 import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -205,6 +207,18 @@ def test_save_and_load_through_auto_classes(cls, placement, initializer, tmp_pat
     assert (loaded.config.norm_placement, loaded.config.initializer) == (placement, initializer)
     assert_same(loaded.state_dict(), model.state_dict())
     assert_same(output(loaded), output(model))
+
+
+def test_auto_classes_in_a_process_that_has_only_imported_the_package(tmp_path):
+    model = shaken(BertPreLNForMaskedLM)
+    model.save_pretrained(tmp_path)
+    code = (
+        "import hf_warmup, torch, transformers\n"
+        f"model = transformers.AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r})\n"
+        f"torch.save(model.state_dict(), {str(tmp_path / 'again.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert_same(torch.load(tmp_path / "again.pt"), model.state_dict())
 
 
 def test_a_pretrained_body_takes_a_new_head(tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 
 import pytest
+
 from processes import ROOT, run, torchrun
 
 
@@ -69,6 +70,14 @@ def test_the_learning_rate_counts_updates_prepared_or_not(results, world):
     # What it guards against: a scheduler that is not ours, prepared, advances once a process.
     ticks = [min(1.0, (1 + update * world) / 8) for update in range(6)]
     assert clocks["True/False/False"] == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_parts_of_a_gradient_are_one_norm(results, world):
+    """1² + 2² + ... + 12² = 650, counted twice: each group holds the tensor two times."""
+    assert len(results[world]["sharded"]) == 7
+    for how, norm in results[world]["sharded"].items():
+        assert norm == pytest.approx(1300**0.5, rel=1e-6), how
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -399,28 +399,131 @@ def test_constructor_errors_of_one_class(cls, kwargs, message):
         cls(parameters([torch.ones(1)]), **kwargs)
 
 
-@classes
-def test_a_grad_scaler_skips_an_update_with_inf(cls):
-    start, grads = problem(20, torch.float32)
+def test_amsgrad_is_refused_before_anything_is_loaded():
+    start, grads = problem(3)
     params = parameters(start)
-    optimizer, scaler = cls(params, **HYPER), torch.amp.GradScaler("cpu", init_scale=2.0)
+    theirs, ours = torch.optim.AdamW(params, amsgrad=True), RAdam(params)
+    train(theirs, grads)
+    before = ours.state_dict()
+    with pytest.raises(ValueError, match="amsgrad=True in the loaded state: expected False"):
+        ours.load_state_dict(theirs.state_dict())
+    assert ours.state_dict() == before
 
-    def update(row, factor=1.0):
-        optimizer.zero_grad()
-        scaler.scale(sum((factor * p * g).sum() for p, g in zip(params, row, strict=True))).backward()
-        scaler.step(optimizer)
-        scaler.update()
 
+def test_a_state_of_torchs_capturable_adamw_comes_to_the_host():
+    start, grads = problem(20)
+    uninterrupted = train(torch.optim.AdamW(parameters(start), **HYPER), grads)
+    params = parameters(start)
+    theirs, ours = torch.optim.AdamW(params, **HYPER), AdamWarmup(params)
+    train(theirs, grads[:10])
+    saved = theirs.state_dict()
+    saved["param_groups"][0] |= {"capturable": True, "lr": torch.tensor(HYPER["lr"])}  # in a step these ask for a GPU
+    ours.load_state_dict(saved)
+    group = ours.param_groups[0]
+    assert (group["capturable"], group["lr"], type(group["lr"])) == (False, HYPER["lr"], float)
+    assert_close(train(ours, grads[10:]), uninterrupted, 1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda p: [*p], lambda p: [{"params": p, "lr": 0.5}]], ids=["parameters", "groups"])
+@classes
+def test_capturable_is_refused(cls, make):
+    with pytest.raises(ValueError, match="capturable=True: expected False, since updates are counted on the host"):
+        cls(make(parameters([torch.ones(1)])), capturable=True)
+    assert cls(make(parameters([torch.ones(1)])), capturable=False).param_groups[0]["capturable"] is False
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@variants
+def test_no_update_asks_the_device_for_a_value(cls, kwargs, form):
+    start, grads = problem(8)
+    optimizer = cls(parameters([p.to("meta") for p in start]), **HYPER, **kwargs, **form)  # a device without values
+    train(
+        optimizer,
+        [[g.to("meta") for g in row] for row in grads],
+        torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    )
+    assert {(state["step"].device.type, state["step"].item()) for state in optimizer.state.values()} == {("cpu", 8.0)}
+
+
+def test_a_cuda_graph_is_refused(monkeypatch):
+    # Without a GPU: a parameter that says it is on one, in the middle of a capture.
+    class OnCuda(torch.nn.Parameter):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    p = OnCuda(torch.ones(1))
+    p.grad = torch.ones(1)
+    with pytest.raises(RuntimeError, match=r"RAdam\.step\(\) cannot be captured: updates are counted on the host"):
+        RAdam([p]).step()
+
+
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about its own
+@pytest.mark.parametrize("backend", BACKENDS)
+@classes
+def test_compiled_steps_have_the_same_numbers(cls, backend):
+    start, grads = problem(20)
+    eager, compiled, looped = (cls(parameters(start), **HYPER) for _ in range(3))
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.9) for each in (eager, compiled, looped)]
+    torch.compiler.reset()
+    step = torch.compile(compiled.step, backend=backend)
+
+    @torch.compile(backend=backend)
+    def update(params, row):
+        sum((p * g).sum() for p, g in zip(params, row, strict=True)).backward()
+        looped.step()
+        looped.zero_grad()
+
+    train(eager, grads, schedulers[0])
+    for row in grads:
+        for p, g in zip(compiled.param_groups[0]["params"], row, strict=True):
+            p.grad = g.clone()
+        step()
+        update(looped.param_groups[0]["params"], row)
+        for scheduler in schedulers[1:]:
+            scheduler.step()
+    for other in (compiled, looped):
+        assert same(other.param_groups[0]["params"], eager.param_groups[0]["params"])
+
+
+def scaled_update(optimizer, scaler, row, factor=1.0):
+    params = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    scaler.scale(sum((factor * p * g).sum() for p, g in zip(params, row, strict=True))).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def check_that_an_update_with_inf_is_skipped(cls, form, device):
+    start, grads = problem(20, torch.float32)
+    start, grads = [p.to(device) for p in start], [[g.to(device) for g in row] for row in grads]
+    optimizer, scaler = cls(parameters(start), **HYPER, **form), torch.amp.GradScaler(device, init_scale=2.0)
+    params = optimizer.param_groups[0]["params"]
+    scaled_update(optimizer, scaler, grads[0], factor=float("inf"))  # before there is any state
+    assert same(params, start)
+    assert not optimizer.state
     for row in grads[:10]:
-        update(row)
+        scaled_update(optimizer, scaler, row)
     before, state = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict()["state"])
-    update(grads[10], factor=float("inf"))
+    scaled_update(optimizer, scaler, grads[10], factor=float("inf"))
     assert same(params, before)
     for i, saved in state.items():
+        assert saved["step"] == 10
         assert same(optimizer.state_dict()["state"][i].values(), saved.values())
     for row in grads[10:]:
-        update(row)  # scaling by powers of 2 is exact
-    assert same(params, train(cls(parameters(start), **HYPER), grads))
+        scaled_update(optimizer, scaler, row)  # scaling by powers of 2 is exact
+    assert same(params, train(cls(parameters(start), **HYPER, **form), grads))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@classes
+def test_a_grad_scaler_skips_an_update_with_inf(cls, form):
+    # Only where this is not said does a GradScaler divide the gradients and skip the call; else the kernel would skip
+    # on the device, and the count on the host could not know.
+    assert not getattr(cls(parameters([torch.ones(1)]), **form), "_step_supports_amp_scaling", False)
+    check_that_an_update_with_inf_is_skipped(cls, form, "cpu")
 
 
 # Two updates from 1 with gradient 1 and lr 0.1, by hand; the others only move down.

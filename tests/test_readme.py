@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,19 @@ def test_commands_exist():
         if command[0] == "make":
             assert set(command[1:]) <= set(targets)
             parsed += 1
-        elif command[0] == "python":
-            script = runpy.run_path(str(ROOT / command[1]))
-            classes = (script["ModelArguments"], script["DataArguments"], script["WarmupTrainingArguments"])
-            # Refuses an argument that there is not.
-            assert len(HfArgumentParser(classes).parse_args_into_dataclasses(command[2:])) == 3
+        elif command[:2] == ["python", "-m"]:
+            assert find_spec(command[2])
             parsed += 1
-    assert parsed >= 5
+        elif command[0] in ("python", "accelerate"):
+            assert all((ROOT / word).exists() for word in command if word.startswith("scripts/"))
+            at = next(i for i, word in enumerate(command) if word.endswith(".py"))
+            script = runpy.run_path(str(ROOT / command[at]))
+            own = script.get("LoopArguments") or script["WarmupTrainingArguments"]
+            classes = (script["ModelArguments"], script["DataArguments"], own)
+            # Refuses an argument that there is not.
+            assert len(HfArgumentParser(classes).parse_args_into_dataclasses(command[at + 1 :])) == 3
+            parsed += 1
+    assert parsed >= 6
 
 
 def test_tables_name_what_there_is():

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import ROOT, environment, torchrun
 
 from hf_warmup.gradient_norms import FILE_NAME
+from processes import ROOT, environment, torchrun
 from tiny import FROM_SCRATCH, write_task
 
 
@@ -32,7 +32,8 @@ TRAINER = (
     f"--save_strategy steps --save_steps {EVERY} --save_total_limit 3 --max_steps {UPDATES} --warmup_steps 20"
 ).split()
 LOOP = (
-    f"--checkpointing_steps {EVERY} --checkpoints_total_limit 3 --max_train_steps {UPDATES} --num_warmup_steps 20"
+    f"--logging_steps 1 --checkpointing_steps {EVERY} --checkpoints_total_limit 3 "
+    f"--max_train_steps {UPDATES} --num_warmup_steps 20"
 ).split()
 CASES = [(script, world) for script in ("finetune_bert.py", "finetune_bert_no_trainer.py") for world in (1, 2)]
 

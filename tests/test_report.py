@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
+from html.parser import HTMLParser
 
 import pytest
 
-from hf_warmup.report import draw_comparison, mean_and_spread, plot_ratio, read_run, read_runs
-
-
-def write_run(folder, layers=3, steps=5, growth=1.0, scheduled=False):
-    """A run whose loss is 1/t and whose layer i has the norm growth^i / t."""
-    folder.mkdir(parents=True)
-    log = [{"loss": 1 / t, "learning_rate": 0.1, "step": t} for t in range(1, steps + 1)]
-    if scheduled:
-        log = [{**entry, "scheduled_lr": 0.05} for entry in log]
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [*log, {"eval_loss": 1.0, "step": steps}]}))
-    lines = [
-        {"step": t, "grad_norm": 1.0, "grad_norm/embeddings": 1.0}
-        | {f"grad_norm/encoder.layer.{i}": growth**i / t for i in range(layers)}
-        for t in range(1, steps + 1)
-    ]
-    (folder / "gradient_norms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+from hf_warmup.report import differing_settings, draw_comparison, mean_and_spread, plot_ratio, read_run, read_runs
+from hf_warmup.report.__main__ import main
+from hf_warmup.report.arms import by_arm, names_of
+from hf_warmup.report.interactive import chosen_updates, draw_curves, draw_layers, thin
+from hf_warmup.report.page import draw_page
+from recorded import recorded, write_run
 
 
 def test_a_run_is_read(tmp_path):
-    write_run(tmp_path / "post-adamw-none-seed3", layers=12, growth=2.0, scheduled=True)
+    write_run(tmp_path / "post-adamw-none-seed3", layers=12, growth=2.0, log={"scheduled_lr": 0.05})
     run = read_run(tmp_path / "post-adamw-none-seed3")
     assert run.arm == "post-adamw-none"
     assert run.series("loss") == ([1, 2, 3, 4, 5], [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
@@ -84,3 +78,171 @@ def test_labels_are_as_people_write_them(tmp_path):
 def test_mean_and_spread():
     assert mean_and_spread([1.0]) == "1.000"
     assert mean_and_spread([1, 2, 3], digits=0) == "2 ± 1"
+
+
+def test_a_run_cut_short_is_read_from_its_last_checkpoint(tmp_path):
+    folder = write_run(tmp_path / "a", steps=7, planned=20, checkpoint=5)
+    write_run(tmp_path / "older", steps=2, planned=20, checkpoint=2)
+    (tmp_path / "older" / "checkpoint-2").rename(folder / "checkpoint-2")
+    run = read_run(folder)
+    assert (run.updates, run.num_training_steps, run.cut_short) == (7, 20, True)
+    assert run.status == "cut short, 7 of 20 updates"
+    (tmp_path / "b").mkdir()
+    (folder / "gradient_norms.jsonl").rename(tmp_path / "b" / "gradient_norms.jsonl")  # crashed before any checkpoint
+    assert (read_run(tmp_path / "b").updates, read_run(tmp_path / "b").status) == (7, "7 updates")
+    assert {run.name for run in read_runs(tmp_path)} == {"a", "b", "older"}
+
+
+def test_a_file_that_is_no_json_is_one_sentence(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "trainer_state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"trainer_state.json: not valid JSON"):
+        read_run(folder)
+
+
+def test_results_are_the_last_values_without_timings(tmp_path):
+    assert recorded(tmp_path / "a", steps=4).results() == {"loss": 1 / 4, "eval_loss": 1.0}
+
+
+def test_the_ratio_is_within_one_stack(tmp_path):
+    keys = [f"grad_norm/{stack}.{i}" for stack, depth in (("encoder", 3), ("decoder", 2)) for i in range(depth)]
+    line = {"step": 1, "grad_norm": 1.0} | {key: 2.0**i for i, key in enumerate(keys)}
+    (tmp_path / "gradient_norms.jsonl").write_text(json.dumps(line) + "\n")
+    run = read_run(tmp_path)
+    assert run.layers == ["encoder.0", "encoder.1", "encoder.2", "decoder.0", "decoder.1"]
+    assert run.ratio() == ([1], [4.0])
+
+
+def test_settings_that_differ(tmp_path):
+    shared = {"optim": "adamw", "output_dir": "somewhere", "seed": 0, "accelerator_config": {}}
+    runs = [
+        recorded(tmp_path / "a", learning_rate=1e-3, zeta=1, **shared),
+        recorded(tmp_path / "b", learning_rate=2e-3, zeta=2, **shared | {"seed": 1, "output_dir": "elsewhere"}),
+        recorded(tmp_path / "unknown"),
+    ]
+    assert differing_settings(runs) == ["learning_rate", "zeta"]
+    assert (runs[1].seed, runs[2].seed) == ("1", "")
+
+
+def test_arms_of_one_name_in_two_folders_are_kept_apart(tmp_path):
+    runs = [recorded(tmp_path / where / f"a-seed{seed}") for where in ("x", "y") for seed in (0, 1)]
+    assert {arm: [run.seed for run in seeds] for arm, seeds in by_arm(runs).items()} == {
+        "x/a": ["0", "1"],
+        "y/a": ["0", "1"],
+    }
+    assert list(names_of(runs).values()) == ["x/a-seed0", "x/a-seed1", "y/a-seed0", "y/a-seed1"]
+
+
+def test_thinning_keeps_the_ends_and_every_spike():
+    steps = list(range(1, 5001))
+    values = [100.0 if step in (777, 4242) else -100.0 if step == 2000 else step / 5000 for step in steps]
+    kept, thinned = thin(steps, values, 200)
+    assert len(kept) <= 210
+    assert kept[0] == 1
+    assert kept[-1] == 5000
+    assert {777, 2000, 4242} <= set(kept)
+    assert all(thinned[i] == values[step - 1] for i, step in enumerate(kept))
+    assert kept == sorted(set(kept))
+    assert thin(steps[:100], values[:100], 200) == (steps[:100], values[:100])
+    assert thin([1, 2, 3], [1.0, float("nan"), 3.0], 10) == ([1, 3], [1.0, 3.0])
+
+
+def test_the_slider_has_every_early_update_and_at_most_a_hundred(tmp_path):
+    run = recorded(tmp_path / "a", steps=5000)
+    updates = chosen_updates([run], 100)
+    assert len(updates) <= 100
+    assert updates[:5] == [1, 2, 3, 4, 5]
+    assert updates[-1] == 5000
+    assert any(18 <= update <= 22 for update in updates)
+
+
+def test_the_heat_map_at_an_update(tmp_path):
+    runs = [recorded(tmp_path / "a", growth=10.0), recorded(tmp_path / "short", steps=2, planned=5, layers=2)]
+    figure = draw_layers(runs)
+    assert list(figure.data[0].y) == ["embeddings", "encoder.layer.0", "encoder.layer.1", "encoder.layer.2"]
+    steps = figure.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["1", "2", "3", "4", "5"]
+    (first,) = steps[0].args[0]["z"]
+    assert [list(row) for row in first] == [[0, 0], [0, 0], [1, 0], [2, None]]  # powers of ten
+    (last,) = steps[4].args[0]["z"]
+    assert [row[1] for row in last] == [None] * 4  # the second run was over
+
+
+def test_both_learning_rates_of_an_optimizer_that_warms_up_by_itself(tmp_path):
+    figure = draw_curves([recorded(tmp_path / "radam-none", log={"scheduled_lr": 0.05})])
+    lines = {line.meta["name"]: list(line.y) for line in figure.data if line.meta and line.yaxis == "y"}
+    assert lines == {"radam-none": [0.05] * 5, "radam-none, of the schedule": [0.1] * 5}
+    assert [line.name for line in figure.data if line.showlegend is not False] == ["radam-none"]
+
+
+class Links(HTMLParser):
+    """Everything that a browser would fetch."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.fetched: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.fetched += [given[key] for key in ("src", "href") if given.get(key) and key in given]
+
+
+@pytest.mark.parametrize(("runs", "layers"), [(1, 12), (50, 48), (2, 0)])
+def test_the_page_of_any_number_of_runs_stands_alone(tmp_path, runs, layers):
+    folders = [recorded(tmp_path / f"arm{i // 3}-seed{i % 3}", layers=layers, steps=30) for i in range(runs)]
+    page = draw_page(folders, "a <b> title")
+    assert Links(page).fetched == ["data:,"]
+    assert "a &lt;b&gt; title" in page
+    assert page.count('type="checkbox"') == runs
+    assert len(page) < 12e6
+
+
+def test_a_name_cannot_break_out_of_the_page(tmp_path):
+    page = draw_page([recorded(tmp_path / "<img src=x onerror=alert(1)>"), recorded(tmp_path / "b")])
+    assert "<img" not in page
+
+
+def test_command_line_draws_and_ends_with_words(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"stuck-seed{seed}", steps=30, growth=30.0)
+    write_run(tmp_path / "fine", steps=30)
+    runs = [tmp_path / "runs", tmp_path / "fine", tmp_path / "runs" / "stuck-seed0"]  # one of them twice
+    main([*map(str, runs), "--output_dir", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert ": 3 runs.\n" in out
+    assert out.splitlines()[2].startswith("- stuck-seed0, stuck-seed1: encoder.layer.0's gradient is 900 times smaller")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "gradient_norm_ratio.png", "gradient_norms.png", "learning_rate.png", "loss.png", "report.html",
+    ]  # fmt: skip
+    main([str(tmp_path / "fine"), "--output_dir", str(tmp_path / "out2")])
+    assert "no reason to worry" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder", "sentence"), [("nothing", "there is no such folder"), (".", "trainer_state.json is missing")]
+)
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys, folder, sentence):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / folder), "--output_dir", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["plotly", "matplotlib"])
+def test_a_missing_library_is_one_sentence(tmp_path, capsys, monkeypatch, module):
+    real = importlib.util.find_spec
+    monkeypatch.setattr("hf_warmup.report.figures.find_spec", lambda name: None if name == module else real(name))
+    with pytest.raises(SystemExit) as stop:
+        main([str(write_run(tmp_path / "a")), "--output_dir", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert f"{module} is missing: pip install 'hf-warmup[plot]'" in capsys.readouterr().err
+
+
+def test_reading_loads_nothing_that_draws():
+    code = "import sys, hf_warmup.report; print([m for m in ('plotly', 'matplotlib', 'jinja2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("[]", "['jinja2']")  # torch's own

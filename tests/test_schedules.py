@@ -183,7 +183,7 @@ def test_join_counts_each_piece_from_0():
         ("constant", {"warmup_type": "linaer"}, "warmup_type='linaer'.*'linear'"),
         ("exponential", {"gama": 0.9}, "'gama'.*'gamma'"),
         ("linear", {"num_training_steps": 9, "gamma": 0.9}, "'gamma'"),
-        ("noam", {"warmup_type": "linear", "warmup_factor": 0.1}, "'warmup_factor'"),
+        ("noam", {"warmup_type": "cosine", "warmup_factor": 0.1}, "'warmup_factor'"),
         ("noam", {"warmup_type": "constant", "warmup_factor": -0.1}, "warmup_factor.*-0.1"),
         ("exponential", {"gamma": math.nan}, "gamma.*nan"),
         ("exponential", {"gamma": 0.0}, r"gamma.*0\.0"),

@@ -256,6 +256,30 @@ def test_a_checkpoint_of_adamw_goes_on_with_a_warmup(tmp_path):
     assert column(resumed[3:], "scheduled_lr") == pytest.approx([1e-2 * 4 / 6, 1e-2 * 5 / 6, 1e-2, 1e-2, 1e-2])
 
 
+def test_the_recording_follows_parameters_that_freeze_thaw_and_join(tmp_path):
+    class Change(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+            embeddings = model.bert.embeddings.word_embeddings.weight
+            if state.global_step in (2, 4):
+                embeddings.requires_grad_(state.global_step == 4)
+            if state.global_step == 6:  # another head, trained from here on
+                model.classifier = torch.nn.Linear(TINY["hidden_size"], 2)
+                optimizer.param_groups[0]["params"].extend(model.classifier.parameters())
+
+    trainer = WarmupTrainer(
+        model=tiny_bert(),
+        args=arguments(tmp_path, optim="radam", grad_norm_group_by="parameter"),
+        train_dataset=examples(),
+        callbacks=[Change()],
+    )
+    log = train(trainer)
+    records = read_gradient_norms(tmp_path)
+    # The Trainer's own norm is of all parameters that have a gradient, as they are in this update.
+    assert column(records, "grad_norm") == pytest.approx(column(log, "grad_norm"), rel=1e-5)
+    embeddings = "grad_norm/bert.embeddings.word_embeddings.weight"
+    assert [embeddings in record for record in records] == [True, True, False, False, True, True, True, True]
+
+
 def test_a_crash_keeps_the_recording(tmp_path):
     class Crash(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -330,3 +354,8 @@ def test_a_noam_peak_that_cannot_be_meant_warns_with_both_numbers(tmp_path):
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"learning_rate=5e-05 gives Noam a peak of 2.85e-08"):  # (768 * 4000)^-0.5
         create_optimizer_and_scheduler(tiny_bert(), args, num_training_steps=10_000)
+
+
+def test_fp16_that_a_cpu_would_silently_leave_out_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="fp16=True needs a GPU"):
+        WarmupTrainer(tiny_bert(), arguments(tmp_path, fp16=True))

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PrinterCallback
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+)
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
 
@@ -28,6 +37,27 @@ def tiny_bert(seed: int = 0, **config: Any) -> BertForSequenceClassification:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BertForSequenceClassification(BertConfig(**{**TINY, **config}))
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """A decoder for the words of `tiny_tokenizer`."""
+    config = GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, without the hub."""
+    words = ["<pad>", "</s>", "warm", "up", "the", "rate", "slowly"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="the"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+def sentences() -> Dataset:
+    """Texts in the words of `tiny_tokenizer`."""
+    return Dataset.from_dict({"text": ["warm up the rate slowly", "the rate", "slowly warm up", "up the rate"] * 8})
 
 
 def examples(count: int = 64, seed: int = 1) -> list[dict[str, torch.Tensor]]:

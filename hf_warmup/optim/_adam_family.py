@@ -22,6 +22,7 @@ from .._messages import check_flag, check_number, shown
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+NOT_CAPTURABLE = "updates are counted on the host, a CUDA graph would repeat one of them."
 
 
 class Coefficients(NamedTuple):
@@ -61,6 +62,7 @@ class AdamFamily(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
         decoupled_weight_decay: bool = True,
         **own: Any,
     ):
@@ -73,6 +75,7 @@ class AdamFamily(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
+            "capturable": capturable,
             "scheduled_lr": 0.0,
             **own,
         }
@@ -84,6 +87,8 @@ class AdamFamily(Optimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse a value out of range and make the others plain Python numbers, which a safe load accepts."""
+        if group["capturable"]:
+            raise ValueError(f"capturable={group['capturable']!r}: expected False, since {NOT_CAPTURABLE}")
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
@@ -124,17 +129,34 @@ class AdamFamily(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            latest = 0
-            for (_, t), params in self._buckets(group).items():
-                coefficients = self.coefficients(group, t)
-                self._update(params, t, group, coefficients)
-                if t > latest:
-                    latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
+        if torch.compiler.is_compiling():
+            # As constants of a graph the coefficients would be compiled anew each update. (The decorator would import
+            # the compiler with this file.)
+            torch.compiler.disable(self._update)()
+        else:
+            self._update()
         return loss
 
-    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, int], list[Tensor]]:
-        """Parameters with a gradient by (device, update they are about to make): one kernel call each.
+    def _update(self) -> None:
+        for group in self.param_groups:
+            latest = 0
+            for (device, dtype, t), params in self._buckets(group).items():
+                if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(f"{type(self).__name__}.step() cannot be captured: {NOT_CAPTURABLE}")
+                coefficients = self.coefficients(group, t)
+                if dtype in LOW_PRECISION:
+                    for p in params:  # one at a time: one parameter's float32 copies are all the extra memory
+                        wide = p.float()
+                        self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
+                        p.copy_(wide)
+                else:
+                    states = [self.state[p] for p in params]
+                    self._kernel(params, [p.grad for p in params], states, t, group, coefficients)
+                if t > latest:
+                    latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
+
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
+        """Parameters with a gradient by (device, dtype, update they are about to make): one kernel call each.
 
         The count is the parameter's own: one that is unfrozen later starts at `t = 1`.
         """
@@ -143,25 +165,15 @@ class AdamFamily(Optimizer):
             grad = p.grad
             if grad is None:
                 continue
-            if grad.is_sparse or p.dtype.is_complex:
+            dtype = p.dtype
+            if grad.is_sparse or dtype.is_complex:
                 kind = "sparse gradients" if grad.is_sparse else "complex parameters"
                 raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
             state = self.state[p]
             if not state:
                 state.update(self.init_state(p))
-            buckets[p.device, int(state["step"].item()) + 1].append(p)
+            buckets[p.device, dtype, int(state["step"].item()) + 1].append(p)
         return buckets
-
-    def _update(self, params: list[Tensor], t: int, group: dict[str, Any], coefficients: Coefficients) -> None:
-        for p in params:
-            if p.dtype in LOW_PRECISION:  # one at a time: one parameter's float32 copies are all the extra memory
-                wide = p.float()
-                self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
-                p.copy_(wide)
-        wide_enough = [p for p in params if p.dtype not in LOW_PRECISION]
-        if wide_enough:
-            states = [self.state[p] for p in wide_enough]
-            self._kernel(wide_enough, [p.grad for p in wide_enough], states, t, group, coefficients)
 
     def _kernel(
         self,
@@ -174,38 +186,26 @@ class AdamFamily(Optimizer):
     ) -> None:
         lr, eps, weight_decay, sgd_lr = coefficients
         beta1, beta2 = group["betas"]
-        device = params[0].device
+        device, decoupled = params[0].device, group["decoupled_weight_decay"]
+        moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
         steps = [state["step"] for state in states]
-        exp_avgs = [state["exp_avg"] for state in states]
         foreach, fused = group["foreach"], group["fused"]
         if foreach is None and fused is None and fused_is_supported(device.type):
             fused = True
-        kernel_steps = steps
-        if fused and device.type != "cpu":
-            # The fused kernel reads the count from the device; ours stays on the host, so it is sent, never fetched.
-            kernel_steps = list(torch.full((len(params),), float(t - 1), device=device).unbind())
-            torch._foreach_add_(steps, 1.0)
-        adam(
-            params,
-            grads,
-            exp_avgs,
-            [state["exp_avg_sq"] for state in states],
-            [],
-            kernel_steps,
-            foreach=foreach,
-            fused=fused,
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=eps,
-            maximize=group["maximize"],
-        )
+        hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
+        hyper |= {"amsgrad": False, "maximize": group["maximize"]}
+        if fused:
+            # Not through torch's function around the kernel: it raises each count on its own, which on a CPU takes
+            # longer than a small tensor's update. Here one count serves all; it is sent to the device, never fetched.
+            torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
+            kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+            kernel(params, grads, *moments, [], [torch.full((), float(t), device=device)] * len(params), **hyper)
+        else:
+            hyper |= {"decoupled_weight_decay": decoupled, "foreach": foreach, "fused": False}
+            adam(params, grads, *moments, [], steps, **hyper)
         if sgd_lr:
-            for p, exp_avg in zip(params, exp_avgs, strict=True):
-                if group["decoupled_weight_decay"]:
+            for p, exp_avg in zip(params, moments[0], strict=True):
+                if decoupled:
                     p.mul_(1.0 - sgd_lr * group["weight_decay"])
                 p.add_(exp_avg, alpha=-sgd_lr / (1.0 - beta1**t))
 
@@ -214,12 +214,20 @@ class AdamFamily(Optimizer):
         for group in self.param_groups:  # a checkpoint of torch's AdamW lacks what is ours
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+            # With torch's capturable=True both may live on the device: they come back to the host.
+            group["capturable"], group["lr"] = False, float(group["lr"])
         for p_state in self.state.values():
             if "step" in p_state:
                 p_state["step"] = torch.tensor(float(p_state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which casts the moments to the parameter's dtype; here they stay float32."""
+        """As torch's, which casts the moments to the parameter's dtype; here they stay float32.
+
+        Raises:
+            `ValueError`: For a state of `amsgrad=True`.
+        """
+        if any(group.get("amsgrad") for group in state_dict["param_groups"]):
+            raise ValueError(f"amsgrad=True in the loaded state: expected False, {type(self).__name__} has no amsgrad.")
         super().load_state_dict(state_dict)
         saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)

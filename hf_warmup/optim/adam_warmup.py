@@ -24,6 +24,7 @@ class AdamWarmup(AdamFamily):
             optimizer does not know how long the run is, `WarmupTrainingArguments(warmup_steps=0.06)` does.
         maximize (`bool`, defaults to `False`): Ascend.
         foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
+        capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
 
     State per parameter: `exp_avg` and `exp_avg_sq`, of its shape, float32 for bfloat16 and float16 parameters; `step`.
     The learning rate in force stands in `group["scheduled_lr"]`.
@@ -62,6 +63,7 @@ class AdamWarmup(AdamFamily):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
     ):
         super().__init__(
             params,
@@ -73,6 +75,7 @@ class AdamWarmup(AdamFamily):
             maximize=maximize,
             foreach=foreach,
             fused=fused,
+            capturable=capturable,
         )
 
     def check_group(self, group: dict[str, Any]) -> None:

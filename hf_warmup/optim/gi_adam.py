@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._adam_family import AdamFamily, Coefficients
@@ -25,6 +24,7 @@ class GIAdam(AdamFamily):
         weight_decay (`float`, defaults to 0.0): Decoupled; at least 0.
         maximize (`bool`, defaults to `False`): Ascend.
         foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
+        capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
 
     State per parameter: `exp_avg` and `exp_avg_sq`, of its shape, float32 for bfloat16 and float16 parameters; `step`.
 
@@ -37,6 +37,7 @@ class GIAdam(AdamFamily):
     Example:
 
     ```python
+    >>> import torch
     >>> p = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = GIAdam([p], lr=0.1)
     >>> p.grad = torch.tensor([7.0])
@@ -58,12 +59,24 @@ class GIAdam(AdamFamily):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach, fused=fused)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+        )
 
     def init_state(self, p: Tensor) -> dict[str, Tensor]:
         state = super().init_state(p)
-        return {**state, "exp_avg_sq": torch.square(p.grad.to(state["exp_avg_sq"].dtype))}
+        state["exp_avg_sq"].copy_(p.grad).square_()
+        return state
 
     def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
         return Coefficients(group["lr"], group["eps"], group["weight_decay"])

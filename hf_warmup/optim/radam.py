@@ -33,6 +33,7 @@ class RAdam(AdamFamily):
         degenerated_to_sgd (`bool`, defaults to `False`): Take the un-normalised step while `rho_t <= 5`.
         maximize (`bool`, defaults to `False`): Ascend.
         foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
+        capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
 
     State per parameter: `exp_avg` and `exp_avg_sq`, of its shape, float32 for bfloat16 and float16 parameters; `step`.
     The learning rate in force, `lr r_t`, stands in `group["scheduled_lr"]`.
@@ -71,6 +72,7 @@ class RAdam(AdamFamily):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
     ):
         super().__init__(
             params,
@@ -83,6 +85,7 @@ class RAdam(AdamFamily):
             maximize=maximize,
             foreach=foreach,
             fused=fused,
+            capturable=capturable,
         )
 
     def check_group(self, group: dict[str, Any]) -> None:

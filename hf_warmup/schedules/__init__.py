@@ -18,7 +18,7 @@ from ._compose import (
 )
 from ._get_scheduler import get_scheduler, innermost
 from ._with_warmup import WarmupLR, with_warmup
-from .decays import DECAYS, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
+from .decays import DECAYS, NOAM_PEAK, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
 from .warmups import (
     WARMUPS,
     constant_warmup,
@@ -35,6 +35,7 @@ from .warmups import (
 __all__ = [
     "DECAYS",
     "METRIC_SCHEDULERS",
+    "NOAM_PEAK",
     "WARMUPS",
     "Schedule",
     "WarmupLR",

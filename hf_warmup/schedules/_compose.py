@@ -188,7 +188,20 @@ def check_schedule(
             kwargs[key] = check_number(f"{key} in lr_scheduler_kwargs", value, **_RANGES[key])
         else:
             kwargs[key] = check_host_keyword(_host_function(name), key, value)
+    if missing := _needed(name) - kwargs.keys():
+        missing = min(missing)
+        raise ValueError(
+            f"lr_scheduler_kwargs={shown(kwargs)}: {name!r} needs {missing}, such as {{{missing!r}: 100}}."
+        )
     return name
+
+
+def _needed(name: str) -> set[str]:
+    """The keywords that transformers' schedule called `name` has no default for."""
+    if name in DECAYS or name in METRIC_SCHEDULERS:
+        return set()
+    parameters = inspect.signature(_host_function(name)).parameters
+    return {key for key, each in parameters.items() if each.default is each.empty} - _NOT_KEYWORDS
 
 
 def get_schedule(
@@ -215,7 +228,7 @@ def get_schedule(
             names with a `min_lr`, which are recursions or limits on the learning rate itself.
         beta2 (`float`, defaults to 0.999): Adam's, for the warmups that follow from it.
         kwargs: Parameters of the decay (`gamma`, `power`, `decay_rate`, `d_model`, or transformers' own) and of the
-            warmup (`warmup_factor`).
+            warmup (`warmup_factor`: where `linear` begins, 0 by default, and what `constant` holds, 0.1 by default).
 
     Returns:
         `Callable[[int], float]`: Multiplier of the learning rate for the 0-based step, finite and at least 0.

@@ -3,70 +3,201 @@
 from __future__ import annotations
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+
+from .._messages import check_number
+from .warmups import no_warmup
+
+
+@runtime_checkable
+class StatefulWarmup(Protocol):
+    """A warmup that something other than the step can end; what it saves goes into the scheduler's file."""
+
+    def __call__(self, step: int) -> float: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 class WarmupLR(LRScheduler):
     """`warmup(step)` times the learning rates that `lr_scheduler` sets; made by [`with_warmup`].
 
-    The inner scheduler never sees the multiplied learning rates, so recursive ones stay right.
+    The inner scheduler never sees the multiplied learning rates, so recursive ones stay right. `follows_metric` says
+    whether it is stepped with a metric at each evaluation instead of at each update.
     """
 
-    def __init__(self, lr_scheduler: LRScheduler, warmups: Sequence[Callable[[int], float]]):
+    def __init__(
+        self,
+        lr_scheduler: LRScheduler,
+        warmups: Sequence[Callable[[int], float]],
+        steps_per_epoch: int | None = None,
+    ):
         # LRScheduler.__init__ would take a first step of its own: the inner scheduler already has.
         self.lr_scheduler = lr_scheduler
         self.warmups = list(warmups)
+        self.steps_per_epoch = steps_per_epoch
+        self.follows_metric = "metrics" in inspect.signature(lr_scheduler.step).parameters
         self.optimizer = lr_scheduler.optimizer
         self.last_epoch = 0
         self._step_count = 1  # Accelerate counts on it
+        self.base_lrs = [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+        self._starts = [0] * len(self.warmups)
+        self._metric_seen = self._told = False
         self._apply()
 
     def _apply(self) -> None:
+        """Keep the inner learning rates, and set the multiplied ones."""
         groups = self.optimizer.param_groups
         self._inner_lrs = [group["lr"] for group in groups]
-        for group, lr, warmup in zip(groups, self._inner_lrs, self.warmups, strict=True):
-            group["lr"] = lr * warmup(self.last_epoch)
+        for group, lr, warmup, start in zip(groups, self._inner_lrs, self.warmups, self._starts, strict=True):
+            group["lr"] = lr * warmup(self.last_epoch - start)
         self._last_lr = [group["lr"] for group in groups]
+
+    def _restore(self) -> None:
+        """Set the inner learning rates again."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self._inner_lrs):
+            raise ValueError(
+                f"The optimizer has {len(groups)} parameter groups, its schedule {len(self._inner_lrs)}: expected a "
+                "group that joins the run to come through the schedule's add_param_group."
+            )
+        for i, (group, lr) in enumerate(zip(groups, self._inner_lrs, strict=True)):
+            if group["lr"] != self._last_lr[i] and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"The learning rate of parameter group {i} is {group['lr']:g} where this schedule set "
+                    f"{self._last_lr[i]:g}, which it goes on from: expected one schedule on an optimizer.",
+                    stacklevel=3,
+                )
+            group["lr"] = lr
 
     def step(self, *metrics: Any) -> None:
         """One update; with a metric, one evaluation of a scheduler that follows it, and no update."""
-        for group, lr in zip(self.optimizer.param_groups, self._inner_lrs, strict=False):
-            group["lr"] = lr
+        self._restore()
         if metrics:
+            self._metric_seen = True
             self.lr_scheduler.step(*metrics)
         else:
             self.last_epoch += 1
-            if not self.follows_metric:
+            if not self.follows_metric and self.last_epoch % (self.steps_per_epoch or 1) == 0:
                 self.lr_scheduler.step()
         self._apply()
+        if self.follows_metric and not self._metric_seen and self.last_epoch == 2 * (self.steps_per_epoch or 0):
+            warnings.warn(
+                f"{type(self.lr_scheduler).__name__} has seen no metric in 2 epochs of {self.steps_per_epoch} updates: "
+                "expected step(metric) after each evaluation.",
+                stacklevel=2,
+            )
 
-    @property
-    def follows_metric(self) -> bool:
-        """Whether the inner scheduler is stepped with a metric at each evaluation instead of at each update."""
-        return "metrics" in inspect.signature(self.lr_scheduler.step).parameters
+    def refresh(self) -> None:
+        """Set the learning rates again after a warmup with a state of its own has changed it."""
+        self._restore()
+        self._apply()
+
+    def add_param_group(self, param_group: dict[str, Any], warmup: Callable[[int], float] = no_warmup) -> None:
+        """A parameter group joins the run: `warmup` counts from now, behind it the group follows the first one's curve.
+
+        Args:
+            param_group (`dict`): As for the optimizer's own `add_param_group`; its `lr` is the full one, which the
+                first group's curve multiplies from where it stands now.
+            warmup (`Callable[[int], float]`, defaults to none): Multiplier at the 0-based update since now.
+
+        Raises:
+            `ValueError`: For an inner scheduler that keeps more of each group than its learning rate.
+        """
+        inner = self.lr_scheduler
+        if not isinstance(inner, LRScheduler) or isinstance(inner, _MANY_CURVES):
+            raise ValueError(
+                f"add_param_group behind a {type(inner).__name__}: expected a scheduler with one curve for all groups, "
+                "such as get_scheduler's."
+            )
+        _check_warmup(warmup)
+        self._restore()
+        self.optimizer.add_param_group(param_group)
+        first, group = self.optimizer.param_groups[0], self.optimizer.param_groups[-1]
+        self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
+        if isinstance(inner, ReduceLROnPlateau):  # takes the group from its full learning rate on
+            inner.min_lrs.append(inner.min_lrs[0])
+        else:
+            inner.base_lrs.append(group["initial_lr"])
+            group["lr"] = group["lr"] * (first["lr"] / self.base_lrs[0] if self.base_lrs[0] else 1.0)
+        if isinstance(inner, LambdaLR):
+            inner.lr_lambdas.append(inner.lr_lambdas[0])
+        self.warmups.append(warmup)
+        self._starts.append(self.last_epoch)
+        self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: the step, the inner learning rates and the inner scheduler's state."""
+        """Plain numbers: the step, the inner learning rates, the inner scheduler's state and the warmups'."""
         return {
             "last_epoch": self.last_epoch,
             "inner_lrs": list(self._inner_lrs),
+            "starts": list(self._starts),
+            "warmups": [each.state_dict() if isinstance(each, StatefulWarmup) else None for each in self.warmups],
             "lr_scheduler": self.lr_scheduler.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken, with as many parameter groups as there were.
+
+        Raises:
+            `ValueError`: If there are more groups, or fewer.
+        """
+        lrs, groups = state_dict["inner_lrs"], self.optimizer.param_groups
+        if len(lrs) != len(groups):
+            raise ValueError(
+                f"A schedule of {len(lrs)} parameter groups for an optimizer of {len(groups)}: expected as many, those "
+                "that joined the run too."
+            )
         self.last_epoch = state_dict["last_epoch"]
+        self._starts = list(state_dict.get("starts", self._starts))
+        for warmup, state in zip(self.warmups, state_dict.get("warmups", ()), strict=False):
+            if state is not None:
+                warmup.load_state_dict(state)
         self.lr_scheduler.load_state_dict(state_dict["lr_scheduler"])
-        for group, lr in zip(self.optimizer.param_groups, state_dict["inner_lrs"], strict=True):
+        for group, lr in zip(groups, lrs, strict=True):
             group["lr"] = lr
         self._apply()
 
 
+# They keep other schedulers, or numbers of each group, that a new one would have to be written into.
+_MANY_CURVES = (ChainedScheduler, CyclicLR, OneCycleLR, SequentialLR)
+
+
+def _missing(warmup: Callable[..., float]) -> list[str]:
+    """The names that `warmup` needs beside the step."""
+    parameters = list(inspect.signature(warmup).parameters.values())
+    return [each.name for each in parameters[1:] if each.default is each.empty and each.kind != each.VAR_KEYWORD]
+
+
+def _check_warmup(warmup: Callable[[int], float]) -> None:
+    name = getattr(getattr(warmup, "func", warmup), "__name__", "warmup")
+    if missing := _missing(warmup):
+        raise ValueError(
+            f"warmup={name} needs {', '.join(missing)}: expected a function of the step alone, such as "
+            f"partial({name}, {missing[0]}=100)."
+        )
+
+
 def with_warmup(
-    lr_scheduler: LRScheduler, warmup: Callable[[int], float] | Sequence[Callable[[int], float]]
+    lr_scheduler: LRScheduler,
+    warmup: Callable[..., float] | Sequence[Callable[..., float]],
+    *,
+    warmup_epochs: float | None = None,
+    steps_per_epoch: int | None = None,
 ) -> WarmupLR:
     """Multiply `warmup` onto any torch scheduler: `lr = warmup(step) * lr_scheduler's own lr`.
 
@@ -75,9 +206,17 @@ def with_warmup(
             `ReduceLROnPlateau` is stepped with its metric, `step(loss)`, and the warmup without, `step()`.
         warmup (`Callable[[int], float]` or a sequence of them): Multiplier at the 0-based update, for example
             `partial(linear_warmup, num_warmup_steps=100)`; or one for each parameter group.
+        warmup_epochs (`float`, *optional*): Length in epochs of a `warmup` whose `num_warmup_steps` is still open, such
+            as `linear_warmup` itself.
+        steps_per_epoch (`int`, *optional*): Updates of an epoch, for a `lr_scheduler` that counts epochs: it is then
+            stepped after each epoch's last update.
 
     Returns:
-        `LRScheduler`: With `step`, `get_last_lr`, `state_dict` and `load_state_dict`.
+        `LRScheduler`: With `step`, `get_last_lr`, `state_dict`, `load_state_dict`, and `add_param_group` for a group
+        that joins the run.
+
+    Raises:
+        `ValueError`: For a warmup that needs more than the step, epochs of unknown length, or a second warmup.
 
     Example:
 
@@ -97,10 +236,42 @@ def with_warmup(
 
     ```
     """
-    num_groups = len(lr_scheduler.optimizer.param_groups)
-    warmups = [warmup] * num_groups if callable(warmup) else list(warmup)
-    if len(warmups) != num_groups or not all(map(callable, warmups)):
+    groups = lr_scheduler.optimizer.param_groups
+    warmups = [warmup] * len(groups) if callable(warmup) else list(warmup)
+    if len(warmups) != len(groups) or not all(map(callable, warmups)):
         raise ValueError(
-            f"warmup={warmup!r}: expected a function of the step, as get_schedule returns, or {num_groups} of them."
+            f"warmup={warmup!r}: expected a function of the step, as get_schedule returns, or {len(groups)} of them."
         )
-    return WarmupLR(lr_scheduler, warmups)
+    if steps_per_epoch is not None:
+        check_number("steps_per_epoch", steps_per_epoch, 1, integer=True)
+    if warmup_epochs is not None:
+        warmups = _in_epochs(warmups, warmup_epochs, steps_per_epoch)
+    for each in warmups:
+        _check_warmup(each)
+    _check_one_warmup(lr_scheduler, warmups)
+    return WarmupLR(lr_scheduler, warmups, steps_per_epoch)
+
+
+def _in_epochs(
+    warmups: list[Callable[..., float]], warmup_epochs: float, steps_per_epoch: int | None
+) -> list[Callable[..., float]]:
+    check_number("warmup_epochs", warmup_epochs)
+    if steps_per_epoch is None:
+        raise ValueError(
+            f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the updates of an epoch: len(dataloader) without "
+            "accumulation."
+        )
+    if not any("num_warmup_steps" in _missing(each) for each in warmups):
+        raise ValueError(f"warmup_epochs={warmup_epochs}: expected a warmup whose num_warmup_steps is still open.")
+    length = math.ceil(round(warmup_epochs * steps_per_epoch, 6))  # 7.000000000000001 is 7
+    return [
+        partial(each, num_warmup_steps=length) if "num_warmup_steps" in _missing(each) else each for each in warmups
+    ]
+
+
+def _check_one_warmup(lr_scheduler: LRScheduler, warmups: list[Callable[[int], float]]) -> None:
+    if isinstance(lr_scheduler, WarmupLR):
+        raise ValueError("lr_scheduler warms up already, it comes from with_warmup: expected one warmup.")
+    optimizer = lr_scheduler.optimizer
+    if any(group.get("warmup_steps") for group in optimizer.param_groups) and set(warmups) != {no_warmup}:
+        raise ValueError(f"The optimizer warms up already ({type(optimizer).__name__}): expected one warmup.")

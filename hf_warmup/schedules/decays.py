@@ -4,6 +4,9 @@ from collections.abc import Callable
 from math import exp, expm1, log, sin, sqrt
 
 
+NOAM_PEAK = (1e-6, 1e-1)  # a peak outside was hardly meant: the paper's is 7e-4
+
+
 def noam_decay(step: int, *, num_warmup_steps: int) -> float:
     """`sqrt(W / t)` from `t = W` on: behind a linear warmup, the schedule of Vaswani et al. 2017 with its peak at 1.
 

@@ -20,14 +20,17 @@ def no_warmup(step: int) -> float:
     return 1.0
 
 
-def linear_warmup(step: int, *, num_warmup_steps: int) -> float:
-    """`min(1, t / W)` with `t = step + 1`: the gradual warmup of Goyal et al. 2017, https://arxiv.org/abs/1706.02677.
+def linear_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 0.0) -> float:
+    """`f + (1 - f) min(1, t / W)` with `t = step + 1`: the gradual warmup of Goyal et al. 2017.
 
-    Unlike transformers' `(t - 1) / W`, the first update is not spent at a learning rate of 0.
+    https://arxiv.org/abs/1706.02677, section 2.2. Unlike transformers' `(t - 1) / W`, the first update is not spent at
+    a learning rate of 0.
 
     Args:
         step (`int`): 0-based index of the update.
         num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for none.
+        warmup_factor (`float`, defaults to 0.0): `f`, where it begins, in [0, 1]: the paper's 1 / k for k times the
+            reference batch.
 
     Returns:
         `float`: Multiplier in (0, 1].
@@ -37,10 +40,14 @@ def linear_warmup(step: int, *, num_warmup_steps: int) -> float:
     ```python
     >>> [linear_warmup(step, num_warmup_steps=4) for step in range(6)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    >>> [linear_warmup(step, num_warmup_steps=4, warmup_factor=0.5) for step in range(5)]
+    [0.625, 0.75, 0.875, 1.0, 1.0]
 
     ```
     """
-    return 1.0 if step + 1 >= num_warmup_steps else (step + 1) / num_warmup_steps
+    if step + 1 >= num_warmup_steps:
+        return 1.0
+    return warmup_factor + (1.0 - warmup_factor) * ((step + 1) / num_warmup_steps)
 
 
 def constant_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 0.1) -> float:

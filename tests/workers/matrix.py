@@ -23,6 +23,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerState, default_data_collator
 
@@ -34,7 +36,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.gradient_norms import read_gradient_norms
+from hf_warmup.gradient_norms import group_norms, read_gradient_norms
 from tiny import arguments, column, examples, tiny_bert, train
 
 
@@ -155,6 +157,23 @@ def clock(prepared: bool, split_batches: bool, ours: bool = True) -> list[float]
     return rates
 
 
+def sharded_norms(world: int) -> dict[str, float]:
+    """The norm of one known gradient, 1 to 12, held by the processes in different ways."""
+    whole = torch.arange(1.0, 13.0).view(6, 2)
+    line, square = init_device_mesh("cpu", (world,)), init_device_mesh("cpu", (world // 2, 2))
+    spread = {
+        "replicated": distribute_tensor(whole, line, [Replicate()]),
+        "rows, unevenly": distribute_tensor(whole, line, [Shard(0)]),
+        "columns, some empty": distribute_tensor(whole, line, [Shard(1)]),
+        "copies of shards (HSDP)": distribute_tensor(whole, square, [Replicate(), Shard(0)]),
+        "rows and columns": distribute_tensor(whole, square, [Shard(0), Shard(1)]),
+        "parts of a sum": DTensor.from_local(whole / world, line, [Partial()]),
+        "a plain tensor": whole,
+    }
+    norms = group_norms([*spread.values(), *spread.values()], [*range(len(spread))] * 2, len(spread))
+    return dict(zip(spread, norms.tolist(), strict=True))
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -163,7 +182,8 @@ def main() -> None:
     for prepared, split_batches, ours in itertools.product((True, False), repeat=3):
         fresh_state()
         clocks[f"{prepared}/{split_batches}/{ours}"] = clock(prepared, split_batches, ours)
-    results: dict[str, Any] = {"clocks": clocks, "cells": {}, "resumed": {}}
+    sharded = sharded_norms(world) if world > 1 else {}
+    results: dict[str, Any] = {"sharded": sharded, "clocks": clocks, "cells": {}, "resumed": {}}
     for engine, precision, wrapping, accumulation in itertools.product(
         (as_trainer, as_loop), ("no", "bf16"), ("ddp", "fsdp2"), (1, 4)
     ):

@@ -1,0 +1,175 @@
+"""The warmup that a metric ends: the lr held, logged, saved and resumed; and its sentences for mistakes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_warmup import (
+    WarmupTrainer,
+    WarmupUntilCallback,
+    create_optimizer_and_scheduler,
+    with_warmup,
+)
+from tiny import arguments, column, examples, tiny_bert, train
+
+
+FLAGS = {"optim": "sgd", "lr_scheduler_type": "linear", "learning_rate": 0.1, "max_steps": 10}
+
+
+class Used(TrainerCallback):
+    """The lr that each update used."""
+
+    def __init__(self):
+        self.lrs = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.lrs.append(optimizer.param_groups[0]["lr"])
+
+
+class Scripted(WarmupTrainer):
+    """Logs `error`, as a run whose error falls by 0.1 an update."""
+
+    def log(self, logs, *args, **kwargs):
+        logs = {**logs, "error": 1.0 - 0.1 * self.state.global_step} if "loss" in logs else logs
+        super().log(logs, *args, **kwargs)
+
+
+def scripted(folder, callback, seed=0, **kwargs):
+    used = Used()
+    trainer = Scripted(
+        model=tiny_bert(seed),
+        args=arguments(folder, **{**FLAGS, **kwargs}),
+        train_dataset=examples(),
+        callbacks=[callback, used],
+    )
+    return trainer, used
+
+
+def expected(hold):
+    """transformers' linear decay over 10 updates from 0.1, a tenth of it for the first `hold`."""
+    return [(0.1 if step < hold else 1.0) * 0.1 * (10 - step) / 10 for step in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kwargs", "hold"),
+    [
+        (0.75, {"max_steps": 9}, 3),  # below it for the first time after update 3
+        (0.75, {"max_steps": 2}, 2),
+        (-1.0, {"max_steps": 6}, 6),
+        (0.95, {"max_steps": 9}, 1),
+        (0.35, {"max_steps": 9, "greater_is_better": True}, 1),
+    ],
+)
+def test_the_lr_is_held_until_the_log_that_passes_and_the_lr_used_is_the_one_logged(tmp_path, threshold, kwargs, hold):
+    trainer, used = scripted(tmp_path, WarmupUntilCallback("error", threshold, **kwargs))
+    log = train(trainer)
+    assert used.lrs == pytest.approx(expected(hold), rel=1e-12)
+    assert column(log, "learning_rate") == used.lrs
+    assert train(trainer)[-10:] != log  # another `train()`
+    assert used.lrs[10:] == pytest.approx(expected(hold), rel=1e-12)  # is held anew
+
+
+@pytest.mark.parametrize("stop", [2, 3, 6])
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, stop):
+    kwargs = {"save_strategy": "steps", "save_steps": 1}
+    whole, used = scripted(tmp_path, WarmupUntilCallback("error", 0.75, max_steps=9), **kwargs)
+    losses = column(train(whole), "loss")
+
+    again, used_again = scripted(tmp_path, WarmupUntilCallback("error", 0.75, max_steps=9), seed=9, **kwargs)
+    log = train(again, resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert used_again.lrs == used.lrs[stop:]
+    assert column(log, "loss") == losses
+
+
+def test_a_trainer_of_transformers_own(tmp_path):
+    callback, used = WarmupUntilCallback("eval_loss", 100.0, max_steps=9), Used()
+    model, args = tiny_bert(), arguments(tmp_path, **FLAGS, eval_strategy="steps", eval_steps=4)
+    optimizer, scheduler = create_optimizer_and_scheduler(model, args, 10)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=examples(),
+        eval_dataset=examples(8),
+        callbacks=[callback, used],
+        optimizers=(optimizer, with_warmup(scheduler, callback)),
+    )
+    log = train(trainer)
+    assert used.lrs == pytest.approx(expected(4), rel=1e-12)
+    assert column(log, "learning_rate") == used.lrs
+
+
+def test_a_loop_of_your_own():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    warmup = WarmupUntilCallback("accuracy", 0.5, max_steps=100, greater_is_better=True)
+    scheduler = with_warmup(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), warmup)
+    lrs = []
+    for step, accuracy in enumerate([0.1, 0.2, 0.6, 0.4], 1):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+        if warmup.update(accuracy, step):
+            scheduler.refresh()
+    assert lrs == pytest.approx([0.01, 0.005, 0.0025, 0.0125], rel=1e-12)
+
+
+def test_a_metric_that_is_never_logged_is_named(tmp_path):
+    trainer, used = scripted(tmp_path, WarmupUntilCallback("eror", 0.75, max_steps=3))
+    with pytest.warns(UserWarning, match=r"metric='eror' was never logged; logged were .*error.*loss"):
+        train(trainer)
+    assert used.lrs == pytest.approx(expected(3), rel=1e-12)  # the cap ends it
+    trainer, _ = scripted(tmp_path, WarmupUntilCallback("eror", 0.75, max_steps=100))
+    with pytest.warns(UserWarning, match=r"Training ends, and metric='eror' was never logged"):
+        train(trainer)
+
+
+def build_stock(folder):
+    args = TrainingArguments(str(folder), max_steps=2, use_cpu=True, report_to="none")
+    callback = WarmupUntilCallback("loss", 0.8, max_steps=3)
+    return Trainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[callback])
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (
+            lambda folder: scripted(folder, WarmupUntilCallback("eval_error", 0.8, max_steps=3))[0],
+            "metric='eval_error' is never logged with eval_strategy='no'",
+        ),
+        (
+            lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), logging_strategy="no")[0],
+            "metric='loss' is never logged with logging_strategy='no'",
+        ),
+        (
+            lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), warmup_steps=3)[0],
+            "warmup_steps=3, warmup_type=None: expected one warmup",
+        ),
+        (
+            lambda folder: scripted(
+                folder, WarmupUntilCallback("loss", 0.8, max_steps=3), warmup_type="untuned_linear", optim="adamw"
+            )[0],
+            "warmup_type='untuned_linear': expected one warmup",
+        ),
+        (build_stock, "WarmupUntilCallback holds no learning rate: expected a WarmupTrainer"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_the_first_update(tmp_path, build, sentence):
+    trainer = build(tmp_path)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        train(trainer)
+    assert "\n" not in str(caught.value)
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"max_steps": 0}, "max_steps=0: expected an integer"),
+        ({"max_steps": 3, "factor": 2.0}, "factor=2.0: expected"),
+        ({"max_steps": 3, "threshold": float("nan")}, "threshold=nan: expected"),
+    ],
+)
+def test_numbers_out_of_range(kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        WarmupUntilCallback("loss", **{"threshold": 0.8, **kwargs})

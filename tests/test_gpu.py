@@ -1,0 +1,105 @@
+"""What only a GPU can show: the same numbers there, no waiting for it, no memory beyond the state, no CUDA graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_warmup import AdamWarmup, GradientNormRecorder, get_scheduler
+from test_optim import (
+    FORMS,
+    HYPER,
+    assert_close,
+    check_that_an_update_with_inf_is_skipped,
+    classes,
+    expected,
+    last,
+    parameters,
+    problem,
+    train,
+    variants,
+)
+
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+forms = pytest.mark.parametrize("form", FORMS, ids=str)
+
+
+def problem_on_the_gpu(*args, **kwargs):
+    start, grads = problem(*args, **kwargs)
+    return [p.cuda() for p in start], [[g.cuda() for g in row] for row in grads]
+
+
+# 1e-6 for float32: as on a CPU, tests/test_optim.py.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"])
+@forms
+@variants
+def test_the_papers_update(cls, kwargs, form, dtype, tolerance):
+    start, grads = problem(dtype=dtype)
+    wanted = last(expected(cls, start, grads, **HYPER, **kwargs))
+    start, grads = problem_on_the_gpu(dtype=dtype)
+    params = train(cls(parameters(start), **HYPER, **kwargs, **form), grads)
+    assert_close([p.cpu() for p in params], wanted, tolerance)
+
+
+@forms
+@classes
+def test_a_grad_scaler_skips_an_update_with_inf(cls, form):
+    check_that_an_update_with_inf_is_skipped(cls, form, "cuda")
+
+
+def prepared(cls, shapes, **kwargs):
+    """An optimizer on the GPU past its first updates, with gradients in place."""
+    start, grads = problem_on_the_gpu(8, torch.float32, shapes)
+    optimizer = cls(parameters(start), **HYPER, **kwargs)
+    params = train(optimizer, grads)
+    return optimizer, [(f"layer.{i}.weight", p) for i, p in enumerate(params)]
+
+
+@forms
+@variants
+def test_an_update_waits_for_nothing(cls, kwargs, form):
+    optimizer, named = prepared(cls, [(64, 64)] * 20, **kwargs, **form)
+    scheduler, recorder = get_scheduler("noam", optimizer, 10, 100), GradientNormRecorder(None)
+    recorder.record(named, 1)  # sends which parameter is in which group
+    scale = torch.tensor(2.0, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2, 20):
+            recorder.record(named, step, scale)
+            optimizer.step()
+            scheduler.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(recorder.flush()) == 19
+
+
+@classes
+def test_an_update_takes_no_memory(cls):
+    optimizer, _ = prepared(cls, [(1024, 1024)] * 8)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    optimizer.step()
+    assert torch.cuda.max_memory_allocated() - before <= 512  # the update count, in the allocator's smallest block
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # it is, since the step is refused
+@classes
+def test_a_cuda_graph_is_refused(cls):
+    optimizer, _ = prepared(cls, [(3,)])
+    with (
+        pytest.raises(RuntimeError, match=f"{cls.__name__}.step.. cannot be captured: updates are counted on the host"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        optimizer.step()
+
+
+def test_a_state_of_torchs_capturable_adamw_comes_to_the_host():
+    start, grads = problem_on_the_gpu(20, torch.float32)
+    params, twins = parameters(start), parameters(start)
+    theirs, ours = torch.optim.AdamW(params, **HYPER, capturable=True), AdamWarmup(params)
+    train(theirs, grads[:10])
+    ours.load_state_dict(theirs.state_dict())
+    assert {state["step"].device.type for state in ours.state.values()} == {"cpu"}
+    assert_close(train(ours, grads[10:]), train(torch.optim.AdamW(twins, **HYPER), grads), 1e-6)

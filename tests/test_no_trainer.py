@@ -1,0 +1,138 @@
+"""`finetune_bert_no_trainer.py` in one process: the numbers of the Trainer's script, stopping, trackers, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from transformers import AutoModelForSequenceClassification
+
+from hf_warmup.gradient_norms import read_gradient_norms
+from hf_warmup.report import read_run
+from tiny import FROM_SCRATCH, write_task
+
+
+@pytest.fixture
+def loop(script, monkeypatch):
+    """The script in this process; what it wrote to stdout, or to stderr where it refuses."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def call(*flags: object, rc: int = 0) -> str:
+        GradientState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return script("finetune_bert_no_trainer.py", *flags, rc=rc)[1 if rc else 0]
+
+    yield call
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    task = tmp_path_factory.mktemp("task")
+    write_task(task)
+    files = ("--train_file", task / "train.tsv", "--validation_file", task / "dev.tsv", "--task_name", "sst2")
+    size = ("--max_length", 8, "--per_device_train_batch_size", 16, "--learning_rate", 1e-2, "--logging_steps", 1)
+    return [*files, "--tokenizer_name", task / "vocabulary", *FROM_SCRATCH, *size]
+
+
+def losses(folder: Path) -> list[float]:
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
+    schedule = ("--optim", "radam", "--lr_scheduler_type", "noam", "--warmup_type", "cosine", "--num_warmup_steps", 20)
+    out = loop(*flags, *schedule, "--num_train_epochs", 20, "--output_dir", tmp_path, "--grad_norm_group_by", "module")
+    assert json.loads(out.splitlines()[-1])["eval_accuracy"] == 1.0  # six words decide
+    assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] == 1.0
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 2
+    records = read_gradient_norms(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, 121))  # 96 rows in batches of 16, 20 times
+    assert "grad_norm/classifier" in records[0]
+    run = read_run(tmp_path)  # a report reads it like a Trainer's
+    assert (run.global_step, run.num_training_steps, run.settings["optim"]) == (120, 120, "radam")
+    assert run.settings["num_hidden_layers"] == 2
+
+
+def test_it_follows_the_trainers_script(loop, script, flags, tmp_path):
+    """The same model and schedule, without dropout's and the order's randomness: one batch of all rows."""
+    common = (
+        "--per_device_train_batch_size",
+        96,
+        "--optim",
+        "radam",
+        "--weight_decay",
+        0.01,
+        "--warmup_type",
+        "linear",
+    )
+    quiet = "--do_train --use_cpu --report_to none --logging_steps 1 --save_strategy no --max_steps 8 --warmup_steps 4"
+    script("finetune_bert.py", *flags, *common, *quiet.split(), "--output_dir", tmp_path / "trainer")
+    loop(*flags, *common, "--max_train_steps", 8, "--num_warmup_steps", 4, "--output_dir", tmp_path / "loop")
+
+    def rates(folder):
+        log = json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
+        return [entry["learning_rate"] for entry in log if "loss" in entry]
+
+    assert rates("loop") == pytest.approx(rates("trainer"), rel=1e-12)
+    # RAdam does not move before update 6: until then only dropout tells the runs apart.
+    assert losses(tmp_path / "loop")[:6] == pytest.approx(losses(tmp_path / "trainer")[:6], rel=0.05)
+    first = [read_gradient_norms(tmp_path / folder)[0].keys() for folder in ("loop", "trainer")]
+    assert first[0] == first[1]
+
+
+def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(loop, flags, tmp_path):
+    """96 rows in micro-batches of 8 by 4: an epoch is 3 updates; checkpoints stand at 2, 4, 6."""
+    run_flags = [*flags, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 4]
+    run_flags += ["--num_warmup_steps", 2, "--checkpointing_steps", 2]
+    loop(*run_flags, "--max_train_steps", 8, "--output_dir", tmp_path / "whole")
+    loop(*run_flags, "--max_train_steps", 8, "--output_dir", tmp_path / "stopped", "--checkpoints_total_limit", 2)
+    (tmp_path / "stopped" / "checkpoint-8" / "optimizer.bin").write_bytes(b"half")
+    folder = ("--output_dir", tmp_path / "stopped", "--resume_from_checkpoint", "auto")
+    loop(*run_flags, "--max_train_steps", 8, *folder)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 8
+    recordings = [(tmp_path / name / "gradient_norms.jsonl").read_bytes() for name in ("stopped", "whole")]
+    assert recordings[0] == recordings[1]
+
+
+def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop(
+        *flags,
+        "--max_train_steps",
+        2,
+        "--logging_steps",
+        2,
+        "--output_dir",
+        tmp_path,
+        "--with_tracking",
+        "--report_to",
+        "tensorboard",
+    )
+    folders = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    tags = {tag for folder in folders for tag in EventAccumulator(str(folder)).Reload().Tags()["scalars"]}
+    assert {"loss", "learning_rate", "grad_norm", "grad_norm/encoder.layer.0"} <= tags
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--optim", "radm"), "optim='radm' is unknown. Did you mean 'radam'?"),
+        (("--num_warmup_steps", 40, "--max_train_steps", 20), "num_warmup_steps=40: expected at most the 20 updates"),
+        (("--lr_scheduler_kwargs", "{"), "lr_scheduler_kwargs='{': expected a JSON object"),
+        (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps=0: expected an integer in [1, inf)"),
+        (("--checkpointing_steps", "often"), "checkpointing_steps='often'"),
+        (("--resume_from_checkpoint", "nowhere"), "resume_from_checkpoint='nowhere': there is no such folder."),
+        (("--lerning_rate", 1), "--lerning_rate is no argument. Did you mean --learning_rate?"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_training(loop, flags, tmp_path, more, sentence):
+    said = loop(*flags, "--output_dir", tmp_path / "run", *more, rc=2)
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: {sentence}")
+    assert not (tmp_path / "run").exists()

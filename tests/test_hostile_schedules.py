@@ -236,3 +236,12 @@ def test_the_corners_in_numbers():
     assert slow(0) == pytest.approx((math.pi * 1e-12) ** 2 / 4)  # of the cosine's series
     with pytest.raises(ValueError, match=r"beta2=0\.5: expected a finite number in \(0\.666"):
         get_schedule("constant", warmup_type="radam", beta2=0.5)  # would be 0 for ever
+
+
+@given(JUNK)
+def test_what_is_no_warmup_is_one_sentence(warmup):
+    if warmup is object:  # callable, and no function of the step
+        return
+    with pytest.raises(ValueError, match="expected a function of the step") as caught:
+        with_warmup(torch.optim.lr_scheduler.ConstantLR(sgd(0.1)), warmup)
+    assert_one_sentence(caught.value, "warmup=")

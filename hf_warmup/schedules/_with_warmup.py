@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from .._messages import check_number
+from .._messages import check_number, shown
 from .warmups import no_warmup
 
 
@@ -237,10 +237,10 @@ def with_warmup(
     ```
     """
     groups = lr_scheduler.optimizer.param_groups
-    warmups = [warmup] * len(groups) if callable(warmup) else list(warmup)
+    warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
     if len(warmups) != len(groups) or not all(map(callable, warmups)):
         raise ValueError(
-            f"warmup={warmup!r}: expected a function of the step, as get_schedule returns, or {len(groups)} of them."
+            f"warmup={shown(warmup)}: expected a function of the step, as get_schedule returns, or {len(groups)} of them."
         )
     if steps_per_epoch is not None:
         check_number("steps_per_epoch", steps_per_epoch, 1, integer=True)

@@ -175,7 +175,7 @@ FILES = {  # what a file of this kind may hold: bytes, text, or a value written 
 EXAMPLES = {
     ".json": ["[" * 10**5, f'{{"seed": {"9" * 5000}}}', '{"seed": 1, "seed": 2}', '{"optim": [[{}]]}'],
     ".yaml": [
-        "[" * 10**4,
+        "[" * 2000,
         f"seed: 0x{'f' * 5000}",
         "seed: 2020-13-45",
         "seed: 2020-01-01",

@@ -240,7 +240,7 @@ def with_warmup(
     warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
     if len(warmups) != len(groups) or not all(map(callable, warmups)):
         raise ValueError(
-            f"warmup={shown(warmup)}: expected a function of the step, as get_schedule returns, or {len(groups)} of them."
+            f"warmup={shown(warmup)}: expected a function of the step, as of get_schedule, or {len(groups)} of them."
         )
     if steps_per_epoch is not None:
         check_number("steps_per_epoch", steps_per_epoch, 1, integer=True)

@@ -12,8 +12,8 @@ CHECK = "from transformers import AutoConfig; assert AutoConfig.for_model('bert-
 FIRST = [
     "from transformers import AutoModelForMaskedLM",
     "from transformers import BertConfig",
-    "from hf_warmup import BertPreLNConfig",
-    "from hf_warmup import WarmupTrainer",
+    pytest.param("from hf_warmup import BertPreLNConfig", marks=pytest.mark.slow),
+    pytest.param("from hf_warmup import WarmupTrainer", marks=pytest.mark.slow),
 ]
 
 

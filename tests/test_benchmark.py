@@ -81,6 +81,7 @@ def test_gradient_norms(benchmark, name):
     assert "Lightning's grad_norm does not take part" in out
 
 
+@pytest.mark.slow  # each import in a process of its own
 def test_trainer(benchmark):
     tables, _ = benchmark("trainer", "--quick")
     runs, imports = tables.values()

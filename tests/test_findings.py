@@ -174,6 +174,7 @@ def test_cut_short(tmp_path):
     assert said(recorded(tmp_path / "b", steps=9, planned=9), "cut short") is None
 
 
+@pytest.mark.slow
 def test_runs_that_really_trained(tmp_path):
     """The demo, 30 updates: Post-LN without a warmup is stalling by then, the others are not (FACTS of the README)."""
     compare = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_layer_norm.py"))

@@ -20,7 +20,7 @@ from ._deepspeed import refuse_swaps
 from ._from_args import decay_groups, scheduler_on
 from ._messages import check_name
 from ._recording import record_gradient_norms
-from .checkpoints import STATE, checkpoints, full_disk_is_said, resolve_checkpoint
+from .checkpoints import STATE, check_not_beyond, checkpoints, full_disk_is_said, resolve_checkpoint
 from .optim import OPTIMIZERS, optimizer_kwargs
 from .schedules import innermost
 
@@ -92,6 +92,9 @@ def per_update(lr_scheduler: LRScheduler) -> PerUpdateLR:
         lr_scheduler (`LRScheduler`): A new scheduler, on the optimizer before `accelerator.prepare`, for a run counted
             in updates.
 
+    Raises:
+        `ValueError`: For something else than a scheduler.
+
     Returns:
         `LRScheduler`: Step it as often as you like after `optimizer.step()`.
 
@@ -112,6 +115,8 @@ def per_update(lr_scheduler: LRScheduler) -> PerUpdateLR:
 
     ```
     """
+    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "step"):
+        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
     return PerUpdateLR(lr_scheduler)
 
 
@@ -231,7 +236,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    accelerator: Accelerator, resume_from_checkpoint: str | bool, output_dir: str | Path, model: nn.Module
+    accelerator: Accelerator,
+    resume_from_checkpoint: str | bool,
+    output_dir: str | Path,
+    model: nn.Module,
+    max_steps: int = 0,
 ) -> TrainerState:
     """Load what was prepared from a checkpoint that is whole.
 
@@ -241,6 +250,7 @@ def load_checkpoint(
             `"auto"` for the same if there is one.
         output_dir (`str` or `Path`): Where the run saves.
         model (`nn.Module`): Weights of another model are refused.
+        max_steps (`int`, *optional*): Updates of the run; a checkpoint that has made more is refused.
 
     Returns:
         `TrainerState`: Its `global_step` is the number of updates made; 0 if `"auto"` found none.
@@ -253,5 +263,6 @@ def load_checkpoint(
     folder = resolve_checkpoint(resume_from_checkpoint, output_dir, own, accelerator.num_processes)
     if folder is None:
         return TrainerState()
+    check_not_beyond(folder, max_steps)
     accelerator.load_state(str(folder))
     return TrainerState.load_from_json(str(folder / STATE))

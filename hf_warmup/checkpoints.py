@@ -54,11 +54,25 @@ def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes
         return f"{STATE} is missing: the save did not finish"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return "the weights are missing"
+    if missing := _missing(folder):
+        return f"{missing} is missing"
     # Each process of a Trainer writes its own, and may be killed before it has.
     random_states = len(list(folder.glob("rng_state_*.pth")))
     if 0 < random_states < num_processes:
         return f"rng_state_{random_states}.pth is missing: {num_processes} processes need as many"
     return None if model is None else _foreign(folder, model)
+
+
+def _missing(folder: Path) -> str | None:
+    """A file that the others of a checkpoint go with; sharded ones keep theirs in folders."""
+    families = [("optimizer.pt", "scheduler.pt")]  # the Trainer's, and our loop's
+    if not (folder / "optimizer_0").exists() and not (folder / "pytorch_model").exists():
+        families.append(("optimizer.bin", "scheduler.bin", "random_states_0.pkl"))
+    for family in families:
+        absent = [name for name in family if not (folder / name).exists()]
+        if absent and len(absent) < len(family):
+            return absent[0]
+    return None
 
 
 def _file_damage(path: Path) -> str | None:
@@ -127,17 +141,9 @@ def resolve_checkpoint(
         `ValueError`: If it is damaged, with the file's name and the last whole one; or if there is none.
     """
     newest_first = checkpoints(output_dir)[::-1]
-    if str(resume_from_checkpoint).lower() not in ("true", "auto"):
-        chosen = Path(resume_from_checkpoint)
-        if not chosen.is_dir():
-            raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: there is no such folder.")
-        problem = damage(chosen, model, num_processes)
-        if problem is None:
-            return chosen
-        others = (path for path in newest_first if path.resolve() != chosen.resolve())
-        whole = next((path for path in others if damage(path, model, num_processes) is None), None)
-        offer = f"the last whole checkpoint is {whole}" if whole else f"there is no whole one in {output_dir}"
-        raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: {problem}; {offer}.")
+    asked = str(resume_from_checkpoint)
+    if asked.lower() not in ("true", "auto"):
+        return _the_one_asked_for(Path(asked), newest_first, model, num_processes)
     problems = []
     for path in newest_first:
         problem = damage(path, model, num_processes)
@@ -146,12 +152,51 @@ def resolve_checkpoint(
                 logger.warning(f"Passing over a checkpoint that is not whole: {line}.")
             return path
         problems.append(f"{path.name}: {problem}")
-    if str(resume_from_checkpoint).lower() == "auto":
+    # A run killed in its first save begins anew; more than that it cannot have damaged itself.
+    if asked.lower() == "auto" and len(problems) <= 1 and not any("of another model" in line for line in problems):
+        for line in problems:
+            logger.warning(f"Beginning anew, the only checkpoint is not whole: {line}.")
         return None
     raise ValueError(
-        f"resume_from_checkpoint={resume_from_checkpoint!r}: {output_dir} has no whole checkpoint"
-        f"{f' ({problems[0]})' if problems else ''}."
+        f"resume_from_checkpoint={asked!r}: {output_dir} has no checkpoint to go on from"
+        f"{' (' + '; '.join(problems) + ')' if problems else ''}."
     )
+
+
+def _the_one_asked_for(chosen: Path, newest_first: list[Path], model: nn.Module | None, num_processes: int) -> Path:
+    if not chosen.is_dir():
+        raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: there is no such folder.")
+    inside = checkpoints(chosen)[::-1]
+    problem = "this is a run's folder" if inside else damage(chosen, model, num_processes)
+    if problem is None:
+        return chosen
+    others = inside or [path for path in newest_first if path.resolve() != chosen.resolve()]
+    whole = next((path for path in others if damage(path, model, num_processes) is None), None)
+    offer = f"the last whole checkpoint is {whole}" if whole else "there is no other whole one"
+    raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: {problem}; {offer}.")
+
+
+def check_not_beyond(checkpoint: str | Path, max_steps: int) -> None:
+    """Refuse a checkpoint that has made more updates than the run is to make: it is another run's.
+
+    Raises:
+        `ValueError`: With both numbers.
+    """
+    step = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8")).get("global_step", 0)
+    if 0 < max_steps < step:
+        raise ValueError(
+            f"{checkpoint} has made {step} updates, this run is to make {max_steps}: expected a longer run, or an "
+            "output_dir without another run's checkpoints."
+        )
+
+
+def say_what_is_there(output_dir: str | Path) -> None:
+    """Warn a run that begins anew where an earlier one has saved."""
+    if there := checkpoints(output_dir):
+        logger.warning(
+            f"{output_dir} holds checkpoints of an earlier run, the last {there[-1].name}: this run begins anew, and "
+            "'auto' would take the one with the highest number."
+        )
 
 
 @contextmanager

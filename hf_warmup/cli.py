@@ -87,7 +87,7 @@ def check_process_count(num_processes: int) -> None:
         asked = 2 if "WORLD_SIZE" not in os.environ else asked
     if asked > num_processes:
         raise ValueError(
-            f"The launcher asked for {asked if asked > 2 else 'more than one'} processes and this run sees "
+            f"The launcher asked for {asked if asked > 2 else 'several'} processes and this run sees "
             f"{num_processes}: several on a CPU need ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
             "--num_processes N, as in scripts/accelerate_configs/."
         )

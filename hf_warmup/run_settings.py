@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -15,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "run_settings.json"
 PACKAGES = ("hf-warmup", "torch", "transformers", "accelerate", "datasets")
@@ -62,14 +65,33 @@ def command_line(argv: list[str]) -> str:
     return shlex.join(words).replace("'...'", "...")
 
 
+# What makes a resumed run another run; where and how it logs does not.
+_DECISIVE = re.compile(
+    "^optim|learning_rate|weight_decay|^adam_|^lr_scheduler|warmup|train_batch|accumulation|train_epochs|"
+    "^max_steps|^max_train_steps|^max_grad_norm|^seed"
+)
+
+
+def _changed(path: Path, training_args: Mapping[str, Any]) -> list[str]:
+    """`"learning_rate was 0.001, is 0.002"` for each decisive argument that differs from the file's."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["training_args"]
+    except (OSError, ValueError, KeyError):  # none, or not ours to read
+        return []
+    now = json.loads(json.dumps(dict(training_args), default=str))
+    keys = [key for key in now if _DECISIVE.search(key) and key in before and before[key] != now[key]]
+    return [f"{key} was {before[key]}, is {now[key]}" for key in keys]
+
+
 def write_run_settings(
     folder: str | os.PathLike[str],
     training_args: Mapping[str, Any],
     model_config: Mapping[str, Any],
     num_training_steps: int,
     num_warmup_steps: int,
+    resumed: bool = False,
 ) -> None:
-    """Write `run_settings.json` into the output folder.
+    """Write `run_settings.json` into the output folder; a run that is resumed with other settings says so.
 
     Args:
         folder (`str` or `os.PathLike`): The run's output folder.
@@ -77,6 +99,7 @@ def write_run_settings(
         model_config (`Mapping[str, Any]`): As from `model.config.to_dict()`.
         num_training_steps (`int`): Updates that the run is planned to take.
         num_warmup_steps (`int`): Updates of warmup that were asked for, a ratio resolved.
+        resumed (`bool`, defaults to `False`): Whether the run goes on from a checkpoint of the same folder.
     """
     notebook = "ipykernel" in sys.modules  # whose command line says nothing about the run
     described = {
@@ -87,5 +110,10 @@ def write_run_settings(
         "model_config": dict(model_config),
     }
     path = Path(folder) / FILE_NAME
+    if resumed and (changed := _changed(path, described["training_args"])):
+        logger.warning(
+            f"The run is resumed with other settings: {'; '.join(changed)}. The optimizer and the schedule go on with "
+            "what their checkpoint holds, learning rates among it."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(described, indent=1, default=str) + "\n", encoding="utf-8")

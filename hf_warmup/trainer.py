@@ -17,7 +17,7 @@ from ._deepspeed import refuse_swaps
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
 from ._recording import record_gradient_norms
 from .callbacks import WarmupUntilCallback
-from .checkpoints import full_disk_is_said, resolve_checkpoint
+from .checkpoints import check_not_beyond, full_disk_is_said, resolve_checkpoint, say_what_is_there
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
 from .model_card import add_recording
 from .run_settings import write_run_settings
@@ -104,7 +104,8 @@ class _WriteSettings(TrainerCallback):
             config = getattr(model, "config", None)
             described = config.to_dict() if isinstance(config, PretrainedConfig) else {}
             warmup_steps = args.get_warmup_steps(state.max_steps)
-            write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps)
+            resumed = state.global_step > 0
+            write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps, resumed)
 
 
 class WarmupTrainerMixin:
@@ -230,6 +231,10 @@ class WarmupTrainerMixin:
         if resume_from_checkpoint:
             chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
             resume_from_checkpoint = None if chosen is None else str(chosen)
+        if resume_from_checkpoint:
+            check_not_beyond(resume_from_checkpoint, self.args.max_steps)
+        elif self.is_world_process_zero() and self.hp_search_backend is None:
+            say_what_is_there(output_dir)
         with full_disk_is_said(output_dir):
             try:
                 output = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -45,6 +45,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
+from hf_warmup.checkpoints import say_what_is_there
 from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.finetuning import (
     DataArguments,
@@ -82,7 +83,9 @@ class LoopArguments:
     lr_scheduler_type: str = field(default="linear", metadata={"help": "A decay of ours or of transformers'."})
     lr_scheduler_kwargs: str | None = field(default=None, metadata={"help": "As JSON, for decay and warmup."})
     warmup_type: str | None = field(default=None, metadata={"help": "The warmup in front of the decay."})
-    num_warmup_steps: int = field(default=0, metadata={"help": "Updates, whatever the number of processes."})
+    num_warmup_steps: float = field(
+        default=0, metadata={"help": "Updates, whatever the number of processes; below 1 a share of the run."}
+    )
     seed: int = field(default=42, metadata={"help": "Of the model, the order of the data, and dropout."})
     split_batches: bool = field(default=False, metadata={"help": "The batch size is of all processes together."})
     checkpointing_steps: str | None = field(default=None, metadata={"help": "Save every so many updates, or 'epoch'."})
@@ -107,8 +110,9 @@ class LoopArguments:
                 check_number(name, getattr(self, name), 1, integer=True)
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             check_number(name, getattr(self, name))
-        for name in ("num_warmup_steps", "grad_norm_steps"):
-            check_number(name, getattr(self, name), integer=True)
+        check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
+        is_count = self.num_warmup_steps >= 1
+        self.num_warmup_steps = check_number("num_warmup_steps", self.num_warmup_steps, integer=is_count)
         check_number("seed", self.seed, high=2**32 - 1, integer=True)
         check_number("process_group_timeout", self.process_group_timeout, 1, 10**9, integer=True)
         if self.checkpointing_steps not in (None, "epoch"):
@@ -189,7 +193,11 @@ def train(
         if evaluates or saves or state.global_step % args.logging_steps == 0:
             loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses.clear()
-            log(accelerator, state, {"loss": loss, "learning_rate": learning_rate}, recorder)
+            entry = {"loss": loss, "learning_rate": learning_rate}
+            if "scheduled_lr" in optimizer.param_groups[0]:  # of an optimizer that warms up by itself
+                entry["scheduled_lr"] = optimizer.param_groups[0]["scheduled_lr"]
+            log(accelerator, state, entry, recorder)
+            progress.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.3g}")
         if evaluates:
             log(accelerator, state, evaluate(accelerator, model, eval_loader))
         if saves:
@@ -244,6 +252,8 @@ def main() -> None:
         loaders = 1 if args.split_batches else accelerator.num_processes
         steps_an_epoch = math.ceil(math.ceil(len(train_loader) / loaders) / args.gradient_accumulation_steps)
         max_steps = args.max_train_steps or args.num_train_epochs * steps_an_epoch
+        share = 1 if args.num_warmup_steps >= 1 else max_steps
+        num_warmup_steps = math.ceil(args.num_warmup_steps * share)
         optimizer = create_optimizer(
             model,
             args.optim,
@@ -254,19 +264,25 @@ def main() -> None:
             optim_args=args.optim_args,
         )
         scheduler = create_scheduler(
-            optimizer, args.lr_scheduler_type, args.num_warmup_steps, max_steps, kwargs, args.warmup_type
+            optimizer, args.lr_scheduler_type, num_warmup_steps, max_steps, kwargs, args.warmup_type
         )
         prepared = accelerator.prepare(model, optimizer, train_loader, eval_loader, scheduler)
         model, *_, eval_loader, _ = prepared
         state = TrainerState()
         if args.resume_from_checkpoint:
-            state = load_checkpoint(accelerator, args.resume_from_checkpoint, args.output_dir, model)
+            resume = args.resume_from_checkpoint
+            state = load_checkpoint(accelerator, resume, args.output_dir, model, max_steps)
+        if accelerator.is_main_process and state.global_step == 0:
+            say_what_is_there(args.output_dir)
+        if accelerator.is_main_process and state.global_step == max_steps:
+            print(f"All {max_steps} updates are made: nothing is left to train.")
         state.max_steps = max_steps
         if args.with_tracking:
             accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
         if accelerator.is_main_process:  # what reports and model cards read
             config = accelerator.unwrap_model(model).config.to_dict()
-            write_run_settings(args.output_dir, vars(args), config, max_steps, args.num_warmup_steps)
+            resumed = state.global_step > 0
+            write_run_settings(args.output_dir, vars(args), config, max_steps, num_warmup_steps, resumed)
         hidden = not accelerator.is_local_main_process
         with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
             train(accelerator, args, state, steps_an_epoch, progress, *prepared)

@@ -136,6 +136,7 @@ def test_adam_warmup_gets_the_warmup():
         (lambda m: create_optimizer(m, "radam", -1.0), "lr=-1.0"),
         (lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "linear", 20, 10), "num_warmup_steps=20"),
         (lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "lineal", 2, 10), "Did you mean 'linear'"),
+        (lambda m: per_update(create_optimizer(m, "sgd", 1.0)), "lr_scheduler is a SGD: expected a learning-rate"),
     ],
 )
 def test_mistakes_are_one_sentence(call, sentence):

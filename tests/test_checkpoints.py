@@ -115,7 +115,7 @@ def test_a_missing_random_state_of_a_process_is_seen(runs):
 
 def test_no_checkpoint_at_all(tmp_path):
     assert resolve_checkpoint("auto", tmp_path) is None
-    with pytest.raises(ValueError, match="has no whole checkpoint"):
+    with pytest.raises(ValueError, match="has no checkpoint to go on from"):
         resolve_checkpoint(True, tmp_path)
     with pytest.raises(ValueError, match="there is no such folder"):
         resolve_checkpoint("nowhere", tmp_path)
@@ -201,3 +201,56 @@ def test_the_recording_is_appended_whole_or_not_at_all(small_disk):
     (small_disk / "other").unlink()
     recorder.flush()  # what could not be written is still there
     assert [record["step"] for record in read_gradient_norms(path)] == [1, 2, 3, 4]
+
+
+def test_auto_begins_anew_only_after_a_first_save_that_was_cut_off(runs):
+    for path in checkpoints(runs)[1:]:
+        shutil.rmtree(path)
+    cut(runs / "checkpoint-2" / "optimizer.pt")
+    assert resolve_checkpoint("auto", runs) is None
+    shutil.copytree(runs / "checkpoint-2", runs / "checkpoint-4")
+    with pytest.raises(
+        ValueError, match=r"no checkpoint to go on from \(checkpoint-4: optimizer.pt is cut.*checkpoint-2: "
+    ):
+        resolve_checkpoint("auto", runs)
+
+
+def test_auto_refuses_another_models_run(runs):
+    for path in checkpoints(runs)[1:]:
+        shutil.rmtree(path)
+    with pytest.raises(ValueError, match=r"model.safetensors is of another model"):
+        resolve_checkpoint("auto", runs, tiny_bert(hidden_size=8))
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
+def test_a_file_that_is_gone_is_damage(runs, file):
+    gone(runs / "checkpoint-8" / file)
+    assert damage(runs / "checkpoint-8") == f"{file} is missing"
+
+
+def test_a_runs_folder_is_no_checkpoint(runs):
+    with pytest.raises(ValueError, match=r"this is a run's folder; the last whole checkpoint is .*checkpoint-8"):
+        resolve_checkpoint(runs, "elsewhere")
+
+
+def test_a_checkpoint_of_a_longer_run_is_refused(runs):
+    trainer = WarmupTrainer(tiny_bert(), arguments(runs, max_steps=6), train_dataset=examples())
+    with pytest.raises(ValueError, match="has made 8 updates, this run is to make 6"):
+        train(trainer, resume_from_checkpoint="auto")
+
+
+def test_a_run_that_begins_where_another_has_saved_says_so(runs, caplog):
+    with caplog.at_level("WARNING"):
+        run(runs, max_steps=1)
+    assert "holds checkpoints of an earlier run, the last checkpoint-8" in caplog.text
+
+
+def test_a_run_resumed_with_other_settings_says_which(runs, caplog):
+    trainer = WarmupTrainer(
+        tiny_bert(), arguments(runs, max_steps=10, learning_rate=2e-2, optim="radam"), train_dataset=examples()
+    )
+    with caplog.at_level("WARNING"):
+        train(trainer, resume_from_checkpoint="auto")
+    assert "learning_rate was 0.01, is 0.02" in caplog.text
+    assert "optim was adamw_torch_fused, is radam" in caplog.text
+    assert "max_steps was 8, is 10" in caplog.text

@@ -44,7 +44,16 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
-    schedule = ("--optim", "radam", "--lr_scheduler_type", "noam", "--warmup_type", "cosine", "--num_warmup_steps", 20)
+    schedule = (
+        "--optim",
+        "radam",
+        "--lr_scheduler_type",
+        "noam",
+        "--warmup_type",
+        "cosine",
+        "--num_warmup_steps",
+        0.15,
+    )
     out = loop(*flags, *schedule, "--num_train_epochs", 20, "--output_dir", tmp_path, "--grad_norm_group_by", "module")
     assert json.loads(out.splitlines()[-1])["eval_accuracy"] == 1.0  # six words decide
     assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] == 1.0
@@ -52,6 +61,8 @@ def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
     records = read_gradient_norms(tmp_path)
     assert [record["step"] for record in records] == list(range(1, 121))  # 96 rows in batches of 16, 20 times
     assert "grad_norm/classifier" in records[0]
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["scheduled_lr"] for entry in log if "loss" in entry][:5] == [0.0] * 5  # RAdam's first updates
     run = read_run(tmp_path)  # a report reads it like a Trainer's
     assert (run.global_step, run.num_training_steps, run.settings["optim"]) == (120, 120, "radam")
     assert run.settings["num_hidden_layers"] == 2

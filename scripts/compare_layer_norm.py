@@ -77,9 +77,10 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
     return WarmupTrainingArguments(
         output_dir=str(folder),
         optim=settings["optim"],
+        optim_args=settings.get("optim_args"),
         learning_rate=settings["learning_rate"],
         adam_beta2=0.98,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
         warmup_type=settings["warmup_type"],
         warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
         max_steps=settings["max_steps"],

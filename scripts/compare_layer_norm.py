@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers import HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
@@ -97,6 +97,14 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
     )
 
 
+class StopWhenSolved(TrainerCallback):
+    """Ends a run of which only the updates to `TARGET_LOSS` are asked."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if logs.get("loss", TARGET_LOSS) < TARGET_LOSS:
+            control.should_training_stop = True
+
+
 def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train one arm with one seed; returns its result, which it also writes beside the recording."""
     torch.set_num_threads(1)
@@ -124,6 +132,8 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         compute_metrics=accuracy,
     )
     trainer.remove_callback(PrinterCallback)
+    if settings.get("stop_when_solved"):
+        trainer.add_callback(StopWhenSolved)
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_state()

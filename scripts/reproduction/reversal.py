@@ -35,6 +35,7 @@ def job(placement: str, optim: str, warmup: str, lr: float, steps: int, seed: in
         "learning_rate": lr,
         "max_steps": steps,
         "num_hidden_layers": 6,
+        "stop_when_solved": True,
         "seed": seed,
         **WARMUPS[warmup],
         **({"optim_args": optim_args} if optim_args else {}),

@@ -81,6 +81,7 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
         learning_rate=settings["learning_rate"],
         adam_beta2=0.98,
         lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
+        lr_scheduler_kwargs=settings.get("lr_scheduler_kwargs"),
         warmup_type=settings["warmup_type"],
         warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
         max_steps=settings["max_steps"],

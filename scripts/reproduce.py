@@ -5,7 +5,7 @@
     python scripts/reproduce.py depth                # gradient norm of the last layer against depth, at initialisation
     python scripts/reproduce.py profile              # gradient norm over layers, at initialisation and after warmup
     python scripts/reproduce.py warmup               # which optimizer needs which warmup, at which learning rates
-    python scripts/reproduce.py optimizers           # sixteen optimizers on one task, with warmup and without
+    python scripts/reproduce.py optimizers           # fifteen optimizers on one task, with warmup and without
     python scripts/reproduce.py pretrain --data_dir path/to/texts     # Post-LN against Pre-LN on real text
 
 Each takes `--quick` (under a minute), `--seeds 0 1 2` and `--output_dir`. Training runs are kept there, and those that

@@ -21,7 +21,7 @@ WARMUPS: dict[str, Settings] = {
     "none": {"warmup_type": "none"},
     "linear": {"warmup_type": "linear"},
     "constant": {"warmup_type": "constant"},
-    "untuned": {"warmup_type": "untuned_exponential"},
+    "untuned": {"warmup_type": "untuned_exponential", "lr_scheduler_kwargs": {"beta2": 0.98}},  # SGD has none
     "noam": {"warmup_type": "linear", "lr_scheduler_type": "noam"},
 }
 

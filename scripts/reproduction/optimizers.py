@@ -115,7 +115,7 @@ def draw(pairs: dict[str, dict[str, list[Result]]], rates: dict[str, float], ste
             length, face = (mean(updates), color) if updates else (steps, "none")
             axes.barh(i + shift, length, 0.36, color=face, edgecolor=color, hatch=None if updates else "////")
             words = in_words(runs) if updates else f"{in_words(runs)}, loss {mean(r['final_loss'] for r in runs):.2f}"
-            axes.text(length + 4, i + shift, words, va="center", fontsize=7)
+            axes.text(length + 0.015 * steps, i + shift, words, va="center", fontsize=7)
         axes.barh(0, 0, color=color, label=label)
     axes.set_yticks(range(len(pairs)), [f"{name}, lr {rates[name]:g}" for name in pairs], fontsize=8)
     axes.set_xlim(0, 1.25 * steps)

@@ -44,7 +44,7 @@ def updates_to(curve: list[list[float]], loss: float) -> float | None:
 def run(args: ReproduceArguments) -> Outcome:
     """Pretrain both with the first seed, fine-tune both with all, draw the losses."""
     texts = find_texts(args.data_dir)
-    steps = args.max_steps or (20 if args.quick else 600)
+    steps = args.max_steps or (20 if args.quick else 500)
     seeds = args.seeds_or(full=3)
     pretrained, accuracies = {}, {}
     for placement, warmup in ARMS.items():
@@ -97,7 +97,7 @@ def draw(curves: dict[str, list[list[float]]]) -> Any:
     if reached:
         axes.plot([reached, last_step], [last, last], color="black", linewidth=0.8, linestyle=":")
         words = f"the same loss after {reached:.0f} and {last_step:.0f} updates"
-        axes.annotate(words, (reached, last), (0, -14), textcoords="offset points", fontsize=8, ha="center", va="top")
+        axes.annotate(words, (last_step, last), (0, 24), textcoords="offset points", fontsize=8, ha="right")
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from compare_layer_norm import FIRST_SYMBOL, SEQUENCE_LENGTH, VOCAB_SIZE, reversal_data
+from compare_layer_norm import SEQUENCE_LENGTH, VOCAB_SIZE, reversal_data
 from hf_warmup import BertPreLNConfig, get_schedule, make_pair
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
@@ -26,7 +26,7 @@ Profile = list[float]
 
 
 class EncoderDecoder(nn.Module):
-    """torch's Transformer layers with Xavier's initial values; a Pre-LN stack ends with a LayerNorm, as in the paper."""
+    """torch's Transformer layers with Xavier's values; a Pre-LN stack ends with a LayerNorm, as in the paper."""
 
     def __init__(self, pre_ln: bool):
         super().__init__()
@@ -120,6 +120,7 @@ def run(args: ReproduceArguments) -> Outcome:
                 for placement, built in make(seed).items():
                     found[kind][placement].append(profiles(*built, updates, seed))
                     bar.update()
+    norms = np.array([pairs for placements in found.values() for pairs in placements.values()])
     figure = blank_figure(12, 3.6)
     layers = range(1, LAYERS + 1)
     for i, (kind, when) in enumerate([(kind, when) for kind in kinds for when in (0, 1)]):
@@ -130,10 +131,10 @@ def run(args: ReproduceArguments) -> Outcome:
             axes.plot(layers, np.transpose(rows), color=color, linewidth=0.6, alpha=0.5)
             label = f"{placement.capitalize()}-LN"
             axes.plot(layers, np.exp(np.log(rows).mean(0)), color=color, marker="o", markersize=4, label=label)
-        axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=8)
-    shown = {name: f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})" for name, values in ratios(found).items()}
-    table = table_of(["W2's norm, last layer over first: mean (range)", ""], [[*row] for row in shown.items()])
+        axes.set(yscale="log", ylim=(norms.min() / 1.2, norms.max() * 1.2), xticks=layers)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    rows = [[name, f"{mean(x):.2f} ({min(x):.2f} to {max(x):.2f})"] for name, x in ratios(found).items()]
+    table = table_of(["W2's norm, last layer over first", "mean (range)"], rows)
     return Outcome(figure, verdicts(found, updates), table, {"updates": updates, "norms": found})
 
 
@@ -160,7 +161,7 @@ def verdicts(found: dict[str, dict[str, list[Any]]], updates: int) -> list[Verdi
 
     return [
         Verdict(
-            "Post-LN's gradients grow with the layer at initialisation: encoder-decoder (here: the decoder, every seed)",
+            "Post-LN's gradients grow with the layer at initialisation, encoder-decoder (here: decoder, every seed)",
             XIONG + "a",
             span(grows),
             min(grows) > 1,

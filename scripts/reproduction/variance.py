@@ -50,7 +50,7 @@ def first_order_variance(rho: float) -> float:
 
 
 def simulate(updates: int, trajectories: int, seed: int) -> np.ndarray:
-    """Variance of Adam's adaptive rate `sqrt((1 - beta2^t) / v_t)` over trajectories of normal gradients, `(updates,)`."""
+    """Variance of Adam's adaptive rate `sqrt((1 - beta2^t) / v_t)` over trajectories of normal gradients."""
     generator, v, variances = np.random.default_rng(seed), np.zeros(trajectories), []
     for t in tqdm(range(1, updates + 1), desc=f"seed {seed}", unit="update"):
         v = BETA2 * v + (1 - BETA2) * np.square(generator.standard_normal(trajectories))
@@ -76,7 +76,8 @@ def run(args: ReproduceArguments) -> Outcome:
     axes.plot(t, exact, color="black", linewidth=1, label="exact formula")
     axes.plot(t, first_order, color="black", linewidth=1, linestyle=":", label="the paper's first order")
     axes.plot(t[5:], radam[5:], color=COLORS[1], linewidth=3, alpha=0.6, label="RAdam, simulated")
-    axes.plot(t[5:], (rectification**2 * exact)[5:], color="black", linewidth=1, linestyle="--", label="exact, times r_t^2")
+    rectified = (rectification**2 * exact)[5:]
+    axes.plot(t[5:], rectified, color="black", linewidth=1, linestyle="--", label="exact, times r_t^2")
     axes.set(xscale="log", yscale="log")
     axes.legend(frameon=False, fontsize=8)
 

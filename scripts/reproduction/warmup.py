@@ -39,9 +39,7 @@ class Claim(NamedTuple):
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, "
 CLAIMS = (
     Claim("Post-LN with Adam needs a warmup", XIONG + "section 3", (PLAIN,), (WARMED,)),
-    Claim(
-        "so does Post-LN with SGD", XIONG + "section 3", (("post", "sgdm", "none"),), (("post", "sgdm", "linear"),)
-    ),
+    Claim("so does Post-LN with SGD", XIONG + "section 3", (("post", "sgdm", "none"),), (("post", "sgdm", "linear"),)),
     Claim("Pre-LN needs none", XIONG + "section 4", work=(PRE,)),
     Claim(
         "RAdam needs none on a Transformer either",

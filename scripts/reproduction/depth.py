@@ -138,14 +138,14 @@ def verdicts(norms: dict[str, Any], exponents: dict[str, dict[str, list[float]]]
             when_enough(-0.65 < mean(xavier["pre"]) < -0.38),
         ),
         Verdict(
-            "the same for transformers' initial values, with the LayerNorm behind the embeddings that its BERT has",
-            XIONG + "; the theorem is about Xavier's",
+            "carried over to transformers' initial values, with its LayerNorm behind the embeddings: Pre-LN falls too",
+            XIONG + "; the theorem itself is about Xavier's values",
             f"Post-LN L^({spread(kept['post'])}), Pre-LN L^({spread(kept['pre'])}): a small model hides the effect",
             when_enough(-0.65 < mean(kept["pre"]) < -0.38),
         ),
         Verdict(
-            "Post-LN's norm is above Pre-LN's at every depth, for transformers' initial values too",
-            XIONG,
+            "carried over to transformers' initial values: Post-LN's norm is above Pre-LN's at every depth",
+            XIONG + "; the theorem itself is about Xavier's values",
             f"Post-LN is {'below' if below else 'not below'} Pre-LN at every depth and seed; Pre-LN without that "
             f"LayerNorm: L^({spread(host['pre'])})",
             when_enough(bool(np.greater(host_norms["post"], host_norms["pre"]).all())),

@@ -16,7 +16,7 @@ from .training import finetune_one, pretrain_one, remembered
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, section 4: 700k updates of Post-LN are 500k of Pre-LN"
 ARMS = {"post": "linear", "pre": "none"}  # placement -> warmup
 NAMES = {"post": "Post-LN, warmup", "pre": "Pre-LN, no warmup"}
-TASKS = {"SST-2": 200, "RTE": 100}  # updates of fine-tuning
+TASKS = {"SST-2": 100, "RTE": 60}  # updates of fine-tuning
 SIZE = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
 QUICK_SIZE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -44,7 +44,7 @@ def updates_to(curve: list[list[float]], loss: float) -> float | None:
 def run(args: ReproduceArguments) -> Outcome:
     """Pretrain both with the first seed, fine-tune both with all, draw the losses."""
     texts = find_texts(args.data_dir)
-    steps = args.max_steps or (20 if args.quick else 500)
+    steps = args.max_steps or (20 if args.quick else 300)
     seeds = args.seeds_or(full=3)
     pretrained, accuracies = {}, {}
     for placement, warmup in ARMS.items():

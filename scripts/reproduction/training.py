@@ -33,7 +33,7 @@ from hf_warmup.finetuning import DataArguments, load_data, tokenize
 from .texts import LENGTH, load_vocabulary, sequences
 
 
-BATCH, EVALUATIONS = 32, 30
+BATCH, EVALUATIONS = 32, 20
 
 
 class LossAtMasks(BertPreLNForMaskedLM):

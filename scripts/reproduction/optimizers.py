@@ -137,7 +137,7 @@ def verdicts(pairs: dict[str, dict[str, list[Result]]]) -> list[Verdict]:
     helped = [name for name in others if len(solved(pairs[name]["linear"])) > len(solved(pairs[name]["none"]))]
     return [
         Verdict(
-            "RAdam, Adam over 2 / (1 - beta2) updates (AdamWarmup) and GI-Adam train without a warmup of the schedule's",
+            "RAdam, Adam over 2 / (1 - beta2) updates (AdamWarmup) and GI-Adam need no warmup of the schedule's",
             "arXiv:1908.03265, arXiv:1910.04209, arXiv:2406.09405",
             said(own, "none"),
             every(*(all_solved(pairs[name]["none"]) for name in own)),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,11 @@ def test_warmup_runs_and_goes_on(reproduce, tmp_path):
     assert len(written) == 4
     assert reproduce("warmup", *flags)[0]["numbers"] == results["numbers"]
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproduction").glob("[a-z]*.py")])
+def test_examples_in_docstrings(name):
+    assert doctest.testmod(import_module(f"reproduction.{name}")).failed == 0
 
 
 def test_verdicts_about_arms():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from statistics import mean
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
 from .outcome import Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import Result, Settings, all_solved, every, in_words, job, none_solved, run_jobs, select, solved
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 STEPS = 300
@@ -101,7 +105,7 @@ def run(args: ReproduceArguments) -> Outcome:
     return Outcome(draw(pairs, rates, steps), verdicts(pairs), table, numbers)
 
 
-def draw(pairs: dict[str, dict[str, list[Result]]], rates: dict[str, float], steps: int):
+def draw(pairs: dict[str, dict[str, list[Result]]], rates: dict[str, float], steps: int) -> Figure:
     """Two bars an optimizer; a hollow one as long as the run where no seed solved the task."""
     figure = blank_figure(9, 1.2 + 0.36 * len(pairs))
     axes = blank_axes(figure, "Post-LN BERT, 6 layers: updates to loss 0.5", "", "updates")

@@ -80,6 +80,7 @@ def arguments(settings: dict[str, Any], folder: Path, **more: Any) -> WarmupTrai
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=64,
         save_strategy="no",
+        disable_tqdm=False,
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -51,12 +51,11 @@ def main() -> None:
         (args,) = parse_arguments(HfArgumentParser(ReproduceArguments), words_first("what"))
         check_name("what", args.what, FIGURES)
         args.check()
-        figure = import_module(f"reproduction.{args.what}")
-        try:
-            outcome = figure.run(args)
-        except (KeyboardInterrupt, BrokenProcessPool):
-            print(f"\nstopped: the same command goes on with what is in {args.folder}", file=sys.stderr)
-            sys.exit(130)
+    try:
+        outcome = import_module(f"reproduction.{args.what}").run(args)
+    except (KeyboardInterrupt, BrokenProcessPool):
+        print(f"\nstopped: the same command goes on with what is in {args.folder}", file=sys.stderr)
+        sys.exit(130)
     write(outcome, args)
     print(f"\n{outcome.table}\n")
     print("\n\n".join(map(str, outcome.verdicts)))

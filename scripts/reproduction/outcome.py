@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_warmup._messages import check_number
 
+from .texts import find_texts
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,11 +31,13 @@ class ReproduceArguments:
     output_dir: str = field(default="runs/reproduce", metadata={"help": "Results go to a folder of the figure's name."})
 
     def check(self) -> None:
-        """Refuse numbers out of their range in one sentence."""
+        """Refuse numbers out of their range, and texts that are not there, in one sentence."""
         for name in ("max_steps", "num_workers"):
             check_number(name, getattr(self, name), integer=True)
         for seed in self.seeds:
             check_number("seeds", seed, integer=True)
+        if self.what == "pretrain":
+            find_texts(self.data_dir)
 
     @property
     def folder(self) -> Path:

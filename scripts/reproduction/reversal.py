@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
-from compare_layer_norm import CompareArguments, run_all, training_arguments
+from compare_layer_norm import CompareArguments, run_all
 
 from .outcome import ReproduceArguments
 
@@ -43,18 +43,16 @@ def job(placement: str, optim: str, warmup: str, lr: float, steps: int, seed: in
 
 def folder_name(settings: Settings) -> str:
     """What differs between the runs of one figure; the number of updates is among the settings that are compared."""
-    optim = settings["optim"] + "".join(f"_{word}" for word in settings.get("optim_args", "").split(","))
+    optim = "_".join(filter(None, (settings["optim"], settings.get("optim_args"))))
     warmup = "noam" if settings.get("lr_scheduler_type") == "noam" else settings["warmup_type"]
     lr = f"{settings['learning_rate']:g}"
-    return f"{settings['norm_placement']}-{optim.rstrip('_')}-{warmup}-lr{lr}-seed{settings['seed']}"
+    return f"{settings['norm_placement']}-{optim}-{warmup}-lr{lr}-seed{settings['seed']}"
 
 
 def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]:
     """Run those that have not been run yet; results in the order of `jobs`."""
     runs = args.folder / "runs"
     planned = {runs / folder_name(settings): settings for settings in jobs}
-    for folder, settings in planned.items():
-        training_arguments(settings, folder)  # refuses what cannot be meant, before the first run
     runs.mkdir(parents=True, exist_ok=True)
     return run_all(planned, CompareArguments(output_dir=str(runs), num_workers=args.num_workers))
 

@@ -57,7 +57,7 @@ def holds(results: dict) -> list[bool | None]:
 
 
 def test_untuned(reproduce):
-    results, out = reproduce("untuned", "--quick")
+    results, out = reproduce("untuned", "--quick", "--max_steps", 1500)
     assert holds(results) == [True, True, True]
     lengths = results["numbers"]["effective_lengths"]
     # Sums of the formulas; sum over t of (1 - t / 2000) is 999.5 by pencil.

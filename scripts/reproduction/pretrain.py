@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, section 4: 700k updates of Post-LN are 500k of Pre-LN"
 ARMS = {"post": "linear", "pre": "none"}  # placement -> warmup
 NAMES = {"post": "Post-LN, warmup", "pre": "Pre-LN, no warmup"}
-TASKS = {"SST-2": 100, "RTE": 60}  # updates of fine-tuning
+TASKS = {"SST-2": 400, "RTE": 60}  # updates of fine-tuning
+MAJORITY = {"SST-2": 444 / 872, "RTE": 146 / 277}  # accuracy of always answering the development set's larger class
+LEARNED = 0.02  # above it
 SIZE = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
 QUICK_SIZE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -74,7 +76,7 @@ def finetune_both(
             settings = {
                 "norm_placement": placement,
                 "task": task,
-                "learning_rate": 3e-4,
+                "learning_rate": 1e-3,
                 "max_steps": min(updates, TASKS[task]),
                 "seed": seed,
                 "pretraining": pretrained[placement]["settings"],
@@ -131,6 +133,7 @@ def verdicts(
         measured = f"Pre-LN came to Post-LN's final loss of {last:.3f} at update {reached:.0f} of {steps}: "
         measured += f"{steps / reached:.2f} times fewer"
     pairs = {task: (accuracies["pre", task], accuracies["post", task]) for task in TASKS}
+    learned = [pair for task, pair in pairs.items() if max(map(mean, pair)) > MAJORITY[task] + LEARNED]
     words = [f"{task} {mean_and_spread(pre)} against {mean_and_spread(post)}" for task, (pre, post) in pairs.items()]
     return [
         Verdict(
@@ -140,9 +143,10 @@ def verdicts(
             None if quick else bool(reached and steps / reached >= 1.2),
         ),
         Verdict(
-            "what Pre-LN learned is worth as much after fine-tuning (here: mean accuracy at most 0.01 lower)",
+            "what Pre-LN learned is worth as much after fine-tuning (here: mean accuracy at most 0.01 lower, on tasks "
+            f"that either learned, {LEARNED} above the larger class)",
             "Xiong et al. 2020, arXiv:2002.04745, section 4",
             "Pre-LN against Post-LN, accuracy: " + ", ".join(words),
-            None if quick else all(mean(pre) >= mean(post) - 0.01 for pre, post in pairs.values()),
+            None if quick or not learned else all(mean(pre) >= mean(post) - 0.01 for pre, post in learned),
         ),
     ]

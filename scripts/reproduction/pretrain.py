@@ -117,7 +117,10 @@ def draw(curves: dict[str, list[list[float]]]) -> Figure:
     if reached:
         axes.plot([reached, last_step], [last, last], color="black", linewidth=0.8, linestyle=":")
         words = f"the same loss after {reached:.0f} and {last_step:.0f} updates"
-        axes.annotate(words, (last_step, last), (0, 24), textcoords="offset points", fontsize=8, ha="right")
+        axes.annotate(words, (last_step, last), (0, 34), textcoords="offset points", fontsize=8, ha="right")
+    late = [value for curve in curves.values() for step, value in curve if step > last_step / 8]
+    margin = 0.08 * (max(late) - min(late))
+    axes.set_ylim(min(late) - margin, max(late) + margin)  # the steep beginning would flatten what follows
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -71,6 +71,21 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
     return tuple(parsed)
 
 
+def words_first(name: str, argv: list[str] | None = None) -> list[str]:
+    """The flags of a script with subcommands: a first word without a flag is the value of `name`.
+
+    Example:
+
+    ```python
+    >>> words_first("what", ["depth", "--quick"])
+    ['--what', 'depth', '--quick']
+
+    ```
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    return [f"--{name}", *argv] if argv and not argv[0].startswith("-") else argv
+
+
 def check_process_count(num_processes: int) -> None:
     """Refuse to be one of several unrelated runs: the launcher asked for more processes than this one sees.
 

@@ -41,7 +41,7 @@ from transformers import (
 from contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, OURS, takes_part
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
 from hf_warmup._messages import check_number
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments, words_first
 from hf_warmup.model_card import environment
 from measure import Row, interleave, peak_extra_megabytes, print_table, rows_of, write_chart
 
@@ -209,10 +209,7 @@ def trainer(args: BenchmarkArguments) -> dict[str, list[Row]]:
 def main() -> None:
     benchmarks = {"optimizers": optimizers, "gradient-norms": gradient_norms, "trainer": trainer}
     with one_sentence_for_mistakes():
-        argv = sys.argv[1:]
-        if argv and not argv[0].startswith("-"):  # a subcommand reads better than a flag
-            argv = ["--what", *argv]
-        (args,) = parse_arguments(HfArgumentParser(BenchmarkArguments), argv)
+        (args,) = parse_arguments(HfArgumentParser(BenchmarkArguments), words_first("what"))
         what = args.what.replace("_", "-")
         if what not in benchmarks:
             raise ValueError(f"{args.what!r} is no benchmark: expected {', '.join(benchmarks)}.")

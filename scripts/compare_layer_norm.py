@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers import HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
@@ -77,9 +77,11 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
     return WarmupTrainingArguments(
         output_dir=str(folder),
         optim=settings["optim"],
+        optim_args=settings.get("optim_args"),
         learning_rate=settings["learning_rate"],
         adam_beta2=0.98,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
+        lr_scheduler_kwargs=settings.get("lr_scheduler_kwargs"),
         warmup_type=settings["warmup_type"],
         warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
         max_steps=settings["max_steps"],
@@ -94,6 +96,14 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings["seed"],
     )
+
+
+class StopWhenSolved(TrainerCallback):
+    """Ends a run of which only the updates to `TARGET_LOSS` are asked."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if logs.get("loss", TARGET_LOSS) < TARGET_LOSS:
+            control.should_training_stop = True
 
 
 def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -123,6 +133,8 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         compute_metrics=accuracy,
     )
     trainer.remove_callback(PrinterCallback)
+    if settings.get("stop_when_solved"):
+        trainer.add_callback(StopWhenSolved)
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_state()

@@ -34,10 +34,13 @@ def blank_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
-def blank_axes(figure: Figure, title: str, ylabel: str) -> Axes:
-    axes = figure.add_subplot()
+def blank_axes(
+    figure: Figure, title: str, ylabel: str, xlabel: str = "update", place: tuple[int, int, int] = (1, 1, 1)
+) -> Axes:
+    """Axes in the style of every figure here; `place` is matplotlib's (rows, columns, index)."""
+    axes = figure.add_subplot(*place)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set(xlabel="update", ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes

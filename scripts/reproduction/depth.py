@@ -1,0 +1,153 @@
+"""How the last layer's gradient depends on depth at initialisation: Xavier's, and transformers' own."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, make_pair
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
+
+from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+
+
+WIDTH, VOCAB, BATCH, LENGTH = 128, 1000, 16, 32
+DEPTHS, QUICK_DEPTHS = (2, 4, 8, 16, 24), (2, 4, 8, 12)
+XIONG = "Xiong et al. 2020, arXiv:2002.04745, theorem 1 and figure 3"
+# Initialisation -> `initializer`, and whether the Pre-LN model keeps the LayerNorm behind its embeddings.
+INITIALISATIONS = {
+    "Xavier": ("xavier_uniform", False),
+    "transformers' (std 0.02)": ("normal", False),
+    "transformers', embedding LayerNorm": ("normal", True),
+}
+PLACEMENTS = ("post", "pre")
+
+
+def last_ffn_norm(model: BertPreLNForMaskedLM, tokens: torch.Tensor) -> float:
+    """L2 norm of the gradient of the last layer's second feed-forward matrix, of a masked-LM loss on every token."""
+    weight = model.bert.encoder.layer[-1].output.dense.weight
+    (gradient,) = torch.autograd.grad(model(input_ids=tokens, labels=tokens.flip(0)).loss, [weight])
+    return gradient.norm().item()
+
+
+def build(depth: int, initializer: str, keeps: bool, seed: int) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
+    """`(post, pre)` of that depth, without dropout."""
+    config = BertPreLNConfig(
+        initializer=initializer,
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    post, pre = make_pair(config, seed)
+    if keeps:
+        pre.bert.embeddings.LayerNorm = nn.LayerNorm(WIDTH, eps=config.layer_norm_eps)
+    return post, pre
+
+
+def exponent(depths: tuple[int, ...], norms: list[float]) -> float:
+    """Slope of the logarithms: `a` in `norm ~ L^a`.
+
+    Example:
+
+    ```python
+    >>> round(exponent((2, 4, 8), [8.0, 4.0, 2.0]), 6)
+    -1.0
+
+    ```
+    """
+    return float(np.polyfit(np.log(depths), np.log(norms), 1)[0])
+
+
+def measure(depths: tuple[int, ...], seeds: list[int]) -> dict[str, dict[str, list[list[float]]]]:
+    """Initialisation -> placement -> one list a seed of norms, one a depth."""
+    norms: dict[str, dict[str, list[list[float]]]] = {}
+    with tqdm(total=len(INITIALISATIONS) * len(seeds) * len(depths), desc="models", unit="pair") as bar:
+        for name, (initializer, keeps) in INITIALISATIONS.items():
+            norms[name] = {placement: [[] for _ in seeds] for placement in PLACEMENTS}
+            for i, seed in enumerate(seeds):
+                tokens = torch.randint(5, VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(seed))
+                for depth in depths:
+                    for placement, model in zip(PLACEMENTS, build(depth, initializer, keeps, seed), strict=True):
+                        norms[name][placement][i].append(last_ffn_norm(model, tokens))
+                    bar.update()
+    return norms
+
+
+def run(args: ReproduceArguments) -> Outcome:
+    """Norms, exponents with their spread over seeds, and three panels that share their axes."""
+    depths, seeds = QUICK_DEPTHS if args.quick else DEPTHS, args.seeds_or(full=5, quick=2)
+    norms = measure(depths, seeds)
+    exponents = {
+        name: {placement: [exponent(depths, row) for row in rows] for placement, rows in pair.items()}
+        for name, pair in norms.items()
+    }
+    everything = [norm for pair in norms.values() for rows in pair.values() for row in rows for norm in row]
+    limits = min(everything) / 1.5, max(everything) * 3  # the same in all panels, and room for a legend
+    figure = blank_figure(12, 3.8)
+    for i, (name, pair) in enumerate(norms.items(), 1):
+        axes = blank_axes(figure, name, "gradient norm, last W2" if i == 1 else "", "layers L", (1, len(norms), i))
+        for color, (placement, rows) in zip(COLORS, pair.items(), strict=False):
+            label = f"{placement.capitalize()}-LN: L^({spread(exponents[name][placement])})"
+            axes.plot(depths, np.exp(np.log(rows).mean(0)), color=color, marker="o", markersize=4, label=label)
+            axes.plot(depths, np.transpose(rows), color=color, linewidth=0.6, alpha=0.4)
+        axes.set(xscale="log", yscale="log", ylim=limits)
+        axes.set_xticks(depths, [str(depth) for depth in depths], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+    rows = [[name, *(spread(pair[placement]) for placement in PLACEMENTS)] for name, pair in exponents.items()]
+    table = table_of(["exponent in L", "Post-LN", "Pre-LN"], rows)
+    numbers = {"depths": depths, "seeds": seeds, "norms": norms, "exponents": exponents}
+    return Outcome(figure, verdicts(norms, exponents, len(seeds) >= 5 and not args.quick), table, numbers)
+
+
+def spread(values: list[float]) -> str:
+    """`-0.53 ± 0.03`, over seeds."""
+    return f"{mean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def verdicts(norms: dict[str, Any], exponents: dict[str, dict[str, list[float]]], enough: bool) -> list[Verdict]:
+    """The theorem with Xavier's values; what transformers' hide of it."""
+    xavier, host, kept = exponents.values()
+    host_norms = norms[list(INITIALISATIONS)[1]]
+    below = all(np.less(host_norms["post"], host_norms["pre"]).flat)
+
+    def when_enough(answer: bool) -> bool | None:
+        return answer if enough else None
+
+    return [
+        Verdict(
+            "Post-LN: the norm does not depend on depth, exponent 0 (here: within 0.15)",
+            XIONG,
+            f"L^({spread(xavier['post'])}) with Xavier's values",
+            when_enough(abs(mean(xavier["post"])) < 0.15),
+        ),
+        Verdict(
+            "Pre-LN: it falls by 1 / sqrt(L), exponent -0.5 (here: -0.65 to -0.38)",
+            XIONG,
+            f"L^({spread(xavier['pre'])}) with Xavier's values",
+            when_enough(-0.65 < mean(xavier["pre"]) < -0.38),
+        ),
+        Verdict(
+            "carried over to transformers' initial values, with its LayerNorm behind the embeddings: Pre-LN falls too",
+            XIONG + "; the theorem itself is about Xavier's values",
+            f"Post-LN L^({spread(kept['post'])}), Pre-LN L^({spread(kept['pre'])}): a small model hides the effect",
+            when_enough(-0.65 < mean(kept["pre"]) < -0.38),
+        ),
+        Verdict(
+            "carried over to transformers' initial values: Post-LN's norm is above Pre-LN's at every depth",
+            XIONG + "; the theorem itself is about Xavier's values",
+            f"Post-LN is {'below' if below else 'not below'} Pre-LN at every depth and seed; Pre-LN without that "
+            f"LayerNorm: L^({spread(host['pre'])})",
+            when_enough(bool(np.greater(host_norms["post"], host_norms["pre"]).all())),
+        ),
+    ]

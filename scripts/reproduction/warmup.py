@@ -1,0 +1,170 @@
+"""Which optimizer needs which warmup, Post-LN and Pre-LN, and how wide the band of learning rates that work is."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import TYPE_CHECKING, NamedTuple
+
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
+
+from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+from .reversal import WARMUPS, Result, Settings, all_solved, every, in_words, job, none_solved, run_jobs, select, solved
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+Arm = tuple[str, str, str]  # placement, optimizer, warmup
+
+# Learning rate and updates of a run: the demo's, and one at which SGD with momentum 0.9 learns.
+SIZES = {"adamw": (2e-3, 300), "sgdm": (0.05, 500), "radam": (2e-3, 300), "gi_adam": (2e-3, 300)}
+NAMES = {"adamw": "Adam", "sgdm": "SGD, momentum", "radam": "RAdam", "gi_adam": "GI-Adam"}
+BAND = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+BAND_ARMS = (("post", "none"), ("post", "linear"), ("pre", "none"))
+PLAIN, WARMED, PRE = ("post", "adamw", "none"), ("post", "adamw", "linear"), ("pre", "adamw", "none")
+QUICK_ARMS = (PLAIN, WARMED, ("post", "radam", "none"), PRE)
+FASTER, WIDER = 1.2, 5.0
+
+
+class Claim(NamedTuple):
+    """What a paper says about arms: these fail with every seed, those solve the task with every seed."""
+
+    paper: str
+    source: str
+    fail: tuple[Arm, ...] = ()
+    work: tuple[Arm, ...] = ()
+
+
+XIONG = "Xiong et al. 2020, arXiv:2002.04745, "
+CLAIMS = (
+    Claim("Post-LN with Adam needs a warmup", XIONG + "section 3", (PLAIN,), (WARMED,)),
+    Claim("so does Post-LN with SGD", XIONG + "section 3", (("post", "sgdm", "none"),), (("post", "sgdm", "linear"),)),
+    Claim("Pre-LN needs none", XIONG + "section 4", work=(PRE,)),
+    Claim(
+        "RAdam needs none on a Transformer either",
+        "Liu et al. 2020, arXiv:1908.03265, section 5",
+        work=(("post", "radam", "none"),),
+    ),
+    Claim(
+        "a warmup that follows from beta2 alone does as well as a tuned one",
+        "Ma & Yarats 2019, arXiv:1910.04209",
+        work=(("post", "adamw", "untuned"),),
+    ),
+    Claim(
+        "Adam started at v_0 = g_1^2 needs less warmup",
+        "Kalra & Barkeshli 2024, arXiv:2406.09405",
+        work=(("post", "gi_adam", "none"),),
+    ),
+)
+
+
+def plan(args: ReproduceArguments) -> list[Settings]:
+    """Every arm with the first seed, the band, then the other seeds: what is there when it is stopped can be read."""
+    arms = QUICK_ARMS if args.quick else [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
+
+    def of_seed(seed: int) -> list[Settings]:
+        return [job(*arm, SIZES[arm[1]][0], args.max_steps or SIZES[arm[1]][1], seed) for arm in arms]
+
+    first, *others = seeds = args.seeds_or(full=3)
+    steps = args.max_steps or SIZES["adamw"][1]
+    band = [[job(p, "adamw", w, lr, steps, seed) for lr in BAND for p, w in BAND_ARMS] for seed in seeds]
+    rest = [each for i, seed in enumerate(others, 1) for each in (*of_seed(seed), *band[i])]
+    return of_seed(first) if args.quick else [*of_seed(first), *band[0], *rest]
+
+
+def runs_of(results: list[Result], arm: Arm, lr: float | None = None) -> list[Result]:
+    """The runs of one arm, at its usual learning rate or another."""
+    placement, optim, warmup = arm
+    wanted = {"lr_scheduler_type": None, **WARMUPS[warmup], "norm_placement": placement, "optim": optim}
+    return select(results, learning_rate=lr or SIZES[optim][0], **wanted)
+
+
+def title(arm: Arm) -> str:
+    """`Post-LN Adam, linear warmup`."""
+    placement, optim, warmup = arm
+    return f"{placement.capitalize()}-LN {NAMES[optim]}, {'no' if warmup == 'none' else warmup} warmup"
+
+
+def judge(claim: Claim, results: list[Result]) -> Verdict:
+    """The claim against the runs of its arms."""
+    answers = [none_solved(runs_of(results, arm)) for arm in claim.fail]
+    answers += [all_solved(runs_of(results, arm)) for arm in claim.work]
+    measured = "; ".join(f"{title(arm)}: {in_words(runs_of(results, arm))}" for arm in claim.fail + claim.work)
+    return Verdict(claim.paper, claim.source, f"solved, mean updates to loss 0.5: {measured}", every(*answers))
+
+
+def faster(results: list[Result]) -> Verdict:
+    """Pre-LN without against Post-LN with warmup."""
+    post, pre = (solved(runs_of(results, arm)) for arm in (WARMED, PRE))
+    ratio = mean(post) / mean(pre) if post and pre else None
+    measured = f"{ratio:.2f} times fewer updates to loss 0.5" if ratio else "one of the two never came to loss 0.5"
+    claim = f"Pre-LN without warmup trains faster than Post-LN with it (here: at least {FASTER} times)"
+    return Verdict(claim, XIONG + "section 4", measured, None if ratio is None else ratio >= FASTER)
+
+
+def highest_working(results: list[Result], placement: str, warmup: str) -> float | None:
+    """The largest learning rate of the band at which every seed solved the task, or `None`."""
+    rates = [lr for lr in BAND if all_solved(runs_of(results, (placement, "adamw", warmup), lr))]
+    return max(rates, default=None)
+
+
+def wider(results: list[Result]) -> Verdict:
+    """The highest learning rate that works, with and without warmup."""
+    plain, warmed = (highest_working(results, "post", warmup) for warmup in ("none", "linear"))
+    measured = "not enough learning rates were run"
+    if plain and warmed:
+        measured = f"Post-LN works up to {plain:g} without and up to {warmed:g} with warmup, {warmed / plain:.3g} times"
+    claim = f"warmup lets training bear larger learning rates (here: about {WIDER:g} times)"
+    source = "Kalra & Barkeshli 2024, arXiv:2406.09405; Goyal et al. 2017, arXiv:1706.02677"
+    return Verdict(claim, source, measured, warmed / plain >= WIDER if plain and warmed else None)
+
+
+def draw_grid(axes: Axes, results: list[Result]) -> None:
+    """Solved and updates of every arm in words, coloured by the share that was solved."""
+    rows = [(p, o) for o in SIZES for p in ("post", "pre")]
+    cells = [[runs_of(results, (p, o, w)) for w in WARMUPS] for p, o in rows]
+    shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in row] for row in cells]
+    axes.imshow(shares, cmap="RdYlBu", vmin=-0.35, vmax=1.35, aspect="auto")
+    for i, row in enumerate(cells):
+        for j, cell in enumerate(row):
+            axes.text(j, i, in_words(cell), ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(WARMUPS)), WARMUPS)
+    axes.set_yticks(range(len(rows)), [f"{p.capitalize()}-LN, {NAMES[o]}" for p, o in rows], fontsize=8)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def draw_band(axes: Axes, results: list[Result]) -> None:
+    """Updates to loss 0.5 over the learning rate; what never came there stands above the line."""
+    steps = max(result["max_steps"] for result in select(results, optim="adamw"))
+    for color, (placement, warmup) in zip(COLORS, BAND_ARMS, strict=False):
+        arm = (placement, "adamw", warmup)
+        runs = [run for lr in BAND for run in runs_of(results, arm, lr)]
+        rates, updates = [run["learning_rate"] for run in runs], [run["steps_to_loss_0.5"] for run in runs]
+        shift = 1 + 0.04 * (BAND_ARMS.index((placement, warmup)) - 1)  # arms that fail together stay visible
+        heights = [1.12 * steps if update is None else update for update in updates]
+        axes.scatter([shift * rate for rate in rates], heights, color=color, s=22, label=title(arm))
+    axes.axhline(1.06 * steps, color="black", linewidth=0.8, linestyle=":")
+    axes.text(0.01, 1.15 * steps, "never", transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
+    axes.set(xscale="log", ylim=(0, 1.3 * steps))
+    axes.set_xticks(BAND, [f"{lr:g}" for lr in BAND], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def run(args: ReproduceArguments) -> Outcome:
+    """All arms, then the figure and the verdicts."""
+    results = run_jobs(plan(args), args)
+    figure = blank_figure(12, 4.4)
+    grid = blank_axes(figure, "Seeds that solved it, and mean updates to loss 0.5", "", "warmup", (1, 2, 1))
+    draw_grid(grid, results)
+    band = blank_axes(figure, "Adam: updates to loss 0.5", "updates", "learning rate", (1, 2, 2))
+    draw_band(band, results)
+    rows = [
+        [f"{p.capitalize()}-LN, {NAMES[o]}", *(in_words(runs_of(results, (p, o, w))) for w in WARMUPS)]
+        for o in SIZES
+        for p in ("post", "pre")
+    ]
+    verdicts = [*(judge(claim, results) for claim in CLAIMS), faster(results), wider(results)]
+    return Outcome(figure, verdicts, table_of(["", *WARMUPS], rows), results)

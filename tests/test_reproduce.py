@@ -1,0 +1,238 @@
+"""The reproductions run, judge what can be judged in seconds, and write what they promise."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import runpy
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
+from tiny import WORDS
+
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def _scripts_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+@pytest.fixture
+def reproduce(monkeypatch, capfd, tmp_path):
+    """Run `python scripts/reproduce.py flags` in this process; `results.json`, or what stderr says."""
+
+    def call(what: str, *flags: object, rc: int = 0) -> tuple[dict, str]:
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", what, *map(str, flags), "--output_dir", str(tmp_path)])
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPTS / "reproduce.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        assert code == rc, err[-3000:]
+        if rc:
+            return {}, err
+        assert (tmp_path / what / "figure.png").stat().st_size > 10_000
+        results = json.loads((tmp_path / what / "results.json").read_text())
+        assert {"torch", "transformers", "machine", "threads"} <= results["environment"].keys()
+        assert len(results["verdicts"]) == out.count("paper says") >= 2
+        for verdict in results["verdicts"]:
+            assert verdict.keys() == {"paper", "source", "measured", "holds", "verdict"}
+            assert verdict["paper"] in out
+        return results, out
+
+    return call
+
+
+def holds(results: dict) -> list[bool | None]:
+    return [verdict["holds"] for verdict in results["verdicts"]]
+
+
+def test_untuned(reproduce):
+    results, out = reproduce("untuned", "--quick", "--max_steps", 1500)
+    assert holds(results) == [True, True, True]
+    lengths = results["numbers"]["effective_lengths"]
+    # Sums of the formulas; sum over t of (1 - t / 2000) is 999.5 by pencil.
+    assert lengths["0.999"]["untuned linear"] == pytest.approx(999.5)
+    assert lengths["0.99"]["untuned exponential"] == pytest.approx(1 / (2.718281828459045**0.01 - 1))
+    assert "1033" in out
+
+
+def test_variance(reproduce):
+    results, _ = reproduce("variance", "--quick")
+    assert holds(results) == [None, True, True]  # 6000 updates are not quick
+    adam = results["numbers"]["Adam"]
+    # Of 5000 trajectories: 7.45e-2 and 5.2e-3; 1000 of them are within a fifth.
+    assert adam["10"] == pytest.approx(7.45e-2, rel=0.2)
+    assert adam["100"] == pytest.approx(5.2e-3, rel=0.2)
+
+
+def test_exact_variance_is_the_integral():
+    from reproduction.variance import exact_variance, first_order_variance
+
+    for rho in (6.0, 20.0):
+        # x = rho / chi2: E[x] - E[sqrt(x)]^2 with chi2's density, by a fine sum.
+        y = torch.linspace(1e-4, 200, 2_000_000, dtype=torch.float64)
+        half = torch.tensor(rho / 2, dtype=torch.float64)
+        density = torch.exp((half - 1) * y.log() - y / 2 - torch.lgamma(half)) / 2**half
+        first, second = (torch.trapezoid(density * (rho / y) ** power, y).item() for power in (0.5, 1.0))
+        assert exact_variance(rho) == pytest.approx(second - first**2, rel=1e-3)
+    assert first_order_variance(1000.0) == pytest.approx(exact_variance(1000.0), rel=0.01)
+
+
+def test_depth(reproduce):
+    results, _ = reproduce("depth", "--quick", "--seeds", 3)
+    exponents = results["numbers"]["exponents"]
+    # Two seeds fewer than the tolerances were measured with, so twice as wide: they still keep 0 and -1/2 apart.
+    assert abs(exponents["Xavier"]["post"][0]) < 0.3
+    assert -0.85 < exponents["Xavier"]["pre"][0] < -0.3
+    assert abs(exponents["transformers', embedding LayerNorm"]["pre"][0]) < 0.15
+    assert holds(results) == [None] * 4
+
+
+def test_profile(reproduce):
+    results, _ = reproduce("profile", "--quick", "--max_steps", 2)
+    assert holds(results)[-1] is None
+    norms = results["numbers"]["norms"]
+    assert {kind: sorted(placements) for kind, placements in norms.items()} == {
+        "encoder": ["post", "pre"],
+        "decoder": ["post", "pre"],
+    }
+    assert all(len(row) == 6 for pairs in norms["decoder"].values() for pair in pairs for row in pair)
+
+
+def test_warmup_runs_and_goes_on(reproduce, tmp_path):
+    flags = ("--quick", "--max_steps", 2, "--num_workers", 1)
+    results, _ = reproduce("warmup", *flags)
+    assert [run["norm_placement"] for run in results["numbers"]] == ["post", "post", "post", "pre"]
+    assert {run["steps_to_loss_0.5"] for run in results["numbers"]} == {None}  # two updates are not enough
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("warmup/runs/*/result.json")}
+    assert len(written) == 4
+    assert reproduce("warmup", *flags)[0]["numbers"] == results["numbers"]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproduction").glob("[a-z]*.py")])
+def test_examples_in_docstrings(name):
+    assert doctest.testmod(import_module(f"reproduction.{name}")).failed == 0
+
+
+def test_verdicts_about_arms():
+    from reproduction.warmup import BAND, CLAIMS, faster, judge, wider
+
+    def runs(placement, warmup, updates, lr=2e-3):
+        same = {"norm_placement": placement, "optim": "adamw", "warmup_type": warmup, "learning_rate": lr}
+        return [{**same, "steps_to_loss_0.5": each} for each in updates]
+
+    papers = runs("post", "none", [None, None]) + runs("post", "linear", [150, 160]) + runs("pre", "none", [100, 106])
+    assert judge(CLAIMS[0], papers).holds is True
+    assert judge(CLAIMS[0], runs("post", "none", [None, 99]) + papers).holds is False
+    assert judge(CLAIMS[1], papers).holds is None  # no run of SGD
+    assert faster(papers).holds is True
+    assert faster(runs("pre", "none", [150]) + runs("post", "linear", [160])).holds is False
+    band = [run for lr in BAND[:1] for run in runs("post", "none", [200], lr)]
+    band += [run for lr in BAND[:4] for run in runs("post", "linear", [200], lr)]
+    assert wider(band).holds is True  # 5e-3 over 5e-4
+    assert "10 times" in wider(band).measured
+    assert wider(papers).holds is None
+
+
+def test_optimizers(reproduce):
+    results, out = reproduce("optimizers", "--quick", "--max_steps", 2, "--num_workers", 1)
+    assert results["numbers"]["learning_rates"].keys() == {"SGD, momentum", "AdamW", "RAdam"}
+    assert len(results["numbers"]["runs"]) == 6
+    assert "0/1" in out
+
+
+def test_every_optimizer_of_the_table_can_be_meant(tmp_path):
+    from compare_layer_norm import training_arguments
+    from reproduction.optimizers import ROWS, swept_with
+    from reproduction.reversal import job
+
+    for row in ROWS.values():
+        for warmup in {swept_with(row), "none"}:
+            args = training_arguments(job("post", row.optim, warmup, 1e-3, 300, 0, row.optim_args), tmp_path)
+            assert args.optim.value == row.optim
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """The folders of the real texts, with a few words in them."""
+    folder = tmp_path / "data"
+    (folder / "bert-base-uncased").mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "bert-base-uncased" / "vocab.txt").write_text("\n".join(words))
+    for name in ("us_speeches/us_speeches.txt", "wikitext-2/valid.txt", "wikitext-2/test.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("\n".join(" ".join(WORDS) + " <unk>" for _ in range(60)))
+    for task, header in (("SST-2", "sentence\tlabel"), ("RTE", "index\tsentence1\tsentence2\tlabel")):
+        (folder / "glue" / task).mkdir(parents=True)
+        row = "a good film\t{}" if task == "SST-2" else "0\ta good film\ta film\t{}"
+        for split in ("train", "dev"):
+            rows = "\n".join(row.format(i % 2) for i in range(8))
+            (folder / "glue" / task / f"{split}.tsv").write_text(f"{header}\n{rows}\n")
+    return folder
+
+
+def test_pretrain(reproduce, texts):
+    results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--data_dir", texts)
+    evaluations = results["numbers"]["evaluations"]
+    assert [[step for step, _ in curve] for curve in evaluations.values()] == [[1, 2], [1, 2]]
+    assert {name: len(values) for name, values in results["numbers"]["accuracies"].items()} == {
+        f"{placement}, {task}": 1 for placement in ("post", "pre") for task in ("SST-2", "RTE")
+    }
+    assert holds(results) == [None, None]
+
+
+def test_loss_at_masks_is_berts_own():
+    from reproduction.training import LossAtMasks
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertPreLNConfig(vocab_size=50, **small)
+    whole, at_masks = BertPreLNForMaskedLM(config).eval(), LossAtMasks(config).eval()
+    at_masks.load_state_dict(whole.state_dict())
+    ids = torch.randint(5, 50, (3, 16), generator=torch.Generator().manual_seed(0))
+    labels = ids.masked_fill(torch.arange(16) % 4 > 0, -100)
+    expected, found = (model(input_ids=ids, labels=labels).loss for model in (whole, at_masks))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_texts_become_sequences(texts):
+    from reproduction.texts import LENGTH, sequences
+
+    tokenizer = BertTokenizerFast.from_pretrained(texts / "bert-base-uncased")
+    training, held_out = sequences(texts, tokenizer)
+    assert training.shape[1] == held_out.shape[1] == LENGTH
+    assert len(training) + len(held_out) == 3 * 60 * 11 // (LENGTH - 2)  # ten words and an unknown one a line
+    for pieces in (training, held_out):
+        assert (pieces[:, 0] == tokenizer.cls_token_id).all()
+        assert (pieces[:, -1] == tokenizer.sep_token_id).all()
+    share = (training[:, 1:-1] == tokenizer.unk_token_id).float().mean().item()
+    assert share == pytest.approx(1 / 11, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("dept",), "what='dept' is unknown. Did you mean 'depth'?"),
+        (("untuned", "--max_steps", -1), "max_steps=-1: expected an integer in [0, inf)"),
+        (("warmup", "--seeds", -1), "seeds=-1: expected an integer in [0, inf)"),
+        (("pretrain", "--data_dir", "nowhere"), "data_dir='nowhere' has no bert-base-uncased/vocab.txt"),
+        (("pretrain",), "data_dir is missing: expected a folder with us_speeches/us_speeches.txt"),
+        (("depth", "--quickly"), "--quickly is no argument. Did you mean --quick?"),
+    ],
+    ids=lambda value: "",
+)
+def test_mistakes_are_one_sentence(reproduce, monkeypatch, flags, sentence):
+    monkeypatch.delenv("HF_WARMUP_DATA", raising=False)
+    _, err = reproduce(*flags, rc=2)
+    assert err.count("error: ") == 1
+    assert sentence in err

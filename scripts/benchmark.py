@@ -40,7 +40,7 @@ from transformers import (
 
 from contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, OURS, takes_part
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
-from hf_warmup._messages import check_number
+from hf_warmup._messages import check_name, check_number
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments, words_first
 from hf_warmup.model_card import environment
 from measure import Row, interleave, peak_extra_megabytes, print_table, rows_of, write_chart
@@ -65,6 +65,7 @@ class BenchmarkArguments:
     rounds: int = field(default=20, metadata={"help": "Times that each candidate is measured."})
     threads: int = field(default=0, metadata={"help": "torch's threads; 0 leaves its default."})
     quick: bool = field(default=False, metadata={"help": "Small sizes and 1 round: the structure, not the numbers."})
+    only: list[str] = field(default_factory=list, metadata={"help": "Optimizers beside the reference; all by default."})
     output_dir: str = field(default="runs/benchmark", metadata={"help": "Where results.json and the chart go."})
 
 
@@ -87,7 +88,10 @@ def optimizers(args: BenchmarkArguments) -> dict[str, list[Row]]:
         "small tensors": [(64, 64)] * (50 if args.quick else 2000),
     }
     one = [nn.Parameter(torch.ones(1, device=DEVICE))]
-    makers = {name: make for name, make in OPTIMIZERS.items() if takes_part(name, make, one)}
+    for name in args.only:
+        check_name("only", name, OPTIMIZERS)
+    wanted = {next(iter(OPTIMIZERS)), *(args.only or OPTIMIZERS)}
+    makers = {name: make for name, make in OPTIMIZERS.items() if name in wanted and takes_part(name, make, one)}
     tables = {}
     for case, shapes in cases.items():
         parameters = [nn.Parameter(torch.randn(shape, device=DEVICE)) for shape in shapes]

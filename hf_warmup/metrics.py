@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import datasets
@@ -12,7 +13,7 @@ import evaluate
 import numpy as np
 
 
-class _SklearnMetric(evaluate.Metric):
+class _SklearnMetric(evaluate.Metric, ABC):
     """A metric of class labels, or of the positive class's scores, by name."""
 
     key: str
@@ -31,8 +32,9 @@ class _SklearnMetric(evaluate.Metric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {self.key: float(self.score(np.asarray(references), np.asarray(predictions)))}
 
+    @abstractmethod
     def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        raise NotImplementedError
+        """The metric's value."""
 
 
 class Accuracy(_SklearnMetric):

@@ -7,6 +7,7 @@ these classes and torch's AdamW and RAdam in both directions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
@@ -48,7 +49,7 @@ def fused_is_supported(device_type: str) -> bool:
     return True
 
 
-class AdamFamily(Optimizer):
+class AdamFamily(Optimizer, ABC):
     """Base of the optimizers here; see [`RAdam`] for the arguments they share."""
 
     def __init__(
@@ -81,9 +82,9 @@ class AdamFamily(Optimizer):
         }
         super().__init__(params, defaults)
 
+    @abstractmethod
     def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
         """The coefficients of update `t` (counted from 1), in float64 on the host."""
-        raise NotImplementedError
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse a value out of range and make the others plain Python numbers, which a safe load accepts."""

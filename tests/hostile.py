@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import torch
 from hypothesis import strategies as st
 
@@ -28,11 +25,3 @@ def assert_one_sentence(error: BaseException, *names: str) -> None:
     assert len(text.splitlines()) == 1
     assert len(text) < 3000
     assert any(name in text for name in names), text
-
-
-def through_file(state: Any) -> Any:
-    """Saved and loaded as a checkpoint is, by torch's safe load."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)

@@ -16,21 +16,14 @@ COLUMNS = {"name", "median_ms", "best_ms", "ratio", "ratio_of_bests"}
 
 
 @pytest.fixture
-def benchmark(monkeypatch, capfd, tmp_path):
+def benchmark(script, monkeypatch, tmp_path):
     """Run `python scripts/benchmark.py flags` in this process, with none of the other libraries installed."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     for library in LIBRARIES:
         monkeypatch.setitem(sys.modules, library, None)
 
     def call(*flags: object, rc: int = 0) -> tuple[dict[str, list[dict]], str]:
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, flags), "--output_dir", str(tmp_path)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPTS / "benchmark.py"), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        assert code == rc, err[-3000:]
+        out, err = script("benchmark.py", *flags, "--output_dir", tmp_path, rc=rc)
         if rc:
             return {}, err
         (folder,) = tmp_path.iterdir()

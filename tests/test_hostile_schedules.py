@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hf_warmup import get_schedule, get_scheduler, with_warmup
 from hf_warmup.accelerate_utils import per_update
 from hf_warmup.schedules import DECAYS, METRIC_SCHEDULERS, WARMUPS, schedule_keywords
-from hostile import JUNK, assert_one_sentence, through_file
+from hostile import JUNK, assert_one_sentence
+from stepping import lrs_of, through_file
 
 
 SHARE, COUNT = st.floats(0.0, 1.0), st.integers(0, 300)
@@ -104,16 +105,6 @@ KINDS = {
 }
 
 
-def follow(scheduler, n):
-    """The learning rates of n updates."""
-    rows = []
-    for _ in range(n):
-        rows.append([group["lr"] for group in scheduler.optimizer.param_groups])
-        scheduler.optimizer.step()
-        scheduler.step()
-    return rows
-
-
 @given(schedules(lengths=COUNT), st.sampled_from(sorted(KINDS)), st.integers(0, 40), st.integers(1, 40))
 def test_resumes_anywhere(arguments, kind, stop, after):
     (name, W, T), kwargs = arguments
@@ -126,17 +117,17 @@ def test_resumes_anywhere(arguments, kind, stop, after):
         return KINDS[kind](scheduler, partial(WARMUPS["linear"], num_warmup_steps=7))
 
     scheduler, fresh = build(), build()
-    follow(scheduler, stop)
+    lrs_of(scheduler, stop)
     states = [through_file(copy.deepcopy(part.state_dict())) for part in (scheduler.optimizer, scheduler)]
     for part, state in zip((fresh.optimizer, fresh), states, strict=True):
         part.load_state_dict(state)
-    assert follow(fresh, after) == follow(scheduler, after)
+    assert lrs_of(fresh, after) == lrs_of(scheduler, after)
 
 
 def test_numpys_numbers_survive_a_safe_load():
     kwargs = {"gamma": np.float32(0.5)}
     scheduler = get_scheduler("exponential", sgd(1.0), np.int64(3), np.int64(9), kwargs, "linear")
-    assert follow(scheduler, 5) == [[1 / 3], [2 / 3], [1.0], [1.0], [0.5]]
+    assert lrs_of(scheduler, 5) == [[1 / 3], [2 / 3], [1.0], [1.0], [0.5]]
     assert type(through_file(scheduler.optimizer.state_dict())["param_groups"][0]["lr"]) is float
     assert kwargs == {"gamma": np.float32(0.5)}  # the caller's stay the caller's
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, preview
 from hf_warmup.gradient_norms import read_gradient_norms
-from test_schedules import through_file
+from stepping import through_file
 from tiny import TINY, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
 
 

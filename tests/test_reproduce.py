@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import runpy
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -26,18 +24,11 @@ def _scripts_on_the_path(monkeypatch):
 
 
 @pytest.fixture
-def reproduce(monkeypatch, capfd, tmp_path):
+def reproduce(script, tmp_path):
     """Run `python scripts/reproduce.py flags` in this process; `results.json`, or what stderr says."""
 
     def call(what: str, *flags: object, rc: int = 0) -> tuple[dict, str]:
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", what, *map(str, flags), "--output_dir", str(tmp_path)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPTS / "reproduce.py"), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        assert code == rc, err[-3000:]
+        out, err = script("reproduce.py", what, *flags, "--output_dir", tmp_path, rc=rc)
         if rc:
             return {}, err
         assert (tmp_path / what / "figure.png").stat().st_size > 10_000

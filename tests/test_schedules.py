@@ -1,7 +1,6 @@
 """Schedules against the papers' recursions, transformers' own functions and torch's own schedulers."""
 
 import copy
-import io
 import math
 import pickle
 from functools import partial
@@ -14,6 +13,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 from hf_warmup import get_schedule, get_scheduler, with_warmup
 from hf_warmup.schedules import join, linear_warmup
 from reference.schedules import RECURSIONS, WARMUPS, iterate, noam
+from stepping import adamw, lrs_of, through_file
 
 
 HOST = {  # transformers' functions of the step, with the keywords that some cannot do without
@@ -30,29 +30,6 @@ HOST = {  # transformers' functions of the step, with the keywords that some can
 }
 OURS = {"noam": {}, "exponential": {"gamma": 0.9}, "power": {}, "sine": {}, "inverse_time": {"decay_rate": 0.5}}
 LENGTHS = [(0, 20), (1, 20), (5, 20), (20, 20), (25, 20), (0, 0), (3, 0), (0, 1)]  # W, T
-
-
-def adamw(*lrs, betas=(0.9, 0.999), cls=torch.optim.AdamW):
-    """An optimizer with one group for each learning rate."""
-    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs]
-    return cls(groups, lr=lrs[0], **({"betas": betas} if cls is torch.optim.AdamW else {}))
-
-
-def lrs_of(scheduler, n):
-    """The learning rates of each group in force at n updates, read where the optimizer reads them."""
-    rows = []
-    for _ in range(n):
-        rows.append([group["lr"] for group in scheduler.optimizer.param_groups])
-        scheduler.optimizer.step()
-        scheduler.step()
-    return rows
-
-
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("beta2", [0.9, 0.98, 0.999])

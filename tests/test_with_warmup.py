@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_warmup import AdamWarmup, get_schedule, get_scheduler, with_warmup
 from hf_warmup.schedules import constant_warmup, linear_warmup, no_warmup
-from test_schedules import adamw, lrs_of, through_file
+from stepping import adamw, lrs_of, through_file
 
 
 def cosine(optimizer, T_max=10):

@@ -13,7 +13,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 
@@ -25,22 +24,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.utils.data import DataLoader
-from transformers import TrainerState, default_data_collator
 
-from hf_warmup import GradientNormRecorder, WarmupTrainer, get_scheduler
-from hf_warmup.accelerate_utils import (
-    create_optimizer,
-    create_scheduler,
-    load_checkpoint,
-    record_gradient_norms,
-    save_checkpoint,
-)
-from hf_warmup.gradient_norms import group_norms, read_gradient_norms
-from tiny import arguments, column, examples, tiny_bert, train
+from hf_warmup import get_scheduler
+from hf_warmup.accelerate_utils import create_scheduler
+from hf_warmup.gradient_norms import group_norms
+from workers.runs import GLOBAL_BATCH, UPDATES, make_trainer, run_loop, run_trainer
 
 
-UPDATES, GLOBAL_BATCH, W = 6, 16, 4
 SHARDED = ["BertLayer"]  # Accelerate shards the embeddings by itself
 
 
@@ -66,33 +56,11 @@ def fresh_state() -> None:
 
 
 def as_trainer(precision: str, wrapping: str, accumulation: int, world: int) -> dict[str, Any]:
-    folder = Path(mkdtemp())
-    args = arguments(
-        folder,
-        optim="radam",
-        optim_args="degenerated_to_sgd=true",
-        lr_scheduler_type="cosine",
-        warmup_type="linear",
-        warmup_steps=W,
-        max_steps=UPDATES,
-        per_device_train_batch_size=GLOBAL_BATCH // accumulation // world,
-        gradient_accumulation_steps=accumulation,
-        bf16=precision == "bf16",
-        max_grad_norm=0.1,
-    )
-    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples())
-    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    trainer = make_trainer(GLOBAL_BATCH // accumulation // world, accumulation, bf16=precision == "bf16")
     if wrapping == "fsdp2":
         shard_on_cpu(trainer.accelerator.state)
         trainer.is_fsdp_enabled = True
-    log = train(trainer)
-    records = read_gradient_norms(folder) if trainer.is_world_process_zero() else []
-    return {
-        "lr": column(log, "learning_rate"),
-        "loss": column(log, "loss"),
-        "total": column(log, "grad_norm"),
-        "norms": records,
-    }
+    return run_trainer(trainer)
 
 
 def as_loop(
@@ -101,38 +69,7 @@ def as_loop(
     accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulation)
     if wrapping == "fsdp2":
         shard_on_cpu(accelerator.state)
-    model = tiny_bert()
-    optimizer = create_optimizer(model, "radam", 1e-2, optim_args="degenerated_to_sgd=true")
-    scheduler = create_scheduler(optimizer, "cosine", W, UPDATES, warmup_type="linear")
-    loader = DataLoader(examples(), GLOBAL_BATCH // accumulation // world, collate_fn=default_data_collator)
-    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    state = load_checkpoint(accelerator, True, folder, model) if resume else TrainerState()
-    recorder = GradientNormRecorder(None)
-    results: dict[str, Any] = {"lr": [], "loss": [], "total": [], "norms": []}
-    losses = []
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    for batch in itertools.islice(batches, state.global_step, None):
-        with accelerator.accumulate(model):
-            loss = model(**batch).loss
-            losses.append(loss.detach())
-            with record_gradient_norms(recorder, accelerator, model, len(results["lr"]) + 1):
-                accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                total = accelerator.clip_grad_norm_(model.parameters(), 0.1)
-                results["total"].append(float(getattr(total, "full_tensor", lambda t=total: t)()))
-                results["lr"].append(scheduler.get_last_lr()[0])
-                results["loss"].append(accelerator.reduce(torch.stack(losses).mean(), "mean").item())
-                losses.clear()
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        if folder is not None and accelerator.sync_gradients:
-            state.global_step += 1
-            save_checkpoint(accelerator, folder, state, total_limit=1)
-        if len(results["lr"]) == (UPDATES // 2 if folder is not None else UPDATES):
-            break
-    results["norms"] = recorder.flush()
-    return results
+    return run_loop(accelerator, GLOBAL_BATCH // accumulation // world, folder, resume)
 
 
 def clock(prepared: bool, split_batches: bool, ours: bool = True) -> list[float]:

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 
@@ -20,16 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.state import AcceleratorState, GradientState
-from torch.utils.data import DataLoader
-from transformers import default_data_collator
 
-from hf_warmup import GradientNormRecorder, WarmupTrainer
-from hf_warmup.accelerate_utils import create_optimizer, create_scheduler, record_gradient_norms
-from hf_warmup.gradient_norms import read_gradient_norms
-from tiny import arguments, column, examples, tiny_bert, train
-
-
-UPDATES, GLOBAL_BATCH, W = 6, 16, 4
+from workers.runs import GLOBAL_BATCH, make_trainer, run_loop, run_trainer
 
 
 def configuration(stage: int, accumulation: int) -> dict[str, Any]:
@@ -43,62 +34,14 @@ def configuration(stage: int, accumulation: int) -> dict[str, Any]:
 
 
 def as_trainer(stage: int, accumulation: int) -> dict[str, Any]:
-    folder = Path(mkdtemp())
-    args = arguments(
-        folder,
-        optim="radam",
-        optim_args="degenerated_to_sgd=true",
-        lr_scheduler_type="cosine",
-        warmup_type="linear",
-        warmup_steps=W,
-        max_steps=UPDATES,
-        per_device_train_batch_size=GLOBAL_BATCH // accumulation,
-        gradient_accumulation_steps=accumulation,
-        max_grad_norm=0.1,
-        use_cpu=False,
-        deepspeed=configuration(stage, accumulation),
-    )
-    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples())
-    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
-    log = train(trainer)
-    return {
-        "lr": column(log, "learning_rate"),
-        "loss": column(log, "loss"),
-        "total": [entry.get("grad_norm") for entry in log],  # none at stage 0
-        "norms": read_gradient_norms(folder),
-    }
+    more = {"use_cpu": False, "deepspeed": configuration(stage, accumulation)}
+    return run_trainer(make_trainer(GLOBAL_BATCH // accumulation, accumulation, **more))
 
 
 def as_loop(stage: int, accumulation: int) -> dict[str, Any]:
     plugin = DeepSpeedPlugin(hf_ds_config=configuration(stage, accumulation))
     accelerator = Accelerator(deepspeed_plugin=plugin, gradient_accumulation_steps=accumulation)
-    model = tiny_bert()
-    optimizer = create_optimizer(model, "radam", 1e-2, optim_args="degenerated_to_sgd=true")
-    scheduler = create_scheduler(optimizer, "cosine", W, UPDATES, warmup_type="linear")
-    loader = DataLoader(examples(), GLOBAL_BATCH // accumulation, collate_fn=default_data_collator)
-    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    recorder = GradientNormRecorder(None)
-    results: dict[str, Any] = {"lr": [], "loss": [], "total": [], "norms": []}
-    losses = []
-    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
-        with accelerator.accumulate(model):
-            loss = model(**batch).loss
-            losses.append(loss.detach())
-            rate = scheduler.get_last_lr()[0]
-            with record_gradient_norms(recorder, accelerator, model, len(results["lr"]) + 1):
-                accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                results["total"].append(accelerator.clip_grad_norm_(model.parameters(), 0.1))
-                results["lr"].append(rate)
-                results["loss"].append(torch.stack(losses).mean().item())
-                losses.clear()
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        if len(results["lr"]) == UPDATES:
-            break
-    results["norms"] = recorder.flush()
-    return results
+    return run_loop(accelerator, GLOBAL_BATCH // accumulation)
 
 
 def main() -> None:

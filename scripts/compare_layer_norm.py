@@ -11,28 +11,21 @@ in `--output_dir`; those that are there already with the same settings are not r
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
-from transformers.utils import logging
 
 from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
 from hf_warmup._messages import check_number
 from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.report import draw_comparison, mean_and_spread, read_run
 from hf_warmup.report.page import write_page
+from kept_runs import run_all
 
 
 DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
@@ -107,9 +100,7 @@ class StopWhenSolved(TrainerCallback):
 
 
 def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train one arm with one seed; returns its result, which it also writes beside the recording."""
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    """Train one arm with one seed; returns its result, kept beside the recording."""
     seed = settings["seed"]
     args = training_arguments(settings, folder)
     config = BertPreLNConfig(
@@ -139,16 +130,12 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     metrics = trainer.evaluate()
     trainer.save_state()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    result = {
-        **settings,
+    return {
         "warmup_steps": args.get_warmup_steps(args.max_steps),
         "final_loss": metrics["eval_loss"],
         "accuracy": metrics["eval_accuracy"],
         "steps_to_loss_0.5": next((entry["step"] for entry in history if entry["loss"] < TARGET_LOSS), None),
     }
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
-    return result
 
 
 def parse_arm(arm: str, args: CompareArguments) -> dict[str, Any]:
@@ -169,15 +156,6 @@ def parse_arm(arm: str, args: CompareArguments) -> dict[str, Any]:
     return settings
 
 
-def finished(settings: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The result of a run that is there already, with the same settings."""
-    try:
-        same = json.loads((folder / "settings.json").read_text()) == settings
-        return json.loads((folder / "result.json").read_text()) if same else None
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 def plan(args: CompareArguments) -> dict[Path, dict[str, Any]]:
     """Run folder -> settings, for every arm with every seed; wrong arguments are refused here."""
     for name, low in {"max_steps": 1, "num_hidden_layers": 1, "warmup_steps": 0, "num_workers": 0}.items():
@@ -190,42 +168,6 @@ def plan(args: CompareArguments) -> dict[Path, dict[str, Any]]:
         for seed in args.seeds
         for arm, settings in arms.items()
     }
-
-
-def run_some(todo: dict[Path, dict[str, Any]], workers: int) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders and results as they finish, each run in a process of its own core unless there is one worker."""
-    if workers == 1:
-        yield from ((folder, run_one(settings, folder)) for folder, settings in todo.items())
-        return
-    # Ctrl-C ends the workers at once; what has finished is kept, the rest is run by the next start.
-    stop = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **stop)
-    try:
-        futures = {pool.submit(run_one, settings, folder): folder for folder, settings in todo.items()}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def run_all(jobs: dict[Path, dict[str, Any]], args: CompareArguments) -> list[dict[str, Any]]:
-    """Run what has not been run yet, `num_workers` at a time; `results.json` grows as they finish."""
-    output_dir = Path(args.output_dir)
-    results = {folder: result for folder, settings in jobs.items() if (result := finished(settings, folder))}
-    todo = {folder: settings for folder, settings in jobs.items() if folder not in results}
-    workers = max(1, min(args.num_workers or os.cpu_count() or 1, len(todo)))
-    with tqdm(total=len(jobs), initial=len(results), desc="runs", unit="run") as bar:
-        for folder, result in run_some(todo, workers):
-            results[folder] = result
-            bar.update()
-            write_results(output_dir, [results[folder] for folder in jobs if folder in results])
-    ordered = [results[folder] for folder in jobs]
-    write_results(output_dir, ordered)
-    return ordered
-
-
-def write_results(output_dir: Path, results: list[dict[str, Any]]) -> None:
-    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def arm_name(result: dict[str, Any]) -> str:
@@ -261,7 +203,7 @@ def main() -> None:
         jobs = plan(args)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     try:
-        table, conclusion = summarize(run_all(jobs, args))
+        table, conclusion = summarize(run_all(run_one, jobs, Path(args.output_dir), args.num_workers))
     except (KeyboardInterrupt, BrokenProcessPool):
         print(f"\nstopped: the same command goes on with what is in {args.output_dir}", file=sys.stderr)
         sys.exit(130)

@@ -18,7 +18,6 @@ COLUMNS = {"name", "median_ms", "best_ms", "ratio", "ratio_of_bests"}
 @pytest.fixture
 def benchmark(script, monkeypatch, tmp_path):
     """Run `python scripts/benchmark.py flags` in this process, with none of the other libraries installed."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     for library in LIBRARIES:
         monkeypatch.setitem(sys.modules, library, None)
 
@@ -106,7 +105,6 @@ def test_the_other_libraries_optimizers_step(monkeypatch, library):
     pytest.importorskip(library)
     import torch
 
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     contenders = runpy.run_path(str(SCRIPTS / "contenders.py"))
     (make,) = (make for make in contenders["OPTIMIZERS"].values() if getattr(make, "__name__", "").startswith(library))
     p = torch.nn.Parameter(torch.ones(3))

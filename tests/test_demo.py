@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 
+from compare_layer_norm import CompareArguments, arm_name, plan, run_one
 from hf_warmup.report import find, read_run
 
 
-compare = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_layer_norm.py"))
 CHANCE = math.log(27)  # the loss of a guess among 27 symbols
 
 
 @pytest.mark.slow
 def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
-    jobs = compare["plan"](compare["CompareArguments"](seeds=[3], output_dir=str(tmp_path)))
-    results = {compare["arm_name"](settings): compare["run_one"](settings, folder) for folder, settings in jobs.items()}
+    jobs = plan(CompareArguments(seeds=[3], output_dir=str(tmp_path)))
+    results = {arm_name(settings): run_one(settings, folder) for folder, settings in jobs.items()}
     stuck = results.pop("post:adamw:none")
     assert stuck["final_loss"] == pytest.approx(CHANCE, abs=0.05)
     assert stuck["accuracy"] < 0.1

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import runpy
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
 
+from compare_layer_norm import CompareArguments, plan, run_one
 from hf_warmup.report import DANGER_RATIO, RULES, find, read_run
 from recorded import recorded, write_run
 
@@ -177,14 +176,11 @@ def test_cut_short(tmp_path):
 @pytest.mark.slow
 def test_runs_that_really_trained(tmp_path):
     """The demo, 30 updates: Post-LN without a warmup is stalling by then, the others are not (FACTS of the README)."""
-    compare = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_layer_norm.py"))
     arms = ["post:adamw:none", "post:adamw:linear", "post:radam:none", "pre:adamw:none"]
-    jobs = compare["plan"](
-        compare["CompareArguments"](arms=arms, seeds=[0], max_steps=30, warmup_steps=30, output_dir=str(tmp_path))
-    )
+    jobs = plan(CompareArguments(arms=arms, seeds=[0], max_steps=30, warmup_steps=30, output_dir=str(tmp_path)))
     findings = {}
     for folder, settings in jobs.items():
-        compare["run_one"](settings, folder)
+        run_one(settings, folder)
         findings[folder.name] = {finding.rule: finding for finding in find(read_run(folder))}
     stalled = findings.pop("post-adamw-none-seed0")["stalling"]
     # beta2 = 0.98 asks for 100 updates, which this run does not have.

@@ -18,11 +18,6 @@ from tiny import WORDS
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
-@pytest.fixture(autouse=True)
-def _scripts_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
 @pytest.fixture
 def reproduce(script, tmp_path):
     """Run `python scripts/reproduce.py flags` in this process; `results.json`, or what stderr says."""

@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
-from compare_layer_norm import CompareArguments, run_all
+from compare_layer_norm import run_one
+from kept_runs import Result, Settings, run_all
 
 from .outcome import ReproduceArguments
 
-
-Settings = dict[str, Any]
-Result = dict[str, Any]
 
 WARMUP_STEPS = 100  # 2 / (1 - beta2) at the task's beta2 of 0.98
 # Noam's curve with its peak at the learning rate; the untuned one is exponential, since linear 100 is the other.
@@ -53,8 +51,7 @@ def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]
     """Run those that have not been run yet; results in the order of `jobs`."""
     runs = args.folder / "runs"
     planned = {runs / folder_name(settings): settings for settings in jobs}
-    runs.mkdir(parents=True, exist_ok=True)
-    return run_all(planned, CompareArguments(output_dir=str(runs), num_workers=args.num_workers))
+    return run_all(run_one, planned, runs, args.num_workers)
 
 
 def select(results: Iterable[Result], **wanted: Any) -> list[Result]:

@@ -1,25 +1,25 @@
-"""One pretraining run and one fine-tuning run, kept in their folders."""
+"""One pretraining run and one fine-tuning run, as `kept_runs` starts and keeps them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PrinterCallback,
+    TrainerCallback,
     default_data_collator,
     set_seed,
 )
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.utils import logging
+from transformers.trainer_utils import EvalPrediction
 
-from compare_layer_norm import accuracy, finished
 from hf_warmup import (
     BertPreLNConfig,
     BertPreLNForMaskedLM,
@@ -29,11 +29,15 @@ from hf_warmup import (
     make_pair,
 )
 from hf_warmup.finetuning import DataArguments, load_data, tokenize
+from hf_warmup.metrics import classification_metrics
+from kept_runs import Result, Settings
 
 from .texts import LENGTH, load_vocabulary, sequences
 
 
-BATCH, EVALUATIONS = 32, 20
+BATCH, EVALUATIONS, SAVES = 32, 20, 10
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+MEASURED = ("loss", "accuracy", "roc_auc")
 
 
 class LossAtMasks(BertPreLNForMaskedLM):
@@ -54,33 +58,33 @@ class Masking(DataCollatorForLanguageModeling):
         return super().__call__(features, return_tensors)
 
 
-def remembered(
-    run_one: Callable[..., dict[str, Any]], settings: dict[str, Any], folder: Path, *inputs: Path
-) -> dict[str, Any]:
-    """The result of `run_one`, from `folder` if it has been run with the same settings."""
-    if (result := finished(settings, folder)) is not None:
-        return result
-    logging.set_verbosity_error()
-    set_seed(settings["seed"])
-    result = {"settings": settings, **run_one(settings, folder, *inputs)}
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
-    return result
+class SayEvaluations(TrainerCallback):
+    """One line an evaluation: several runs at a time would draw their progress bars over each other."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        measured = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in MEASURED if f"eval_{name}" in metrics]
+        tqdm.write(f"{Path(args.output_dir).name}: update {state.global_step}/{state.max_steps}, {', '.join(measured)}")
 
 
-def arguments(settings: dict[str, Any], folder: Path, **more: Any) -> WarmupTrainingArguments:
-    """What both kinds of run share: AdamW with a linear decay, on the CPU unless there is a GPU."""
+def arguments(settings: Settings, folder: Path, **more: Any) -> WarmupTrainingArguments:
+    """What both kinds of run share: AdamW with a linear decay, warmed up over the first tenth or not at all."""
+    every = max(1, settings["max_steps"] // EVALUATIONS)
+    warms_up = settings["warmup_type"] != "none"
     return WarmupTrainingArguments(
         output_dir=str(folder),
         optim="adamw",
         learning_rate=settings["learning_rate"],
         weight_decay=0.01,
         lr_scheduler_type="linear",
+        warmup_type=settings["warmup_type"],
+        warmup_steps=0.1 if warms_up else 0,
         max_steps=settings["max_steps"],
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=64,
-        save_strategy="no",
-        disable_tqdm=False,
+        eval_strategy="steps",
+        eval_steps=every,
+        logging_steps=every,
+        disable_tqdm=True,
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -89,12 +93,14 @@ def arguments(settings: dict[str, Any], folder: Path, **more: Any) -> WarmupTrai
     )
 
 
-def pretrain_one(settings: dict[str, Any], folder: Path, texts: Path) -> dict[str, Any]:
-    """Pretrain one arm; its model and the held-out losses `[update, loss]`."""
-    tokenizer = load_vocabulary(texts)
-    training, held_out = sequences(texts, tokenizer)
-    masking = Masking(tokenizer)
-    size = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+def evaluations(trainer: WarmupTrainer, *names: str) -> list[list[float]]:
+    """Rows of the update and what was measured there, in the order of `names`."""
+    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return [[entry["step"], *(entry[f"eval_{name}"] for name in names)] for entry in entries]
+
+
+def small_pair(settings: Settings, tokenizer: Any) -> tuple[LossAtMasks, LossAtMasks]:
+    """Post-LN and Pre-LN with the same initial values."""
     config = BertPreLNConfig(
         initializer="xavier_uniform",
         vocab_size=len(tokenizer),
@@ -102,22 +108,20 @@ def pretrain_one(settings: dict[str, Any], folder: Path, texts: Path) -> dict[st
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
-        **{name: settings[name] for name in size},
+        **{name: settings[name] for name in SIZES},
     )
-    pair = dict(zip(("post", "pre"), make_pair(config, settings["seed"], LossAtMasks), strict=True))
-    warms_up = settings["warmup_type"] != "none"
-    every = max(1, settings["max_steps"] // EVALUATIONS)
-    args = arguments(
-        settings,
-        folder,
-        warmup_type=settings["warmup_type"],
-        warmup_steps=0.1 if warms_up else 0,
-        logging_steps=every,
-        eval_strategy="steps",
-        eval_steps=every,
-        prediction_loss_only=True,
-        grad_norm_steps=every,
-    )
+    return make_pair(config, settings["seed"], LossAtMasks)
+
+
+def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
+    """Pretrain one arm; its model and the held-out losses `[update, loss]`."""
+    tokenizer = load_vocabulary(texts)
+    training, held_out = sequences(texts, tokenizer)
+    masking = Masking(tokenizer)
+    pair = dict(zip(("post", "pre"), small_pair(settings, tokenizer), strict=True))
+    save = max(1, settings["max_steps"] // SAVES)
+    more = {"prediction_loss_only": True, "grad_norm_steps": save, "save_steps": save, "save_total_limit": 1}
+    args = arguments(settings, folder, **more)
     set_seed(settings["seed"])  # the same masks in both arms, held out and in training
     masked = masking([{"input_ids": ids} for ids in held_out])
     columns = ("input_ids", "labels")
@@ -127,16 +131,20 @@ def pretrain_one(settings: dict[str, Any], folder: Path, texts: Path) -> dict[st
         train_dataset=[{"input_ids": ids} for ids in training],
         eval_dataset=[dict(zip(columns, row, strict=True)) for row in zip(*(masked[c] for c in columns), strict=True)],
         data_collator=masking,
+        callbacks=[SayEvaluations()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint="auto")
     trainer.save_model()
-    history = [[entry["step"], entry["eval_loss"]] for entry in trainer.state.log_history if "eval_loss" in entry]
-    return {"evaluations": history}
+    return {"evaluations": evaluations(trainer, "loss")}
 
 
-def finetune_one(settings: dict[str, Any], folder: Path, texts: Path, checkpoint: Path) -> dict[str, Any]:
-    """Fine-tune a pretrained model on one task with one seed; its accuracy on the development set."""
+def measures(prediction: EvalPrediction) -> dict[str, float]:
+    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+
+def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Path) -> Result:
+    """Fine-tune a pretrained model on one task; `[update, loss, accuracy, area under the ROC curve]` as it goes."""
     task, tokenizer = texts / "glue" / settings["task"], load_vocabulary(texts)
     wanted = DataArguments(
         task_name=settings["task"].lower().replace("-", ""),
@@ -148,14 +156,18 @@ def finetune_one(settings: dict[str, Any], folder: Path, texts: Path, checkpoint
     )
     data, columns = load_data(wanted, ("train", "validation"))
     data = tokenize(data, columns, tokenizer, wanted)
+    checkpoint = checkpoints / settings["checkpoint"]
+    set_seed(settings["seed"])  # the head's initial values
     trainer = WarmupTrainer(
         model=BertPreLNForSequenceClassification.from_pretrained(checkpoint, num_labels=2),
-        args=arguments(settings, folder, warmup_type="linear", warmup_steps=0.1, logging_steps=10, grad_norm_steps=0),
+        args=arguments(settings, folder, grad_norm_steps=10, save_strategy="no"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        compute_metrics=accuracy,
+        compute_metrics=measures,
         data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[SayEvaluations()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return {"accuracy": trainer.evaluate()["eval_accuracy"]}
+    curve = evaluations(trainer, *MEASURED)
+    return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3]}

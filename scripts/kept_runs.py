@@ -49,6 +49,7 @@ def run_and_keep(run_one: RunOne, settings: Settings, folder: Path) -> Result:
     """Settings and what `run_one` measured, written beside its recording; on one thread."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # those of loading and writing a model
     claim(folder, settings)
     result = {**settings, **run_one(settings, folder)}
     (folder / "result.json").write_text(json.dumps(result, indent=1))

@@ -140,11 +140,11 @@ def test_optimizers(reproduce):
 
 def test_every_optimizer_of_the_table_can_be_meant(tmp_path):
     from compare_layer_norm import training_arguments
-    from reproduction.optimizers import ROWS, swept_with
+    from reproduction.optimizers import ROWS, warmups_of
     from reproduction.reversal import job
 
     for row in ROWS.values():
-        for warmup in {swept_with(row), "none"}:
+        for warmup in warmups_of(row):
             args = training_arguments(job("post", row.optim, warmup, 1e-3, 300, 0, row.optim_args), tmp_path)
             assert args.optim.value == row.optim
 
@@ -171,7 +171,7 @@ def texts(tmp_path):
 def test_pretrain(reproduce, texts):
     results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--data_dir", texts)
     evaluations = results["numbers"]["evaluations"]
-    assert [[step for step, _ in curve] for curve in evaluations.values()] == [[1, 2], [1, 2]]
+    assert [[step for step, _ in curve] for (curve,) in evaluations.values()] == [[1, 2], [1, 2]]
     assert {name: len(values) for name, values in results["numbers"]["accuracies"].items()} == {
         f"{placement}, {task}": 1 for placement in ("post", "pre") for task in ("SST-2", "RTE")
     }

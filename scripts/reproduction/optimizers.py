@@ -26,17 +26,17 @@ class Row(NamedTuple):
     optim_args: str = ""
 
 
-ADAM = (1e-3, 2e-3, 4e-3)
-RMS = (2.5e-4, 5e-4, 1e-3)
+ADAM = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RMS = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 ROWS = {
-    "SGD": Row("sgd", (0.1, 0.3, 1.0)),
-    "SGD, momentum": Row("sgdm", (0.03, 0.05, 0.1)),
-    "SGD, Nesterov": Row("nag", (0.03, 0.05, 0.1)),
-    "Adagrad": Row("adagrad", (5e-3, 1e-2, 2e-2)),
-    "Adadelta": Row("adadelta", (0.3, 1.0, 3.0)),
+    "SGD": Row("sgd", (0.03, 0.1, 0.3, 1.0)),
+    "SGD, momentum": Row("sgdm", (0.01, 0.03, 0.05, 0.1)),
+    "SGD, Nesterov": Row("nag", (0.01, 0.03, 0.05, 0.1)),
+    "Adagrad": Row("adagrad", (2.5e-3, 5e-3, 1e-2, 2e-2)),
+    "Adadelta": Row("adadelta", (0.1, 0.3, 1.0, 3.0)),
     "RMSprop": Row("rmsprop", RMS),
     "RMSprop, centered": Row("rmsprop", RMS, "centered=true"),
-    "RMSprop, momentum": Row("rmsprop", (5e-5, 1e-4, 2e-4), "momentum=0.9"),
+    "RMSprop, momentum": Row("rmsprop", (5e-5, 1e-4, 2e-4, 4e-4), "momentum=0.9"),
     "Adam": Row("adam", ADAM),
     "Adam, AMSGrad": Row("adam", ADAM, "amsgrad=true"),
     "NAdam": Row("nadam", ADAM),
@@ -55,105 +55,154 @@ def runs_of(results: list[Result], row: Row, warmup: str, lr: float) -> list[Res
     return select(results, **wanted)
 
 
-def swept_with(row: Row) -> str:
-    """The warmup of the sweep: linear, or none where the optimizer brings its own and refuses another."""
-    return "none" if row.optim == "adam_warmup" else "linear"
+def warmups_of(row: Row) -> tuple[str, ...]:
+    """With and without, or without alone where the optimizer brings its own and refuses another."""
+    return ("none",) if row.optim == "adam_warmup" else ("linear", "none")
 
 
-def best_rate(results: list[Result], row: Row) -> float:
+def best_rate(results: list[Result], row: Row, warmup: str) -> float:
     """The learning rate of the sweep's best run: fewest updates to loss 0.5, else the lowest loss."""
 
     def cost(lr: float) -> tuple[float, float]:
-        (run, *_) = runs_of(results, row, swept_with(row), lr)
+        (run, *_) = runs_of(results, row, warmup, lr)
         updates = run["steps_to_loss_0.5"]
         return (float("inf") if updates is None else updates, run["final_loss"])
 
     return min(row.learning_rates, key=cost)
 
 
+class Pick(NamedTuple):
+    """A learning rate of an optimizer, and its runs there with all seeds."""
+
+    learning_rate: float
+    runs: list[Result]
+
+
+Picks = dict[str, Pick]  # of those of BARS that an optimizer has
+BARS = {
+    "warmup": "linear warmup, 100 updates",
+    "same": "no warmup, same learning rate",
+    "own": "no warmup, its own best",
+}
+
+
 def run(args: ReproduceArguments) -> Outcome:
-    """The sweep with the first seed, then every optimizer at its best learning rate with all of them."""
+    """The sweeps with the first seed, then every optimizer at its best learning rates with all of them."""
     rows = {name: ROWS[name]._replace(learning_rates=ROWS[name].learning_rates[1:2]) for name in QUICK}
     rows = rows if args.quick else ROWS
-    seeds, steps = args.seeds_or(full=2), args.max_steps or STEPS
+    seeds, steps = args.seeds_or(full=3), args.max_steps or STEPS
 
-    def jobs(row: Row, warmup: str, lr: float, *chosen: int) -> list[Settings]:
-        return [job("post", row.optim, warmup, lr, steps, seed, row.optim_args) for seed in chosen]
+    def of(row: Row, warmup: str, lr: float, seed: int) -> Settings:
+        return job("post", row.optim, warmup, lr, steps, seed, row.optim_args)
 
     sweep = [
-        each for row in rows.values() for lr in row.learning_rates for each in jobs(row, swept_with(row), lr, seeds[0])
+        of(row, warmup, lr, seeds[0])
+        for row in rows.values()
+        for warmup in warmups_of(row)
+        for lr in row.learning_rates
     ]
     swept = run_jobs(sweep, args)
-    rates = {name: best_rate(swept, row) for name, row in rows.items()}
+    rates = {name: {warmup: best_rate(swept, row, warmup) for warmup in warmups_of(row)} for name, row in rows.items()}
     final = [
-        each
+        of(rows[name], warmup, lr, seed)
         for seed in seeds
-        for name, row in rows.items()
-        for warmup in dict.fromkeys((swept_with(row), "none"))
-        for each in jobs(row, warmup, rates[name], seed)
+        for name, best in rates.items()
+        for warmup in best
+        for lr in dict.fromkeys((best[warmup], best.get("linear", best[warmup])))
     ]
     results = run_jobs(final, args)
-    pairs = {
-        name: {warmup: runs_of(results, row, warmup, rates[name]) for warmup in ("linear", "none")}
-        for name, row in rows.items()
-    }
-    lines = [
-        [name, f"{rates[name]:g}", in_words(pair["linear"]), in_words(pair["none"])] for name, pair in pairs.items()
-    ]
-    table = table_of(["", "learning rate", "linear warmup", "no warmup"], lines)
+    picked: dict[str, Picks] = {}
+    for name, row in rows.items():
+        best = rates[name]
+        picked[name] = {"own": Pick(best["none"], runs_of(results, row, "none", best["none"]))}
+        if "linear" in best:
+            lr = best["linear"]
+            with_it, without = (Pick(lr, runs_of(results, row, warmup, lr)) for warmup in ("linear", "none"))
+            picked[name] |= {"warmup": with_it, "same": without}
     numbers = {"learning_rates": rates, "sweep": swept, "runs": results}
-    return Outcome(draw(pairs, rates, steps), verdicts(pairs), table, numbers)
+    return Outcome(draw(picked, steps), verdicts(picked), table(picked), numbers)
 
 
-def draw(pairs: dict[str, dict[str, list[Result]]], rates: dict[str, float], steps: int) -> Figure:
-    """Two bars an optimizer; a hollow one as long as the run where no seed solved the task."""
-    figure = blank_figure(9, 1.2 + 0.36 * len(pairs))
+def table(picked: dict[str, Picks]) -> str:
+    """What was solved, at the learning rate that a warmup bears best and at the best one without."""
+    nothing = Pick(float("nan"), [])
+    lines = []
+    for name, picks in picked.items():
+        warmup, same, own = (picks.get(bar, nothing) for bar in BARS)
+        rate = f"{warmup.learning_rate:g}" if warmup.runs else "-"
+        lines.append(
+            [name, rate, *map(in_words, (warmup.runs, same.runs)), f"{own.learning_rate:g}", in_words(own.runs)]
+        )
+    return table_of(["", "best lr", "linear warmup", "no warmup", "best lr without", "no warmup"], lines)
+
+
+def draw(picked: dict[str, Picks], steps: int) -> Figure:
+    """Three bars an optimizer; a hollow one as long as the run where no seed solved the task."""
+    figure = blank_figure(9, 1.2 + 0.5 * len(picked))
     axes = blank_axes(figure, "Post-LN BERT, 6 layers: updates to loss 0.5", "", "updates")
-    for shift, color, warmup in ((-0.2, COLORS[1], "linear"), (0.2, COLORS[0], "none")):
-        label = "linear warmup, 100 updates" if warmup == "linear" else "no warmup"
-        for i, pair in enumerate(pairs.values()):
-            runs = pair[warmup]
-            if not runs:
+    for shift, color, bar in zip((-0.27, 0.0, 0.27), (COLORS[1], COLORS[0], COLORS[2]), BARS, strict=True):
+        for i, picks in enumerate(picked.values()):
+            if bar not in picks:
                 continue
+            lr, runs = picks[bar]
             updates = solved(runs)
             length, face = (mean(updates), color) if updates else (steps, "none")
-            axes.barh(i + shift, length, 0.36, color=face, edgecolor=color, hatch=None if updates else "////")
+            axes.barh(i + shift, length, 0.25, color=face, edgecolor=color, hatch=None if updates else "////")
             words = in_words(runs) if updates else f"{in_words(runs)}, loss {mean(r['final_loss'] for r in runs):.2f}"
-            axes.text(length + 0.015 * steps, i + shift, words, va="center", fontsize=7)
-        axes.barh(0, 0, color=color, label=label)
-    axes.set_yticks(range(len(pairs)), [f"{name}, lr {rates[name]:g}" for name in pairs], fontsize=8)
-    axes.set_xlim(0, 1.25 * steps)
-    axes.invert_yaxis()
+            axes.text(length + 0.015 * steps, i + shift, f"lr {lr:g}: {words}", va="center", fontsize=7)
+        axes.barh(0, 0, color=color, label=BARS[bar])
+    axes.set_yticks(range(len(picked)), list(picked), fontsize=8)
+    axes.set_xlim(0, 1.35 * steps)
+    axes.set_ylim(len(picked) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     return figure
 
 
-def verdicts(pairs: dict[str, dict[str, list[Result]]]) -> list[Verdict]:
+def verdicts(picked: dict[str, Picks]) -> list[Verdict]:
     """What the papers of the optimizers that warm up by themselves promise, and what the others need."""
 
-    def said(names: list[str], warmup: str) -> str:
-        return ", ".join(f"{name} {in_words(pairs[name][warmup])}" for name in names)
+    def said(names: list[str], bar: str) -> str:
+        return ", ".join(f"{name} {in_words(picked[name][bar].runs)}" for name in names)
 
-    own = [name for name in OWN_WARMUP if name in pairs]
-    others = [name for name in pairs if name not in OWN_WARMUP]
+    own = [name for name in OWN_WARMUP if name in picked]
+    both = [name for name in own if "warmup" in picked[name]]
+    others = [name for name in picked if name not in OWN_WARMUP]
     claimed = [name for name in others if name.startswith(("SGD", "Adam"))]
-    helped = [name for name in others if len(solved(pairs[name]["linear"])) > len(solved(pairs[name]["none"]))]
+    helped = [
+        name for name in others if len(solved(picked[name]["warmup"].runs)) > len(solved(picked[name]["same"].runs))
+    ]
+    rates = {name: (p["warmup"].learning_rate, p["own"].learning_rate) for name, p in picked.items() if "warmup" in p}
+    papers = "arXiv:1908.03265, arXiv:1910.04209, arXiv:2406.09405"
+    at_same = [picked[name]["same" if name in both else "own"].runs for name in own]
     return [
         Verdict(
-            "RAdam, Adam over 2 / (1 - beta2) updates (AdamWarmup) and GI-Adam need no warmup of the schedule's",
-            "arXiv:1908.03265, arXiv:1910.04209, arXiv:2406.09405",
-            said(own, "none"),
-            every(*(all_solved(pairs[name]["none"]) for name in own)),
+            "RAdam, Adam over 2 / (1 - beta2) updates (AdamWarmup) and GI-Adam need no warmup of the schedule's (here: "
+            "even at the learning rate that a warmup bears best)",
+            papers,
+            ", ".join(f"{name} {in_words(runs)}" for name, runs in zip(own, at_same, strict=True)),
+            every(*map(all_solved, at_same)),
+        ),
+        Verdict(
+            "the same, at a learning rate found without one",
+            papers,
+            said(own, "own"),
+            every(*(all_solved(picked[name]["own"].runs) for name in own)),
         ),
         Verdict(
             "a Post-LN Transformer needs a warmup with SGD as with Adam (here: no seed without it, every seed with it)",
             "Xiong et al. 2020, arXiv:2002.04745, section 3",
-            f"without: {said(claimed, 'none')}; with: {said(claimed, 'linear')}; of all optimizers warmup solved more "
+            f"without: {said(claimed, 'same')}; with: {said(claimed, 'warmup')}; of all optimizers warmup solved more "
             f"seeds for {', '.join(helped) or 'none'}",
             every(
-                *(none_solved(pairs[name]["none"]) for name in claimed),
-                *(all_solved(pairs[name]["linear"]) for name in claimed),
+                *(none_solved(picked[name]["same"].runs) for name in claimed),
+                *(all_solved(picked[name]["warmup"].runs) for name in claimed),
             ),
+        ),
+        Verdict(
+            "warmup lets training bear larger learning rates (here: the best one is no smaller, for any optimizer)",
+            "Kalra & Barkeshli 2024, arXiv:2406.09405",
+            "best learning rates with and without: " + ", ".join(f"{n} {w:g}/{o:g}" for n, (w, o) in rates.items()),
+            all(with_it >= without for with_it, without in rates.values()),
         ),
     ]

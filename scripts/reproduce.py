@@ -7,6 +7,7 @@
     python scripts/reproduce.py warmup               # which optimizer needs which warmup, at which learning rates
     python scripts/reproduce.py optimizers           # fifteen optimizers on one task, with warmup and without
     python scripts/reproduce.py pretrain --data_dir path/to/texts     # Post-LN against Pre-LN on real text
+    python scripts/reproduce.py finetune --data_dir path/to/texts     # their checkpoints on SST-2, with warmup or without
 
 Each takes `--quick` (under a minute), `--seeds 0 1 2` and `--output_dir`. Training runs are kept there, and those that
 are finished are not run again: the same command goes on after a stop. `results.json` and `figure.png` lie beside them.
@@ -26,10 +27,7 @@ from transformers import HfArgumentParser
 from hf_warmup._messages import check_name
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments, words_first
 from hf_warmup.model_card import environment
-from reproduction.outcome import Outcome, ReproduceArguments
-
-
-FIGURES = ("depth", "profile", "variance", "warmup", "untuned", "optimizers", "pretrain")
+from reproduction.outcome import FIGURES, Outcome, ReproduceArguments
 
 
 def write(outcome: Outcome, args: ReproduceArguments) -> None:

@@ -178,6 +178,44 @@ def test_pretrain(reproduce, texts):
     assert holds(results) == [None, None]
 
 
+def test_finetune(reproduce, texts, tmp_path):
+    flags = ("--quick", "--max_steps", 2, "--data_dir", texts)
+    reproduce("pretrain", *flags)
+    pretrained = (tmp_path / "pretrain" / "pretrain-post-seed0" / "result.json").stat().st_mtime_ns
+    results, _ = reproduce("finetune", *flags)
+    assert (tmp_path / "pretrain" / "pretrain-post-seed0" / "result.json").stat().st_mtime_ns == pretrained
+    assert [run["warmup_type"] for run in results["numbers"]] == ["none", "linear"]
+    assert all(0 <= run["roc_auc"] <= 1 for run in results["numbers"])
+    assert holds(results) == [None, None]
+
+
+def test_runs_are_kept_with_their_settings(tmp_path):
+    from kept_runs import run_all
+
+    def run_one(settings, folder):
+        seen.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "checkpoint-1").mkdir(exist_ok=True)
+        if settings.get("fails"):
+            raise RuntimeError("cut short")
+        return {"twice": 2 * settings["lr"]}
+
+    seen = []
+    for lr, fails, rest in (
+        (1, False, ["settings.json"]),
+        (1, False, None),  # not run again
+        (2, True, ["settings.json"]),  # nothing of the other settings is gone on with
+        (2, True, ["checkpoint-1", "settings.json"]),  # its own is
+    ):
+        before = len(seen)
+        settings = {"lr": lr, **({"fails": True} if fails else {})}
+        if fails:
+            with pytest.raises(RuntimeError, match="cut short"):
+                run_all(run_one, {tmp_path / "a": settings}, tmp_path, 1)
+        else:
+            assert run_all(run_one, {tmp_path / "a": settings}, tmp_path, 1) == [{"lr": 1, "twice": 2}]
+        assert seen[before:] == ([] if rest is None else [rest])
+
+
 def test_loss_at_masks_is_berts_own():
     from reproduction.training import LossAtMasks
 

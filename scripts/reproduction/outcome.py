@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FIGURES = ("depth", "profile", "variance", "warmup", "untuned", "optimizers", "pretrain", "finetune")
+
+
 @dataclass
 class ReproduceArguments:
     """What to reproduce, and how much of it."""
 
-    what: str = field(metadata={"help": "The figure: depth, profile, variance, warmup, untuned, optimizers, pretrain."})
+    what: str = field(metadata={"help": f"The figure: {', '.join(FIGURES)}."})
     quick: bool = field(default=False, metadata={"help": "Under a minute on two cores: the structure, not the proof."})
     seeds: list[int] = field(default_factory=list, metadata={"help": "Instead of the figure's own."})
     max_steps: int = field(default=0, metadata={"help": "Updates of each training run; 0 for the figure's own."})
     num_workers: int = field(default=0, metadata={"help": "Training runs at a time; 0 for one on each core."})
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with the texts, for pretrain; default: $HF_WARMUP_DATA."}
+        default=None, metadata={"help": "Folder with the texts, for pretrain and finetune; default: $HF_WARMUP_DATA."}
     )
     output_dir: str = field(default="runs/reproduce", metadata={"help": "Results go to a folder of the figure's name."})
 
@@ -36,7 +39,7 @@ class ReproduceArguments:
             check_number(name, getattr(self, name), integer=True)
         for seed in self.seeds:
             check_number("seeds", seed, integer=True)
-        if self.what == "pretrain":
+        if self.what in ("pretrain", "finetune"):
             find_texts(self.data_dir)
 
     @property

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from math import isfinite
+from math import floor, isfinite, log10
 from pathlib import Path
 from statistics import mean
 
@@ -88,7 +88,7 @@ def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
                 dataset_type=dataset,
                 dataset_name=dataset,
                 metric_type=metric,
-                metric_value=round(mean(values), 4),
+                metric_value=float(f"{mean(values):.4g}"),
                 metric_name=f"{metric}, {arm}",
             )
             for metric, arms in results.items()
@@ -98,13 +98,20 @@ def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
     )
 
 
+def _digits(values: Mapping[str, Sequence[float]]) -> int:
+    """Decimals of a column: three, fewer for hundreds of updates, more for small variances."""
+    finite = [abs(value) for seeds in values.values() for value in seeds if isfinite(value) and value]
+    largest = max(finite, default=1.0)
+    return min(6, max(0, 3 - max(0, floor(log10(largest))) + max(0, -1 - floor(log10(largest)))))
+
+
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
     arms = list(dict.fromkeys(arm for values in results.values() for arm in values))
     header = ["arm", *results, *(["settings"] if settings else [])]
     rows = [
         [
             f"`{arm}`",
-            *(mean_and_spread(values[arm]) if arm in values else "" for values in results.values()),
+            *(mean_and_spread(values[arm], _digits(values)) if arm in values else "" for values in results.values()),
             *([f"`{settings.get(arm, '')}`"] if settings else []),
         ]
         for arm in arms
@@ -112,19 +119,22 @@ def _results_table(results: Results, settings: Mapping[str, str]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
-def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run]) -> ModelCard:
+def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run] = ()) -> ModelCard:
     """The card of `experiment`.
 
     Args:
         experiment ([`Experiment`]): Its words.
         results (`Mapping[str, Mapping[str, Sequence[float]]]`): Metric -> arm -> one value a seed.
-        runs (`Sequence[Run]`): The runs; they give the number of updates, the seeds and the machine.
+        runs (`Sequence[Run]`, *optional*): The runs; they give the number of updates, the seeds and the machine, which
+            is otherwise this one.
 
     Returns:
         `ModelCard`: With metadata that the Hub's validation accepts; `card.save(path)` writes it.
     """
     seeds = sorted({run.seed for run in runs if run.seed})
     updates = sorted({run.updates for run in runs})
+    spread = "Mean ± sample standard deviation over the seeds"
+    spread += f" {', '.join(seeds)}; {' or '.join(map(str, updates))} updates a run." if runs else "."
     pictures = "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in experiment.figures.items())
     made_with = next((run.made_with for run in runs if run.made_with), None) or environment()
     made_with = made_with | ({"commit": experiment.commit} if experiment.commit else {})
@@ -139,7 +149,7 @@ def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run
 
 ## Results
 
-Mean ± sample standard deviation over the seeds {", ".join(seeds)}; {" or ".join(map(str, updates))} updates a run.
+{spread}
 
 {_results_table(results, experiment.settings)}
 

@@ -7,10 +7,11 @@
     python scripts/reproduce.py warmup               # which optimizer needs which warmup, at which learning rates
     python scripts/reproduce.py optimizers           # fifteen optimizers on one task, with warmup and without
     python scripts/reproduce.py pretrain --data_dir path/to/texts     # Post-LN against Pre-LN on real text
-    python scripts/reproduce.py finetune --data_dir path/to/texts     # their checkpoints on SST-2, with warmup or without
+    python scripts/reproduce.py finetune --data_dir path/to/texts     # their checkpoints on SST-2, with and without
 
 Each takes `--quick` (under a minute), `--seeds 0 1 2` and `--output_dir`. Training runs are kept there, and those that
-are finished are not run again: the same command goes on after a stop. `results.json` and `figure.png` lie beside them.
+are finished are not run again: the same command goes on after a stop. `results.json`, `figure.png` and a model card,
+`README.md`, lie beside them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from transformers import HfArgumentParser
 from hf_warmup._messages import check_name
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments, words_first
 from hf_warmup.model_card import environment
+from reproduction.card import reproduction_card
 from reproduction.outcome import FIGURES, Outcome, ReproduceArguments
 
 
 def write(outcome: Outcome, args: ReproduceArguments) -> None:
-    """`results.json` and `figure.png`, into the figure's folder."""
+    """`results.json`, into the figure's folder."""
     machine = {
         **environment(),
         "machine": platform.processor() or platform.machine(),
@@ -41,7 +43,6 @@ def write(outcome: Outcome, args: ReproduceArguments) -> None:
     results = {"environment": machine, "arguments": vars(args), "verdicts": verdicts, "numbers": outcome.numbers}
     args.folder.mkdir(parents=True, exist_ok=True)
     (args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    outcome.figure.savefig(args.folder / "figure.png")
 
 
 def main() -> None:
@@ -50,16 +51,18 @@ def main() -> None:
         check_name("what", args.what, FIGURES)
         args.check()
     try:
-        outcome = import_module(f"reproduction.{args.what}").run(args)
+        module = import_module(f"reproduction.{args.what}")
+        outcome = module.run(args)
     except (KeyboardInterrupt, BrokenProcessPool):
         print(f"\nstopped: the same command goes on with what is in {args.folder}", file=sys.stderr)
         sys.exit(130)
     write(outcome, args)
+    reproduction_card(module.ABOUT, module.__doc__.strip(), outcome, args).save(args.folder / "README.md")
     print(f"\n{outcome.table}\n")
     print("\n\n".join(map(str, outcome.verdicts)))
     if args.quick:
         print("\nA quick look: the verdicts that count are those of the full size.")
-    print(f"\nWrote {args.folder / 'results.json'} and {args.folder / 'figure.png'}")
+    print(f"\nWrote results.json, figure.png and a model card, README.md, to {args.folder}")
 
 
 if __name__ == "__main__":

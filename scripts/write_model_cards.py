@@ -1,6 +1,7 @@
-"""Write `model_cards/` from the runs in `runs/`: the demo's, and those of SST-2.
+"""Write `model_cards/` from the runs in `runs/`: the demo's, those of SST-2, and the reproductions.
 
 python scripts/compare_layer_norm.py
+python scripts/reproduce.py depth      # and the other figures
 python scripts/write_model_cards.py
 """
 
@@ -132,6 +133,20 @@ def write_sst2() -> Path:
     return CARDS / "sst2_from_scratch.md"
 
 
+def copy_reproduction(folder: Path) -> Path:
+    """The card that `reproduce.py` wrote into `folder`, with its figures among the others'."""
+    text, images = (folder / "README.md").read_text(), f"images/reproduce_{folder.name}"
+    (CARDS / images).mkdir(parents=True, exist_ok=True)
+    for figure in folder.glob("*.png"):
+        shutil.copy(figure, CARDS / images)
+        text = text.replace(f"]({figure.name})", f"]({images}/{figure.name})")
+    card = CARDS / f"reproduce_{folder.name}.md"
+    card.write_text(text)
+    return card
+
+
 if __name__ == "__main__":
     print(write_demo())
     print(write_sst2())
+    for card in sorted((ROOT / "runs" / "reproduce").glob("*/README.md")):
+        print(copy_reproduction(card.parent))

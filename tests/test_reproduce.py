@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import BertTokenizerFast
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
@@ -30,7 +31,11 @@ def reproduce(script, tmp_path):
         results = json.loads((tmp_path / what / "results.json").read_text())
         assert {"torch", "transformers", "machine", "threads"} <= results["environment"].keys()
         assert len(results["verdicts"]) == out.count("paper says") >= 2
+        card = ModelCard.load(tmp_path / what / "README.md")
+        assert card.data.eval_results
+        assert card.text.count("](") == len(list((tmp_path / what).glob("*.png")))
         for verdict in results["verdicts"]:
+            assert f"| {verdict['measured']} | {verdict['verdict']} |" in card.text
             assert verdict.keys() == {"paper", "source", "measured", "holds", "verdict"}
             assert verdict["paper"] in out
         return results, out

@@ -107,6 +107,7 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
     arms = {arm: members[0] for arm, members in by_arm(runs).items() if members[0].blocks}
     columns = max(1, min(columns, len(arms)))
     rows = -(-len(arms) // columns) or 1
+    columns = max(1, -(-len(arms) // rows))  # four are two and two, not three and one
     figure = blank_figure(3.3 * columns + 1.2, 2.3 * rows + 0.4)
     if not arms:
         figure.text(0.5, 0.5, "no gradient norms were recorded", ha="center")

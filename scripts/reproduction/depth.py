@@ -13,9 +13,15 @@ from tqdm.auto import tqdm
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, make_pair
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 
+ABOUT = About(
+    "Gradient norm of the last layer against depth, Post-LN and Pre-LN",
+    ("fill-mask", "random-tokens"),
+    "Gradient norm of the last feed-forward matrix against the number of layers, a faint line a seed",
+    "At initialisation only, width 128, random tokens. The exponent is a least-squares fit over five depths.",
+)
 WIDTH, VOCAB, BATCH, LENGTH = 128, 1000, 16, 32
 DEPTHS, QUICK_DEPTHS = (2, 4, 8, 16, 24), (2, 4, 8, 12)
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, theorem 1 and figure 3"
@@ -106,8 +112,11 @@ def run(args: ReproduceArguments) -> Outcome:
         axes.legend(frameon=False, fontsize=8, loc="upper right")
     rows = [[name, *(spread(pair[placement]) for placement in PLACEMENTS)] for name, pair in exponents.items()]
     table = table_of(["exponent in L", "Post-LN", "Pre-LN"], rows)
+    named = {f"{name}, {p.capitalize()}-LN": pair[p] for name, pair in exponents.items() for p in PLACEMENTS}
     numbers = {"depths": depths, "seeds": seeds, "norms": norms, "exponents": exponents}
-    return Outcome(figure, verdicts(norms, exponents, len(seeds) >= 5 and not args.quick), table, numbers)
+    return Outcome(
+        figure, verdicts(norms, exponents, len(seeds) >= 5 and not args.quick), table, numbers, {"exponent in L": named}
+    )
 
 
 def spread(values: list[float]) -> str:

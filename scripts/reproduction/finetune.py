@@ -10,7 +10,7 @@ from hf_warmup.report import mean_and_spread
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from kept_runs import Result
 
-from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .pretrain import LEARNED, MAJORITY, finetune_all, finetuning, pretrain_all
 from .reversal import select
 from .texts import find_texts
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ABOUT = About(
+    "A small pretrained BERT on SST-2, with and without warmup",
+    ("text-classification", "glue"),
+    "Loss and area under the ROC curve on the development set; a faint line a seed, bold the mean",
+    "The model was pretrained on a million tokens by `pretrain`, a pretrained BERT-base is well above it; a quarter "
+    "of an epoch, linear decay, one length of warmup.",
+)
 TASK = "SST-2"
 RATES = (3e-4, 1e-3, 3e-3)
 ARMS = tuple(product(("post", "pre"), ("none", "linear")))  # placement, warmup
@@ -58,7 +65,15 @@ def run(args: ReproduceArguments) -> Outcome:
         for arm in arms
     ]
     header = ["", *(f"{words}, lr {lr:g}" for words in KEYS.values() for lr in rates)]
-    return Outcome(draw(results, arms, rates), verdicts(results, rates, args.quick), table_of(header, rows), results)
+    named = {f"{title(*arm)}, lr {lr:g}": runs_of(results, *arm, lr) for lr in rates for arm in arms}
+    measured = {
+        words: {name: [run[key] for run in runs] for name, runs in named.items()} for key, words in KEYS.items()
+    }
+    recordings = [args.folder / "finetuned" / name for name in jobs if name.endswith(f"lr{rates[-1]:g}-seed{seeds[0]}")]
+    table = table_of(header, rows)
+    return Outcome(
+        draw(results, arms, rates), verdicts(results, rates, args.quick), table, results, measured, recordings
+    )
 
 
 def draw(results: list[Result], arms: tuple[tuple[str, str], ...], rates: tuple[float, ...]) -> Figure:

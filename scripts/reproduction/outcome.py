@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_warmup._messages import check_number
 
@@ -68,14 +68,29 @@ class Verdict:
         return f"paper says   {self.paper} ({self.source})\nwe measured  {self.measured}\n=>           {self.word}"
 
 
+class About(NamedTuple):
+    """What a card says of a reproduction that its numbers do not."""
+
+    title: str
+    task: tuple[str, str]  # the Hub's task type and dataset
+    caption: str  # of the figure
+    limits: str
+
+
 @dataclass
 class Outcome:
-    """A figure, its verdicts, a table in words and the numbers behind them (JSON's kinds only)."""
+    """A figure, its verdicts, a table in words and the numbers behind them (JSON's kinds only).
+
+    `results` are the numbers as a card has them, measure -> what it is of -> one value a seed; `recordings` are run
+    folders whose gradient norms are worth a look.
+    """
 
     figure: Figure
     verdicts: list[Verdict]
     table: str
     numbers: Any
+    results: dict[str, dict[str, list[float]]]
+    recordings: list[Path] = field(default_factory=list)
 
 
 def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from hf_warmup.report import mean_and_spread
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from kept_runs import Result, Settings, run_all
 
-from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .texts import find_texts
 from .training import finetune_one, pretrain_one
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ABOUT = About(
+    "Pretraining a small BERT: Post-LN with warmup against Pre-LN without",
+    ("fill-mask", "us-speeches-and-wikitext-2"),
+    "Masked-LM loss on held-out text, one line a seed",
+    "Four layers of width 128, a million tokens, one learning rate for both placements, six passes: far from where "
+    "the paper stops.",
+)
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, section 4: 700k updates of Post-LN are 500k of Pre-LN"
 ARMS = {"post": "linear", "pre": "none"}  # placement -> warmup
 NAMES = {"post": "Post-LN, warmup", "pre": "Pre-LN, no warmup"}
@@ -125,7 +132,12 @@ def run(args: ReproduceArguments) -> Outcome:
         "evaluations": curves,
         "accuracies": {f"{placement}, {task}": values for (placement, task), values in accuracies.items()},
     }
-    return Outcome(draw(curves), verdicts(curves, accuracies, args.quick), table, numbers)
+    results = {
+        "held-out loss": {NAMES[placement]: [curve[-1][1] for curve in curves[placement]] for placement in ARMS},
+        **{f"{task}, accuracy": {NAMES[p]: accuracies[p, task] for p in ARMS} for task in TASKS},
+    }
+    recordings = [args.folder / checkpoint_name(result) for result in pretrained[: len(ARMS)]]
+    return Outcome(draw(curves), verdicts(curves, accuracies, args.quick), table, numbers, results, recordings)
 
 
 def speedups(curves: Curves) -> list[float | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -62,6 +63,20 @@ def select(results: Iterable[Result], **wanted: Any) -> list[Result]:
 def solved(results: Iterable[Result]) -> list[int]:
     """Updates to loss 0.5 of the runs that came there."""
     return [result["steps_to_loss_0.5"] for result in results if result["steps_to_loss_0.5"] is not None]
+
+
+def measures(runs: Mapping[str, list[Result]]) -> dict[str, dict[str, list[float]]]:
+    """Name -> runs as a card has them: the share that solved the task, and the updates of those that did."""
+    named = {name: results for name, results in runs.items() if results}
+    return {
+        "solved": {name: [float(bool(solved([result]))) for result in results] for name, results in named.items()},
+        "updates to loss 0.5": {name: solved(results) for name, results in named.items() if solved(results)},
+    }
+
+
+def folder_of(args: ReproduceArguments, result: Result) -> Path:
+    """Where a run is kept."""
+    return args.folder / "runs" / folder_name(result)
 
 
 def in_words(results: list[Result]) -> str:

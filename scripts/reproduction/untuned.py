@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from hf_warmup.schedules.warmups import radam_warmup, untuned_exponential_warmup, untuned_linear_warmup
 
-from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 
 def gi_adam_warmup(step: int, *, beta2: float) -> float:
@@ -18,6 +18,12 @@ def gi_adam_warmup(step: int, *, beta2: float) -> float:
     return sqrt(1.0 - beta2 ** (step + 1))
 
 
+ABOUT = About(
+    "Warmups that follow from beta2",
+    ("other", "normal-gradients"),
+    "Multipliers of the rules, and Adam's mean update under them",
+    "Lengths of formulae. That they are long enough for a network is `warmup`'s question, not this one's.",
+)
 RULES = {
     "RAdam": radam_warmup,
     "untuned linear": untuned_linear_warmup,
@@ -103,7 +109,11 @@ def run(args: ReproduceArguments) -> Outcome:
         "effective_lengths": {str(beta2): dict(zip(RULES, row, strict=True)) for beta2, row in lengths.items()},
         "update_size": plain.tolist(),
     }
-    return Outcome(figure, verdicts(lengths, plain), table_of(["", *RULES], rows), numbers)
+    results = {
+        f"beta2 = {beta2:g}": {rule: [length] for rule, length in zip(RULES, row, strict=True)}
+        for beta2, row in lengths.items()
+    }
+    return Outcome(figure, verdicts(lengths, plain), table_of(["", *RULES], rows), numbers, results)
 
 
 def verdicts(lengths: dict[float, list[float]], plain: np.ndarray) -> list[Verdict]:

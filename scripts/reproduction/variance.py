@@ -11,9 +11,15 @@ from tqdm.auto import tqdm
 from hf_warmup._rectification import r_t, rho_t
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .outcome import Outcome, ReproduceArguments, Verdict, table_of
+from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 
+ABOUT = About(
+    "Variance of the adaptive rate of Adam and RAdam",
+    ("other", "normal-gradients"),
+    "Variance of the adaptive rate over updates, simulated and exact",
+    "Independent standard normal gradients, one parameter at a time: what a network's gradients do is not in it.",
+)
 BETA2 = 0.999
 LIU = "Liu et al. 2020, arXiv:1908.03265, "
 SHOWN = (5, 6, 10, 100, 1000, 6000)
@@ -85,7 +91,10 @@ def run(args: ReproduceArguments) -> Outcome:
     columns: dict[str, Any] = {"Adam": adam, "exact": exact, "first order": first_order, "RAdam": radam}
     rows = [[f"update {each}", *(f"{column[each - 1]:.3g}" for column in columns.values())] for each in shown]
     numbers = {name: {str(each): float(column[each - 1]) for each in shown} for name, column in columns.items()}
-    return Outcome(figure, verdicts(adam, radam, exact), table_of(["", *columns], rows), numbers)
+    results = {
+        f"update {each}": {name: [float(column[each - 1])] for name, column in columns.items()} for each in shown
+    }
+    return Outcome(figure, verdicts(adam, radam, exact), table_of(["", *columns], rows), numbers, results)
 
 
 def verdicts(adam: np.ndarray, radam: np.ndarray, exact: np.ndarray) -> list[Verdict]:

@@ -26,17 +26,26 @@ _LOST_PEER = (
 )
 
 
+GOING_ON = "--resume_from_checkpoint auto goes on from the last checkpoint."
+
+
 @contextmanager
-def one_sentence_for_mistakes() -> Iterator[None]:
+def one_sentence_for_mistakes(going_on: str = "") -> Iterator[None]:
     """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback.
 
-    So too, with exit code 1, where another process of the run has ended and this one cannot go on.
+    So too, with exit code 1, where another process of the run has ended and this one cannot go on, and, with 130 and
+    the words of `going_on`, where it was stopped with Ctrl-C.
     """
     try:
         yield
     except (ValueError, OSError, ImportError) as error:  # ImportError: a flag that needs a package
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        is_of_a_file = isinstance(error, OSError) and error.filename and error.strerror
+        words = f"{error.filename}: {error.strerror}." if is_of_a_file else " ".join(str(error).split())
+        print(f"error: {words}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nstopped{going_on and ': '}{going_on}", file=sys.stderr)
+        sys.exit(130)
     except RuntimeError as error:
         if not re.search(_LOST_PEER, str(error)):
             raise

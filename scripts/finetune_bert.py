@@ -25,7 +25,7 @@ import transformers
 from transformers import DataCollatorWithPadding, EvalPrediction, HfArgumentParser, default_data_collator, set_seed
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
-from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.finetuning import (
     DataArguments,
     ModelArguments,
@@ -74,7 +74,7 @@ def main() -> None:
         )
 
     if training_args.do_train:
-        with one_sentence_for_mistakes():
+        with one_sentence_for_mistakes(GOING_ON):
             output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", output.metrics)

@@ -46,7 +46,7 @@ from hf_warmup.accelerate_utils import (
     save_checkpoint,
 )
 from hf_warmup.checkpoints import say_what_is_there
-from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.finetuning import (
     DataArguments,
     ModelArguments,
@@ -217,7 +217,7 @@ def log(
 
 
 def main() -> None:
-    with one_sentence_for_mistakes():
+    with one_sentence_for_mistakes(GOING_ON):
         model_args, data_args, args = parse_arguments(HfArgumentParser((ModelArguments, DataArguments, LoopArguments)))
         kwargs = resolve_kwargs(args.lr_scheduler_kwargs)
         check_sizes(model_args, data_args)

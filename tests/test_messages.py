@@ -179,13 +179,28 @@ def test_malformed_argument_files(ending, content, message, tmp_path, capsys):
     assert (str(path) in err) == (message not in ("max_step", "max_steps=0"))
 
 
-@pytest.mark.parametrize("mistake", [ValueError("a wrong value"), FileNotFoundError(2, "No such file", "a.csv")])
-def test_a_mistake_is_one_sentence(mistake, capsys):
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        (ValueError("a wrong value"), "a wrong value"),
+        (FileNotFoundError(2, "No such file", "a.csv"), "a.csv: No such file."),
+        (OSError(28, "No space left on the disk of runs"), "[Errno 28] No space left on the disk of runs"),
+    ],
+)
+def test_a_mistake_is_one_sentence(mistake, sentence, capsys):
     with pytest.raises(SystemExit) as stop, one_sentence_for_mistakes():
         raise mistake
     assert stop.value.code == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ("", f"error: {mistake}\n")
+    assert (out, err) == ("", f"error: {sentence}\n")
+
+
+@pytest.mark.parametrize(("going_on", "said"), [("", "stopped"), ("go on.", "stopped: go on.")])
+def test_ctrl_c_is_one_sentence(going_on, said, capsys):
+    with pytest.raises(SystemExit) as stop, one_sentence_for_mistakes(going_on):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr() == ("", f"\n{said}\n")
 
 
 def test_a_bug_keeps_its_traceback_and_success_is_silent(capsys):

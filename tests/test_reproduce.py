@@ -175,10 +175,10 @@ def texts(tmp_path):
 
 def test_pretrain(reproduce, texts):
     results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--data_dir", texts)
-    evaluations = results["numbers"]["evaluations"]
-    assert [[step for step, _ in curve] for (curve,) in evaluations.values()] == [[1, 2], [1, 2]]
-    assert {name: len(values) for name, values in results["numbers"]["accuracies"].items()} == {
-        f"{placement}, {task}": 1 for placement in ("post", "pre") for task in ("SST-2", "RTE")
+    pretrained, finetuned = results["numbers"].values()
+    assert [[step for step, _ in run["evaluations"]] for run in pretrained] == [[1, 2], [1, 2]]
+    assert {(run["norm_placement"], run["task"]) for run in finetuned} == {
+        (placement, task) for placement in ("post", "pre") for task in ("SST-2", "RTE")
     }
     assert holds(results) == [None, None]
 
@@ -186,9 +186,12 @@ def test_pretrain(reproduce, texts):
 def test_finetune(reproduce, texts, tmp_path):
     flags = ("--quick", "--max_steps", 2, "--data_dir", texts)
     reproduce("pretrain", *flags)
-    pretrained = (tmp_path / "pretrain" / "pretrain-post-seed0" / "result.json").stat().st_mtime_ns
+    pretrained = tmp_path / "pretrain" / "pretrained" / "post-lr0.001-seed0" / "result.json"
+    written = pretrained.stat().st_mtime_ns
     results, _ = reproduce("finetune", *flags)
-    assert (tmp_path / "pretrain" / "pretrain-post-seed0" / "result.json").stat().st_mtime_ns == pretrained
+    assert (
+        tmp_path / "pretrain" / "pretrained" / "post-lr0.001-seed0" / "result.json"
+    ).stat().st_mtime_ns == pretrained
     assert [run["warmup_type"] for run in results["numbers"]] == ["none", "linear"]
     assert all(0 <= run["roc_auc"] <= 1 for run in results["numbers"])
     assert holds(results) == [None, None]

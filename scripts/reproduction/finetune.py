@@ -11,7 +11,7 @@ from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from kept_runs import Result
 
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .pretrain import LEARNED, MAJORITY, finetune_all, finetuning, pretrain_all
+from .pretrain import LEARNED, MAJORITY, best_of, finetune_all, finetuning, pretrain_all
 from .reversal import select
 from .texts import find_texts
 
@@ -50,13 +50,13 @@ def failed(result: Result) -> bool:
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Every arm at every learning rate from the checkpoint of the same seed, then the curves and the verdicts."""
+    """Every arm at every learning rate from the better checkpoint of its placement, then curves and verdicts."""
     texts, seeds = find_texts(args.data_dir), args.seeds_or(full=3)
     arms = ARMS[:2] if args.quick else ARMS
     rates = RATES[1:2] if args.quick else RATES
-    pretrain_all(args, texts, dict.fromkeys(placement for placement, _ in arms), seeds)
+    best = best_of(pretrain_all(args, texts, seeds[0]))
     jobs = {
-        f"{placement}-{warmup}-lr{lr:g}-seed{seed}": finetuning(args, TASK, placement, warmup, lr, seed)
+        f"{placement}-{warmup}-lr{lr:g}-seed{seed}": finetuning(args, best[placement], TASK, warmup, lr, seed)
         for seed, lr, (placement, warmup) in product(seeds, rates, arms)
     }
     results = finetune_all(args, texts, jobs)

@@ -189,8 +189,8 @@ def verdicts(best: dict[str, Result], accuracies: dict[tuple[str, str], list[flo
     words = [f"{task} {mean_and_spread(pre)} against {mean_and_spread(post)}" for task, (pre, post) in pairs.items()]
     return [
         Verdict(
-            "Pre-LN without warmup reaches Post-LN's final loss in 1.4 times fewer updates (here: at least 1.2, each at "
-            "the better of two learning rates)",
+            "Pre-LN without warmup reaches Post-LN's final loss in 1.4 times fewer updates (here: at least 1.2, each "
+            "at the better of two learning rates)",
             XIONG,
             measured,
             None if quick else bool(reached and steps / reached >= 1.2),

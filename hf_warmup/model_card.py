@@ -98,11 +98,12 @@ def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
     )
 
 
-def _digits(values: Mapping[str, Sequence[float]]) -> int:
-    """Decimals of a column: three, fewer for hundreds of updates, more for small variances."""
-    finite = [abs(value) for seeds in values.values() for value in seeds if isfinite(value) and value]
-    largest = max(finite, default=1.0)
-    return min(6, max(0, 3 - max(0, floor(log10(largest))) + max(0, -1 - floor(log10(largest)))))
+def _digits(values: Sequence[float]) -> int:
+    """Decimals of a mean: three for losses and shares, one for tens of updates, more for what is small."""
+    size = abs(mean(values))
+    if not isfinite(size) or not 0 < size < 0.1:
+        return 1 if 10 <= size < float("inf") else 3
+    return 2 - floor(log10(size))
 
 
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
@@ -111,7 +112,10 @@ def _results_table(results: Results, settings: Mapping[str, str]) -> str:
     rows = [
         [
             f"`{arm}`",
-            *(mean_and_spread(values[arm], _digits(values)) if arm in values else "" for values in results.values()),
+            *(
+                mean_and_spread(values[arm], _digits(values[arm])) if arm in values else ""
+                for values in results.values()
+            ),
             *([f"`{settings.get(arm, '')}`"] if settings else []),
         ]
         for arm in arms
@@ -133,7 +137,8 @@ def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run
     """
     seeds = sorted({run.seed for run in runs if run.seed})
     updates = sorted({run.updates for run in runs})
-    spread = "Mean ± sample standard deviation over the seeds"
+    repeated = any(len(values) > 1 for arms in results.values() for values in arms.values())
+    spread = "Mean ± sample standard deviation over the seeds" if repeated else "One value each"
     spread += f" {', '.join(seeds)}; {' or '.join(map(str, updates))} updates a run." if runs else "."
     pictures = "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in experiment.figures.items())
     made_with = next((run.made_with for run in runs if run.made_with), None) or environment()

@@ -18,11 +18,14 @@ WINDOW = 5  # records whose median is taken, so that one odd batch makes no find
 # and the lowest that one which failed did (118); RULES names the runs.
 DANGER_RATIO = 30.0
 _PROGRESS, _LONG_ENOUGH = 0.1, 100
+_SETTLED = 0.1  # of a run: until then the loss mostly falls from a new head's numbers to those of a guess
 
 _ADAM = ("adam", "adamw", "adam_warmup", "adamw_torch", "adamw_torch_fused", "adamw_hf", "nadam")
 _OWN_LENGTH = ("untuned_linear", "untuned_exponential", "radam")  # warmups that follow from beta2
 # transformers' schedules without a warmup, and those whose warmup starts at learning rate 0.
 _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+# Post-LN where the configuration does not say it: transformers' BERT and its kin.
+_POST_LN = ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta")
 _FROM_ZERO = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt")
 
 
@@ -84,16 +87,23 @@ def _warmup_length(run: Run) -> int | None:
     return round(length * (run.num_training_steps or 0)) if 0 < length < 1 else int(length)
 
 
+def _is_post_ln(run: Run) -> bool:
+    placement = run.settings.get("norm_placement")
+    return placement == "post" if placement else run.settings.get("model_type") in _POST_LN
+
+
 def _advice(run: Run, begins: int) -> str:
     asked, had = _untuned_length(run), _warmup_length(run)
-    options = ["lower the learning rate"]
+    options = []
     if not had:
         fits = asked and asked <= (run.num_training_steps or run.updates)
-        options.insert(0, f"warm up for about {asked} updates (2 / (1 - beta2))" if fits else "warm up")
+        options.append(f"warm up for about {asked} updates (2 / (1 - beta2))" if fits else "warm up")
     options += ["use RAdam"] if run.settings.get("optim", "adamw") in _ADAM else []
-    options += ["use Pre-LN"] if run.settings.get("norm_placement") != "pre" else []
+    options += ["use Pre-LN"] if _is_post_ln(run) and "bert" in run.settings.get("model_type", "bert") else []
+    options = [*options, "lower the learning rate"] if had or not options else options
+    last = "" if options[-1].startswith("lower") else ", and lower the learning rate if that is not enough"
     when = f" (the warmup took {had} updates, this began at {begins})" if had else ""
-    return f"{', '.join(options[:-1])} or {options[-1]}{when}" if options[1:] else options[0] + when
+    return f"{', '.join(options[:-1])}{' or ' if options[1:] else ''}{options[-1]}{when}{last}"
 
 
 def _stalling(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
@@ -103,14 +113,15 @@ def _stalling(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None
     if not above:
         return None
     middle = min(WINDOW, len(ratios)) // 2
-    begins = steps[above[0] + middle]
+    begins, ends = (steps[i + middle] for i in (above[0], above[-1]))
     worst = max(above, key=smooth.__getitem__)
     share = sum(ratio > threshold for ratio in ratios) / len(ratios)
     first, last = (key.removeprefix(f"{KEY}/") for key in (run.blocks[0], run.blocks[-1]))
+    recovered = smooth[-1] <= threshold
     text = (
         f"{first}'s gradient is {smooth[worst]:,.0f} times smaller than {last}'s at update {steps[worst + middle]} "
         f"(more than {threshold:g} times in {_percent(share)} of the recorded updates, first at {begins}): "
-        f"this run is stalling; {_advice(run, begins)}."
+        f"this run {f'stalled until update {ends}' if recovered else 'is stalling'}; {_advice(run, begins)}."
     )
     return text, {"ratio": smooth[worst], "update": steps[worst + middle], "first": begins, "share": share}
 
@@ -152,16 +163,18 @@ def _loss_is_lost(run: Run, threshold: float) -> tuple[str, dict[str, float]] | 
 def _no_progress(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
     steps, losses = run.series("loss")
     smooth = _smooth(losses)
-    if len(smooth) < WINDOW or steps[-1] < _LONG_ENOUGH or not all(map(isfinite, losses)) or losses[0] <= 0:
+    # A run that is not over may be on a plateau in front of its fall.
+    if run.cut_short or len(smooth) < WINDOW or steps[-1] < _LONG_ENOUGH or not all(map(isfinite, losses)):
         return None
-    fall = (losses[0] - min(smooth)) / losses[0]
-    if fall >= threshold:
+    settled = min(len(smooth) - 1, next(i for i, step in enumerate(steps) if step >= _SETTLED * steps[-1]))
+    begun, best = smooth[settled], min(smooth[settled:])
+    if begun <= 0 or (fall := (begun - best) / begun) >= threshold:
         return None
     text = (
-        f"The training loss has fallen by {_percent(max(0.0, fall))} in {steps[-1]} updates, from {losses[0]:.3g} to "
-        f"{min(smooth):.3g}: little was learned, unless it began near its best."
+        f"Since update {steps[settled + WINDOW // 2]} of {steps[-1]} the training loss has fallen by {_percent(fall)}, "
+        f"from {begun:.3g} to {best:.3g}: little was learned, unless it began near its best."
     )
-    return text, {"fall": fall, "first": losses[0], "best": min(smooth)}
+    return text, {"fall": fall, "begun": begun, "best": best}
 
 
 def _noam_peak(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
@@ -178,14 +191,21 @@ def _noam_peak(run: Run, threshold: float) -> tuple[str, dict[str, float]] | Non
 
 def _short_warmup(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
     asked, had = _untuned_length(run), _warmup_length(run)
-    if asked is None or had is None or had >= threshold * asked or run.settings.get("norm_placement") == "pre":
+    if asked is None or had is None or had >= threshold * asked or not _is_post_ln(run):
         return None
-    whole = run.num_training_steps or asked
-    beta2 = f"beta2 = {run.settings['adam_beta2']:g} asks for"
-    text = f"A warmup of {had} updates is {_percent(had / asked)} of what {beta2}," if had else f"No warmup; {beta2}"
-    text += f" 2 / (1 - beta2) = {asked} updates"
-    text += f", more than the {whole} of this run: use RAdam, whose own is of that length." if asked > whole else "."
-    return text, {"warmup": had, "asked": asked, "share": had / asked}
+    if _stalling(run, DANGER_RATIO):  # whose advice has the number
+        return None
+    at = f"at beta2 = {run.settings['adam_beta2']:g}"
+    text = f"No warmup, where 2 / (1 - beta2) = {asked} updates are usual {at}"
+    if had:
+        text = f"A warmup of {had} updates is {_percent(had / asked)} of the usual 2 / (1 - beta2) = {asked} {at}"
+    ratios = _smooth(run.ratio()[1])
+    if ratios:
+        text += (
+            f", and the recording shows no need of more at this learning rate (last/first-layer ratio at most "
+            f"{max(ratios):.2g}, limit {DANGER_RATIO:g}); think of it when you raise the rate"
+        )
+    return f"{text}.", {"warmup": had, "asked": asked, "share": had / asked}
 
 
 def _clipping(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
@@ -237,15 +257,15 @@ RULES = (
         f"{RECORDED}: fell back 0.77 and more, learned 0.22 and less", _loss_is_lost,
     ),
     Rule(
-        "no progress", False, f"share of the training loss that it fell by in {_LONG_ENOUGH} updates or more, below",
-        _PROGRESS, f"{RECORDED}: learned 0.32 and more, never began 0.03 to 0.10", _no_progress,
+        "no progress", False, f"share of the training loss that a run of {_LONG_ENOUGH} updates or more fell by after "
+        f"its first {_percent(_SETTLED)}, below", _PROGRESS, f"{RECORDED}", _no_progress,
     ),
     Rule(
         "Noam's peak", True, f"Noam's highest learning rate above {NOAM_PEAK[1]:g} or below", NOAM_PEAK[0],
         "Vaswani et al. 2017: 7e-4; the Trainer warns at the same bounds", _noam_peak,
     ),
     Rule(
-        "short warmup", False, "share of 2 / (1 - beta2) updates that Adam's warmup has, below (not Pre-LN)", 0.5,
+        "short warmup", False, "share of 2 / (1 - beta2) updates that Adam's warmup has, below (Post-LN)", 0.5,
         "Ma & Yarats 2019, arXiv 1910.04209", _short_warmup,
     ),
     Rule(

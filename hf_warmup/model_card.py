@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from math import floor, isfinite, log10
+from math import floor, inf, isfinite, log10
 from pathlib import Path
 from statistics import mean
 
@@ -98,12 +98,14 @@ def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
     )
 
 
-def _digits(values: Sequence[float]) -> int:
-    """Decimals of a mean: three for losses and shares, one for tens of updates, more for what is small."""
+def _cell(values: Sequence[float]) -> str:
+    """Mean and spread: three decimals for losses and shares, one for tens of updates, more for what is small."""
+    if not values:
+        return ""
     size = abs(mean(values))
-    if not isfinite(size) or not 0 < size < 0.1:
-        return 1 if 10 <= size < float("inf") else 3
-    return 2 - floor(log10(size))
+    if 0 < size < 0.1:
+        return mean_and_spread(values, 2 - floor(log10(size)))
+    return mean_and_spread(values, 1 if 10 <= size < inf else 3)
 
 
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
@@ -112,10 +114,7 @@ def _results_table(results: Results, settings: Mapping[str, str]) -> str:
     rows = [
         [
             f"`{arm}`",
-            *(
-                mean_and_spread(values[arm], _digits(values[arm])) if arm in values else ""
-                for values in results.values()
-            ),
+            *(_cell(values.get(arm, ())) for values in results.values()),
             *([f"`{settings.get(arm, '')}`"] if settings else []),
         ]
         for arm in arms

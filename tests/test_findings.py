@@ -168,8 +168,8 @@ def test_the_sentence_about_a_short_warmup(tmp_path):
     text = said(recorded(tmp_path / "a", planned=2000, growth=2.0, **settings), "short warmup").text
     assert text == (
         "A warmup of 100 updates is 5 % of the usual 2 / (1 - beta2) = 2000 at beta2 = 0.999, and the recording shows "
-        "no need of more at this learning rate (last/first-layer ratio at most 4, limit 30); think of it when you raise "
-        "the rate."
+        "no need of more at this learning rate (last/first-layer ratio at most 4, limit 30); think of it when you "
+        "raise the rate."
     )
     settings["num_warmup_steps"] = 0
     unrecorded = replace(recorded(tmp_path / "none", planned=2000, **settings), gradient_norms=[])

@@ -118,8 +118,8 @@ def check_trainers_card(folder):
     assert {"generated_from_trainer", "hf-warmup"} <= set(card.data.tags)
     for part in (
         "## Warmup and gradient norms", "Finished, 8 updates.", "Clipping was active in 100 % of the recorded updates",
-        "A warmup of 4 updates is 0.2 % of the usual 2 / (1 - beta2) = 2000 at beta2 = 0.999", "| optim | adamw |", "| num_warmup_steps |",
-        "| machine | ", "![Gradient norm of each layer over updates](gradient_norms.png)",
+        "A warmup of 4 updates is 0.2 % of the usual 2 / (1 - beta2) = 2000 at beta2 = 0.999", "| optim | adamw |",
+        "| num_warmup_steps |", "| machine | ", "![Gradient norm of each layer over updates](gradient_norms.png)",
     ):  # fmt: skip
         assert part in card.text, part
     assert card.text.count("## Warmup and gradient norms") == 1

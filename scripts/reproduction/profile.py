@@ -156,7 +156,7 @@ def ratios(found: dict[str, dict[str, list[Any]]]) -> dict[str, list[float]]:
 
 
 def verdicts(found: dict[str, dict[str, list[Any]]], updates: int) -> list[Verdict]:
-    """Figure 3a at initialisation for both models, 3b after the warmup."""
+    """Figure 3b, which is of the second matrix: both models at initialisation, Post-LN after the warmup."""
     by_name = ratios(found)
     warmed = updates >= WARMUP_STEPS
     flat = by_name["Post-LN encoder, initialisation"]
@@ -170,14 +170,14 @@ def verdicts(found: dict[str, dict[str, list[Any]]], updates: int) -> list[Verdi
     return [
         Verdict(
             "Post-LN's gradients grow with the layer at initialisation, encoder-decoder (here: decoder, every seed)",
-            XIONG + "a",
+            XIONG + "b",
             span(grows),
             min(grows) > 1,
         ),
-        Verdict("the same in an encoder alone", XIONG + "a, carried over to an encoder", span(flat), min(flat) > 1),
+        Verdict("the same in an encoder alone", XIONG + "b, carried over to an encoder", span(flat), min(flat) > 1),
         Verdict(
             "Pre-LN's do not grow with the layer (here: last at most 1.5 times the first, every seed)",
-            XIONG + "a",
+            XIONG + "b",
             span(pre),
             max(pre) < 1.5,
         ),

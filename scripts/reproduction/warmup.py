@@ -136,6 +136,7 @@ def wider(results: list[Result]) -> Verdict:
     measured = "not enough learning rates were run"
     if plain and warmed:
         measured = f"Post-LN works up to {plain:g} without and up to {warmed:g} with warmup, {warmed / plain:.3g} times"
+        measured += f" on the grid {', '.join(format(lr, 'g') for lr in BAND)}"
     claim = f"warmup lets training bear larger learning rates (here: about {WIDER:g} times)"
     source = "Kalra & Barkeshli 2024, arXiv:2406.09405; Goyal et al. 2017, arXiv:1706.02677"
     return Verdict(claim, source, measured, warmed / plain >= WIDER if plain and warmed else None)

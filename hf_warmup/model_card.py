@@ -109,7 +109,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
-    arms = list(dict.fromkeys(arm for values in results.values() for arm in values))
+    arms = list(dict.fromkeys([*(arm for values in results.values() for arm in values), *settings]))
     header = ["arm", *results, *(["settings"] if settings else [])]
     rows = [
         [
@@ -174,9 +174,12 @@ def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run
 
 
 def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """Metric -> arm -> one value a seed: the last evaluation, or the training loss where nothing was evaluated."""
+    """Metric -> arm -> one value a seed: the last evaluation, the training loss where nothing was evaluated, or how far
+    the runs came where nothing was logged."""
     results: dict[str, dict[str, list[float]]] = {}
     evaluated = any(key.startswith("eval_") for run in runs for key in run.results())
+    if not any(run.results() for run in runs):
+        return {"updates": {arm: [run.updates for run in seeds] for arm, seeds in by_arm(runs).items()}}
     for arm, seeds in by_arm(runs).items():
         for run in seeds:
             for key, value in run.results().items():
@@ -185,20 +188,24 @@ def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     return results
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
     """An [`Experiment`] in the words that the runs give: settings, findings, and how they end."""
     arms, differing = by_arm(runs), differing_settings(runs)
     said = [f"- `{'`, `'.join(each['runs'])}`: {each['text']}" for each in in_words(runs, [run.name for run in runs])]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
     question = [
-        f"{len(runs)} runs of {len(arms)} arms"
+        f"{_count(len(runs), 'run')} of {_count(len(arms), 'arm')}"
         + (f", which differ in {', '.join(differing)}." if differing else ".")
         + (f" All have {shared}." if shared else ""),
         "What their recordings say:\n\n" + ("\n".join(said) or "- Nothing to worry about."),
     ]
     fewest = min(map(len, arms.values()))
     short = [run.name for run in runs if run.cut_short]
-    limits = [f"At least {fewest} seed{'s' if fewest > 1 else ''} an arm; the settings above and no others."]
+    limits = [f"{'At least ' * (len(arms) > 1)}{_count(fewest, 'seed')} an arm; the settings above and no others."]
     limits += [f"Cut short: {', '.join(short)}."] if short else []
     limits.append("What the recordings say comes from rules of thumb, measured on small BERTs.")
     return Experiment(

@@ -87,6 +87,7 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+        trainer.save_state()  # with this evaluation in its log, which reports and model cards read
     if training_args.do_predict:
         names = data["train"].features["label"].names
         predicted = trainer.predict(data["test"].remove_columns("label"), metric_key_prefix="predict").predictions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,30 @@ def test_results_are_the_training_loss_where_nothing_was_evaluated(tmp_path):
     assert results_of([run]) == {"loss": {"a": [1.0]}}  # eval_loss
     run.log_history.pop()
     assert results_of([run]) == {"loss": {"a": [0.2]}}
+
+
+def test_results_are_the_updates_where_nothing_was_logged(tmp_path):
+    run = replace(recorded(tmp_path / "a", steps=7), log_history=[])
+    assert results_of([run]) == {"updates": {"a": [7]}}
+
+
+def test_an_arm_without_results_keeps_its_row():
+    experiment = Experiment("T", "Q", "c", ("other", "toy"), "L", settings={"a": "--optim radam", "b": "--optim adamw"})
+    text = experiment_card(experiment, {"accuracy": {"a": [0.8]}}).text
+    assert "| `a` | 0.800 | `--optim radam` |\n| `b` |  | `--optim adamw` |" in text
+    assert "One value each." in text
+
+
+@pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        ([0.8033, 0.8], "0.802 ± 0.002"), ([999.5], "999.5"), ([55.4, 55.2], "55.3 ± 0.1"), ([3.296], "3.296"),
+        ([0.000118], "0.000118"), ([0.0], "0.000"), ([float("nan")], "nan"),
+    ],
+)  # fmt: skip
+def test_cells_have_the_digits_of_their_size(values, cell):
+    text = experiment_card(Experiment("T", "Q", "c", ("other", "toy"), "L"), {"x": {"a": values}}).text
+    assert f"| `a` | {cell} |" in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

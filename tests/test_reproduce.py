@@ -176,7 +176,7 @@ def texts(tmp_path):
 def test_pretrain(reproduce, texts):
     results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--data_dir", texts)
     pretrained, finetuned = results["numbers"].values()
-    assert [[step for step, _ in run["evaluations"]] for run in pretrained] == [[1, 2], [1, 2]]
+    assert [[step for step, _ in run["evaluations"]] for run in pretrained] == [[1, 2]] * 3
     assert {(run["norm_placement"], run["task"]) for run in finetuned} == {
         (placement, task) for placement in ("post", "pre") for task in ("SST-2", "RTE")
     }
@@ -186,7 +186,7 @@ def test_pretrain(reproduce, texts):
 def test_finetune(reproduce, texts, tmp_path):
     flags = ("--quick", "--max_steps", 2, "--data_dir", texts)
     reproduce("pretrain", *flags)
-    pretrained = tmp_path / "pretrain" / "pretrained" / "post-lr0.001-seed0" / "result.json"
+    pretrained = tmp_path / "pretrain" / "pretrained" / "post-linear-lr0.001-seed0" / "result.json"
     written = pretrained.stat().st_mtime_ns
     results, _ = reproduce("finetune", *flags)
     assert pretrained.stat().st_mtime_ns == written

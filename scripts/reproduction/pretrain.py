@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 ABOUT = About(
     "Pretraining a small BERT: Post-LN with warmup against Pre-LN without",
     ("fill-mask", "us-speeches-and-wikitext-2"),
-    "Masked-LM loss on held-out text; dotted: the other learning rate",
+    "Masked-LM loss on held-out text; dotted: the other learning rate, dashed: Pre-LN with the warmup",
     "Four layers of width 128, a million tokens, six passes, one seed of pretraining, two learning rates: far from "
     "where the paper stops.",
 )
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, section 4: 700k updates of Post-LN are 500k of Pre-LN"
 ARMS = {"post": "linear", "pre": "none"}  # placement -> warmup
-NAMES = {"post": "Post-LN, warmup", "pre": "Pre-LN, no warmup"}
 STEPS, RATES, FINETUNING_RATE = 3000, (1e-3, 3e-3), 1e-3
 TASKS = {"SST-2": 500, "RTE": 240}  # updates of fine-tuning: a quarter of an epoch, three epochs
 MAJORITY = {"SST-2": 444 / 872, "RTE": 146 / 277}  # accuracy of always answering the development set's larger class
@@ -61,11 +60,11 @@ def updates_to(curve: list[list[float]], loss: float) -> float | None:
     return None
 
 
-def pretraining(args: ReproduceArguments, placement: str, lr: float, seed: int) -> Settings:
+def pretraining(args: ReproduceArguments, placement: str, warmup: str, lr: float, seed: int) -> Settings:
     """Settings of one pretraining run."""
     return {
         "norm_placement": placement,
-        "warmup_type": ARMS[placement],
+        "warmup_type": warmup,
         "learning_rate": lr,
         "max_steps": args.max_steps or (20 if args.quick else STEPS),
         "seed": seed,
@@ -74,16 +73,22 @@ def pretraining(args: ReproduceArguments, placement: str, lr: float, seed: int) 
 
 
 def checkpoint_name(pretrained: Settings) -> str:
-    return f"{pretrained['norm_placement']}-lr{pretrained['learning_rate']:g}-seed{pretrained['seed']}"
+    placement, warmup = pretrained["norm_placement"], pretrained["warmup_type"]
+    return f"{placement}-{warmup}-lr{pretrained['learning_rate']:g}-seed{pretrained['seed']}"
 
 
-def pretrain_all(args: ReproduceArguments, texts: Path, seed: int) -> list[Result]:
+def pretrain_some(args: ReproduceArguments, texts: Path, jobs: list[Settings]) -> list[Result]:
     """Pretrain what has not been pretrained yet; `finetune` begins from the same checkpoints."""
-    rates = RATES[:1] if args.quick else RATES
-    jobs = [pretraining(args, placement, lr, seed) for lr in rates for placement in ARMS]
     folder = Path(args.output_dir) / "pretrain" / "pretrained"
     planned = {folder / checkpoint_name(settings): settings for settings in jobs}
     return run_all(partial(pretrain_one, texts=texts), planned, folder, args.num_workers)
+
+
+def pretrain_all(args: ReproduceArguments, texts: Path, seed: int) -> list[Result]:
+    """Both arms at every learning rate."""
+    rates = RATES[:1] if args.quick else RATES
+    jobs = [pretraining(args, placement, warmup, lr, seed) for lr in rates for placement, warmup in ARMS.items()]
+    return pretrain_some(args, texts, jobs)
 
 
 def best_of(pretrained: list[Result]) -> dict[str, Result]:
@@ -117,10 +122,15 @@ def finetuning(args: ReproduceArguments, pretrained: Result, task: str, warmup: 
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Pretrain both at both learning rates with the first seed, fine-tune the better of each with all seeds."""
+    """Pretrain both at both learning rates with the first seed, fine-tune the better of each with all seeds.
+
+    And Pre-LN once more with Post-LN's warmup, to tell the warmup from the placement.
+    """
     texts, seeds = find_texts(args.data_dir), args.seeds_or(full=3)
     pretrained = pretrain_all(args, texts, seeds[0])
     best = best_of(pretrained)
+    control = pretraining(args, "pre", ARMS["post"], best["pre"]["learning_rate"], seeds[0])
+    pretrained += pretrain_some(args, texts, [control])
     jobs = {
         f"{placement}-{task}-seed{seed}": finetuning(args, best[placement], task, "linear", FINETUNING_RATE, seed)
         for seed, placement, task in product(seeds, ARMS, TASKS)
@@ -151,7 +161,8 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def in_words(run: Result) -> str:
-    return f"{NAMES[run['norm_placement']]}, lr {run['learning_rate']:g}"
+    warmup = "no warmup" if run["warmup_type"] == "none" else "warmup"
+    return f"{run['norm_placement'].capitalize()}-LN, {warmup}, lr {run['learning_rate']:g}"
 
 
 def draw(pretrained: list[Result], best: dict[str, Result]) -> Figure:
@@ -160,7 +171,7 @@ def draw(pretrained: list[Result], best: dict[str, Result]) -> Figure:
     axes = blank_axes(figure, "Masked-LM loss on held-out text", "loss")
     for run in pretrained:
         color = COLORS[list(ARMS).index(run["norm_placement"])]
-        style = "-" if run in best.values() else ":"
+        style = "-" if run in best.values() else "--" if run["warmup_type"] != ARMS[run["norm_placement"]] else ":"
         axes.plot(*zip(*run["evaluations"], strict=True), style, color=color, marker=".", label=in_words(run))
     last_step, last = best["post"]["evaluations"][-1]
     reached = updates_to(best["pre"]["evaluations"], last)

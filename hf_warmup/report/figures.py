@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 # Okabe & Ito's colours, told apart by colour-blind readers; the arms that need telling apart most come first.
 # A mid grey in place of their black, which a dark page would swallow.
 COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C6D31")
-DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3))}  # plotly's: matplotlib's
+# By plotly's names, as matplotlib writes them.
+DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3))}
 ZONE = "#888888"  # of runs that stall: no arm's colour
 
 
 def line_style(i: int) -> tuple[str, str]:
-    """Colour and plotly's dash of arm `i`, the same in every figure and on the page: each dash goes through the colours."""
+    """Colour and plotly's dash of arm `i`, the same in every figure: each dash goes through all colours."""
     return COLORS[i % len(COLORS)], tuple(DASHES)[i // len(COLORS) % len(DASHES)]
 
 

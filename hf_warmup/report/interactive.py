@@ -132,12 +132,15 @@ def _lay_out_curves(figure: Figure, panels: list[str], runs: Sequence[Run]) -> N
         figure.update_yaxes(range=[log10(low), log10(high)], row=row)
     height = PANEL_HEIGHT * len(panels)
     figure.update_layout(
-        height=height + 90,  # the page adds the legend's
-        margin={"l": 60, "r": 10, "t": 40, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup"},
+        height=height + 100,  # the page adds the legend's, to the margin too
+        margin={"l": 60, "r": 10, "t": 50, "b": 50},
+        legend={
+            "orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup",
+            "maxheight": 1e5,  # never scrolled
+        },
         hovermode="closest",
         **_BACKGROUND,
-    )
+    )  # fmt: skip
 
 
 _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}

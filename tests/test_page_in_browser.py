@@ -153,6 +153,10 @@ def test_the_panels_keep_their_height_under_a_long_legend(opened, tmp_path):
         box = "document.querySelector('#{}').getBoundingClientRect()"
         assert in_page(driver, f"{box.format('curves .legend')}.top >= {box.format('curves')}.top")
         assert in_page(driver, f"{box.format('curves')}.bottom < {box.format('layers')}.top")
+    screen = {"width": 844, "height": 390, "deviceScaleFactor": 1, "mobile": True}  # the phone is turned
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    width = "document.getElementById('curves')._fullLayout.width"
+    WebDriverWait(driver, 5).until(lambda driver: in_page(driver, width) > 800 and 230 < in_page(driver, panel) < 240)
 
 
 def test_a_wide_table_scrolls_under_its_first_column(opened):

@@ -95,8 +95,9 @@ def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
     from plotly.offline import get_plotlyjs
 
     runs = [run for seeds in by_arm(runs).values() for run in seeds]
+    curves = draw_curves(runs)
     plots = {
-        "curves": ("Curves", draw_curves(runs)),
+        "curves": ("Curves", curves),
         "layers": ("Every run's layers at one update", draw_layers(runs)),
         "run": ("One run's layers over its updates", draw_run(runs)),
     }
@@ -114,6 +115,7 @@ def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
         rules=RULES,
         plotly_js=get_plotlyjs(),
         themes=json.dumps(themes),
+        curves=curves.layout,
         plots={
             key: (heading, figure.to_html(full_html=False, include_plotlyjs=False, div_id=key, config=CONFIG))
             for key, (heading, figure) in plots.items()

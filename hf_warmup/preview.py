@@ -29,7 +29,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ._messages import check_number
 from .cli import one_sentence_for_mistakes, parse_arguments
 from .optim._adam_family import AdamFamily
-from .report.figures import COLORS, blank_axes, blank_figure
+from .report.figures import DASHES, blank_axes, blank_figure, line_style
 from .schedules import DECAYS, METRIC_SCHEDULERS, WarmupLR, schedule_keywords
 from .trainer import create_optimizer_and_scheduler
 from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
@@ -118,7 +118,9 @@ class SchedulePreview:
         for i, curve in enumerate(self.curves):
             # Earlier lines are wider, so that those that later ones cover still show.
             width = 1.6 + 2.4 * (len(self.curves) - 1 - i) / len(self.curves)
-            axes.plot(curve.updates, curve.lrs, color=COLORS[i % len(COLORS)], linewidth=width, label=curve.label)
+            color, dash = line_style(i)
+            style = {"color": color, "linestyle": DASHES[dash], "linewidth": width}
+            axes.plot(curve.updates, curve.lrs, label=curve.label, **style)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure

@@ -21,15 +21,19 @@ def write_run(
     log: dict[str, Any] | None = None,
     planned: int | None = None,
     checkpoint: int | None = None,
+    stopped: bool = False,
     **settings: Any,
 ) -> Path:
-    """A run whose loss is 1/t and whose layer i has the norm growth^i / t; cut short, only a checkpoint has the state.
+    """A run whose loss is 1/t and whose layer i has the norm growth^i / t.
 
+    With fewer steps than `planned` it was killed, and only a checkpoint has the state, unless it `stopped` by itself.
     With `settings` there is a `run_settings.json` of them.
     """
     folder.mkdir(parents=True)
     entries = [{"loss": loss(t), "learning_rate": 0.1, **(log or {}), "step": t} for t in range(1, steps + 1)]
     state = {"log_history": [*entries, {"eval_loss": 1.0, "eval_runtime": 9.0, "step": steps}], "global_step": steps}
+    if checkpoint is None and steps < (planned or 0) and not stopped:
+        checkpoint = steps
     where = folder / f"checkpoint-{checkpoint}" if checkpoint else folder
     where.mkdir(exist_ok=True)
     (where / "trainer_state.json").write_text(json.dumps(state | {"max_steps": planned or steps}))

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from hf_warmup.report.page import write_page
 from recorded import recorded
@@ -53,7 +53,7 @@ def page(tmp_path_factory):
 def opened(driver, page):
     """Open the page at a width, light or dark; nothing may appear on the console."""
 
-    def open_page(width=1280, theme="light"):
+    def open_page(width=1280, theme="light", page=page):
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         feature = {"name": "prefers-color-scheme", "value": theme}
@@ -139,16 +139,46 @@ def test_the_menu_shows_another_run(opened):
     driver = opened()
     visible = "document.getElementById('run').data.map(d => d.visible)"
     assert in_page(driver, visible) == [True, False, False]
-    menu = "document.getElementById('run').layout.updatemenus[0].buttons[2]"
-    assert in_page(driver, f"[{menu}.label, {menu}.args[0].visible]") == ["pre-adamw-none-seed0", [False, False, True]]
+    Select(driver.find_element(By.ID, "which")).select_by_visible_text("pre-adamw-none-seed0")
+    assert in_page(driver, visible) == [False, False, True]
+
+
+def test_the_panels_keep_their_height_under_a_long_legend(opened, tmp_path):
+    runs = [recorded(tmp_path / f"an-arm-with-a-long-name-number{i}", steps=30) for i in range(40)]
+    path = write_page(runs, tmp_path / "report.html")
+    panel = "document.getElementById('curves')._fullLayout.yaxis._length"
+    for width in (1280, 390):
+        driver = opened(width, page=path)
+        WebDriverWait(driver, 5).until(lambda driver: 230 < in_page(driver, panel) < 240)
+        box = "document.querySelector('#{}').getBoundingClientRect()"
+        assert in_page(driver, f"{box.format('curves .legend')}.top >= {box.format('curves')}.top")
+        assert in_page(driver, f"{box.format('curves')}.bottom < {box.format('layers')}.top")
+    screen = {"width": 844, "height": 390, "deviceScaleFactor": 1, "mobile": True}  # the phone is turned
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    width = "document.getElementById('curves')._fullLayout.width"
+    WebDriverWait(driver, 5).until(lambda driver: in_page(driver, width) > 800 and 230 < in_page(driver, panel) < 240)
+
+
+def test_a_wide_table_scrolls_under_its_first_column(opened):
+    driver = opened(390)
+    left = "document.querySelector('#runs td').getBoundingClientRect().left"
+    before = in_page(driver, left)
+    driver.execute_script("document.getElementById('runs').parentElement.scrollLeft = 100")
+    assert in_page(driver, "document.getElementById('runs').parentElement.scrollLeft") == 100
+    assert in_page(driver, left) == before
+    driver.find_elements(By.TAG_NAME, "summary")[-1].click()  # the rules, stacked: nothing to scroll to
+    rules = "document.querySelector('.words').parentElement"
+    assert in_page(driver, f"{rules}.scrollWidth == {rules}.clientWidth")
+    assert in_page(driver, "document.getElementById('which').getBoundingClientRect().right") <= 390
 
 
 def test_the_words_are_on_it(opened):
     driver = opened()
     words = driver.find_element(By.ID, "findings").text
-    assert "post-adamw-none-seed0, post-adamw-none-seed1" in words
+    assert words.startswith("post-adamw-none: stalling, 2 of 2 runs. encoder.layer.0's gradient is")
     assert "this run is stalling" in words
-    assert "pre-adamw-none-seed0: The run ends at update 40 of 60." in words
+    assert "pre-adamw-none-seed0: cut short. The run ends at update 40 of 60." in words
+    assert driver.find_element(By.ID, "arms").text.endswith("pre-adamw-none 0.0250 1.000 40 1")
     table = driver.find_element(By.ID, "runs").text
     assert "cut short, 40 of 60 updates" in table
     assert "learning_rate" in table

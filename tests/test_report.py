@@ -10,11 +10,20 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_warmup.report import differing_settings, draw_comparison, mean_and_spread, plot_ratio, read_run, read_runs
+from hf_warmup.report import (
+    differing_settings,
+    draw_comparison,
+    mean_and_spread,
+    plot_gradient_norms,
+    plot_loss,
+    plot_ratio,
+    read_run,
+    read_runs,
+)
 from hf_warmup.report.__main__ import main
-from hf_warmup.report.arms import by_arm, names_of
-from hf_warmup.report.interactive import chosen_updates, draw_curves, draw_layers, thin
-from hf_warmup.report.page import draw_page
+from hf_warmup.report.arms import by_arm, common_name, names_of
+from hf_warmup.report.interactive import chosen_updates, draw_curves, draw_layers, draw_run, thin
+from hf_warmup.report.page import _arms, _findings, draw_page
 from recorded import recorded, write_run
 
 
@@ -78,6 +87,47 @@ def test_labels_are_as_people_write_them(tmp_path):
 def test_mean_and_spread():
     assert mean_and_spread([1.0]) == "1.000"
     assert mean_and_spread([1, 2, 3], digits=0) == "2 ± 1"
+    assert mean_and_spread([1.0, float("nan")]) == "nan"  # a seed that diverged
+
+
+def test_runs_are_read_in_the_order_of_their_names_with_numbers_as_such(tmp_path):
+    names = ["lr5e-4-seed2", "lr5e-4-seed10", "lr0.001", "lr1e-2", "lr0.05"]
+    for name in reversed(names):
+        write_run(tmp_path / name)
+    assert [run.name for run in read_runs(tmp_path)] == names
+
+
+def test_more_arms_than_colours_are_told_apart_and_alike_in_figures_and_page(tmp_path):
+    runs = [recorded(tmp_path / f"arm{i}-seed{seed}") for i in range(20) for seed in (0, 1)]
+    lines = plot_loss(runs).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines[::2]}) == 20
+    assert all(a.get_color() == b.get_color() for a, b in zip(lines[::2], lines[1::2], strict=True))
+    entries = [line for line in draw_curves(runs).data if line.showlegend is not False]
+    assert [line.line.color for line in entries] == [line.get_color() for line in lines[::2]]
+    assert len({(line.line.color, line.line.dash) for line in entries}) == 20
+
+
+def test_the_zone_of_stalling_has_no_arms_colour(tmp_path):
+    runs = [recorded(tmp_path / f"arm{i}", growth=20.0) for i in range(8)]
+    figure = draw_curves(runs)
+    (zone,) = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert zone.fillcolor not in {line.line.color for line in figure.data}
+    (patch,) = plot_ratio(runs[:1]).axes[0].patches
+    assert len(set(patch.get_facecolor()[:3])) == 1  # grey
+
+
+def test_panels_of_runs_that_ended_at_different_updates_compare(tmp_path):
+    runs = [recorded(tmp_path / "a", steps=5), recorded(tmp_path / "b", steps=9)]
+    panels = plot_gradient_norms(runs).axes[:2]
+    assert [axes.get_xlim() for axes in panels] == [(0.5, 9.5)] * 2
+    assert [axes.images[0].get_extent()[:2] for axes in panels] == [[0.5, 5.5], [0.5, 9.5]]
+
+
+def test_what_folders_are_called_together(tmp_path):
+    assert common_name([tmp_path / "x" / "a"]) == "a"
+    assert common_name([tmp_path / "x" / "a", tmp_path / "x" / "b"]) == "x"
+    assert common_name([tmp_path / "x", tmp_path / "x" / "b"]) == "x"
+    assert common_name(["/a", "/b"]) == "Runs"
 
 
 def test_a_run_cut_short_is_read_from_its_last_checkpoint(tmp_path):
@@ -91,6 +141,16 @@ def test_a_run_cut_short_is_read_from_its_last_checkpoint(tmp_path):
     (folder / "gradient_norms.jsonl").rename(tmp_path / "b" / "gradient_norms.jsonl")  # crashed before any checkpoint
     assert (read_run(tmp_path / "b").updates, read_run(tmp_path / "b").status) == (7, "7 updates")
     assert {run.name for run in read_runs(tmp_path)} == {"a", "b", "older"}
+
+
+def test_a_run_that_ended_itself_early_was_not_cut_short(tmp_path):
+    folder = write_run(tmp_path / "a", steps=7, planned=20, stopped=True)
+    assert (read_run(folder).cut_short, read_run(folder).status) == (False, "stopped itself at update 7 of 20")
+    # Resumed, then killed: the state of its first end is older than what was recorded.
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state = {"log_history": [entry for entry in state["log_history"] if entry["step"] <= 4], "global_step": 4}
+    (folder / "trainer_state.json").write_text(json.dumps(state | {"max_steps": 20}))
+    assert (read_run(folder).cut_short, read_run(folder).status) == (True, "cut short, 7 of 20 updates")
 
 
 def test_a_file_that_is_no_json_is_one_sentence(tmp_path):
@@ -168,6 +228,17 @@ def test_the_heat_map_at_an_update(tmp_path):
     assert [row[1] for row in last] == [None] * 4  # the second run was over
 
 
+def test_the_heat_map_names_every_arm_once_in_the_middle_of_its_seeds(tmp_path):
+    names = ["a-seed0", "a-seed1", "b-seed0", "c-seed0", "c-seed1", "c-seed2"]
+    runs = [recorded(tmp_path / name) for name in names]
+    figure = draw_layers(runs)
+    assert list(figure.data[0].x) == names
+    axis = figure.layout.xaxis
+    assert dict(zip(axis.ticktext, axis.tickvals, strict=True)) == {"a": 0.5, "b": 2, "c": 4}
+    assert [line.x0 for line in figure.layout.shapes] == [1.5, 2.5]
+    assert [trace.name for trace in draw_run(runs).data] == names
+
+
 def test_both_learning_rates_of_an_optimizer_that_warms_up_by_itself(tmp_path):
     figure = draw_curves([recorded(tmp_path / "radam-none", log={"scheduled_lr": 0.05})])
     lines = {line.meta["name"]: list(line.y) for line in figure.data if line.meta and line.yaxis == "y"}
@@ -198,6 +269,35 @@ def test_the_page_of_any_number_of_runs_stands_alone(tmp_path, runs, layers):
     assert len(page) < 12e6
 
 
+def test_the_page_has_the_results_of_each_arm(tmp_path):
+    loss = {"a-seed0": 0.8, "a-seed1": 0.82, "b-seed0": 0.5}
+    runs = [recorded(tmp_path / name, loss=lambda t, last=last: last) for name, last in loss.items()]
+    rows = {row["name"]: row["cells"] for row in _arms(runs)["rows"]}
+    assert _arms(runs)["columns"] == ["loss", "eval_loss", "updates", "seeds"]
+    assert rows == {"a": ["0.810 ± 0.014", "1.000 ± 0.000", "5 ± 0", 2], "b": ["0.500", "1.000", "5", 1]}
+    assert 'id="arms"' in draw_page(runs)
+    assert 'id="arms"' not in draw_page(runs[1:])  # one seed an arm: the table of runs says it all
+
+
+def test_the_page_says_a_rule_once_for_each_arm(tmp_path):
+    runs = [recorded(tmp_path / f"stuck-seed{seed}", growth=10.0 + seed, layers=12) for seed in (0, 1, 2)]
+    runs += [recorded(tmp_path / f"{arm}-seed{seed}", steps=3, planned=9) for arm in "xy" for seed in (0, 1)]
+    runs.append(recorded(tmp_path / "x-seed2", steps=4, planned=9))
+    stuck, x, y = _findings(runs)
+    assert (stuck["arms"], stuck["rule"].name, stuck["count"], stuck["of"]) == (["stuck"], "stalling", 3, 3)
+    assert list(stuck["sentences"].values()) == [["stuck-seed0"], ["stuck-seed1"], ["stuck-seed2"]]
+    assert list(x["sentences"].values()) == [["x-seed0", "x-seed1"], ["x-seed2"]]
+    assert (y["arms"], y["whole"], y["of"]) == (["y"], True, 2)
+    (both,) = _findings(runs[3:-1])  # x and y, of which the same is to be said
+    assert (both["arms"], both["count"], both["of"]) == (["x", "y"], 4, 4)
+
+
+@pytest.mark.parametrize(("runs", "opened"), [(12, True), (13, False)])
+def test_many_runs_stand_behind_their_arms(tmp_path, runs, opened):
+    page = draw_page([recorded(tmp_path / f"a-seed{seed}") for seed in range(runs)])
+    assert ("<details open>" in page) is opened
+
+
 def test_a_name_cannot_break_out_of_the_page(tmp_path):
     page = draw_page([recorded(tmp_path / "<img src=x onerror=alert(1)>"), recorded(tmp_path / "b")])
     assert "<img" not in page
@@ -211,6 +311,7 @@ def test_command_line_draws_and_ends_with_words(tmp_path, capsys):
     main([*map(str, runs), "--output_dir", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert ": 3 runs.\n" in out
+    assert f"<title>{tmp_path.name}</title>" in (tmp_path / "out" / "report.html").read_text()
     assert out.splitlines()[2].startswith("- stuck-seed0, stuck-seed1: encoder.layer.0's gradient is 900 times smaller")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "gradient_norm_ratio.png", "gradient_norms.png", "learning_rate.png", "loss.png", "report.html",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import TrainerCallback
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.report import read_run
@@ -72,3 +73,17 @@ def test_a_trainer_writes_it_before_the_first_update(tmp_path):
 def test_a_finished_run_says_so(tmp_path):
     run(tmp_path, save_strategy="steps", save_steps=4)
     assert read_run(tmp_path).status == "finished, 8 updates"
+
+
+def test_a_run_that_a_callback_ends_stopped_itself(tmp_path):
+    class Solved(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 5
+
+    args = arguments(tmp_path, save_strategy="steps", save_steps=2)
+    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[Solved()])
+    trainer.train()
+    assert read_run(tmp_path).status == "cut short, 5 of 8 updates"  # so far as its folder knows
+    trainer.save_state()
+    assert read_run(tmp_path).status == "stopped itself at update 5 of 8"
+    assert not read_run(tmp_path).cut_short

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 from ..cli import one_sentence_for_mistakes
-from .arms import names_of
+from .arms import common_name, names_of
 from .figures import draw_comparison
 from .findings import in_words
 from .page import write_page
@@ -22,11 +22,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_warmup.report", description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder, or a folder of such folders")
     parser.add_argument("--output_dir", default="report", help="where the page and the figures go (default: report)")
-    parser.add_argument("--title", help="of the page (default: the first folder's name)")
+    parser.add_argument("--title", help="of the page (default: the folder's name; of several the one that holds them)")
     args = parser.parse_args(argv)
     with one_sentence_for_mistakes():
         runs = find_runs(args.runs)
-        title = args.title or Path(args.runs[0]).resolve().name
+        title = args.title or common_name(args.runs)
         page = write_page(runs, Path(args.output_dir) / "report.html", title)
         figures = draw_comparison(runs, args.output_dir)
     print(f"Wrote {page} and {', '.join(path.name for path in figures)}: {len(runs)} runs.\n")

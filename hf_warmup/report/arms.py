@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from math import floor, isfinite, log10
+from os.path import commonpath
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -28,6 +30,11 @@ def names_of(runs: Iterable[Run]) -> dict[Path, str]:
     return {run.folder: arm + run.name.removeprefix(run.arm) for arm, seeds in by_arm(runs).items() for run in seeds}
 
 
+def common_name(folders: Iterable[str | Path]) -> str:
+    """What `folders` are called together: the name of the one folder, or of the nearest that holds them all."""
+    return Path(commonpath([Path(folder).resolve() for folder in folders])).name or "Runs"
+
+
 def label(arm: str) -> str:
     """`post-adamw-none-lr2e-3` as people write it; any other folder's name as it is.
 
@@ -47,7 +54,7 @@ def label(arm: str) -> str:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """`mean ± sample standard deviation`.
+    """`mean ± sample standard deviation`; of values that are not all finite the mean alone.
 
     Example:
 
@@ -57,5 +64,21 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
 
     ```
     """
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and all(map(isfinite, values)) else ""
     return f"{mean(values):.{digits}f}{spread}"
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Decimals of a column of numbers: three, fewer for hundreds of updates, more for small losses.
+
+    Example:
+
+    ```python
+    >>> decimals([0.5, 0.25]), decimals([300, 197]), decimals([4e-4, 2e-4])
+    (3, 1, 6)
+
+    ```
+    """
+    largest = max((abs(value) for value in values if isfinite(value) and value), default=1.0)
+    power = floor(log10(largest))
+    return min(6, max(0, 3 - max(0, power) + max(0, -1 - power)))

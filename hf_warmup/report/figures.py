@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, told apart by colour-blind readers; the arms that need telling apart most come first.
-COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C6D31")
+# A mid grey in place of their black, which a dark page would swallow.
+COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C6D31")
+# By plotly's names, as matplotlib writes them.
+DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3))}
+ZONE = "#888888"  # of runs that stall: no arm's colour
+
+
+def line_style(i: int) -> tuple[str, str]:
+    """Colour and plotly's dash of arm `i`, the same in every figure: each dash goes through all colours."""
+    return COLORS[i % len(COLORS)], tuple(DASHES)[i // len(COLORS) % len(DASHES)]
 
 
 def need(module: str) -> None:
@@ -49,6 +58,7 @@ def blank_axes(
 def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: bool = False) -> None:
     arms = by_arm(runs)
     for i, (arm, members) in enumerate(arms.items()):
+        color, dash = line_style(i)
         for j, run in enumerate(members):
             steps, values = series(run)
             # Earlier lines are wider, so that those that later ones cover still show.
@@ -56,19 +66,24 @@ def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: 
             axes.plot(
                 steps,
                 values,
-                color=COLORS[i % len(COLORS)],
+                color=color,
+                linestyle=DASHES[dash],
                 linewidth=width,
                 marker="." if len(steps) == 1 else None,
                 label=None if j else label(arm),
             )
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+
+
+def _figure_of_lines(runs: Sequence[Run], title: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = blank_figure(8, max(3.6, 0.18 * len(by_arm(runs)) + 0.3))  # as high as the legend
+    return figure, blank_axes(figure, title, ylabel)
 
 
 def plot_learning_rate(runs: Sequence[Run]) -> Figure:
     """The learning rate in force over updates: what an optimizer that warms up by itself really used."""
-    figure = blank_figure(8, 3.6)
-    axes = blank_axes(figure, "Learning rate in force", "learning rate")
+    figure, axes = _figure_of_lines(runs, "Learning rate in force", "learning rate")
     firsts = [members[0] for members in by_arm(runs).values()]
     _lines(axes, firsts, lambda run: run.series("scheduled_lr", "learning_rate"), wide=True)
     return figure
@@ -76,8 +91,7 @@ def plot_learning_rate(runs: Sequence[Run]) -> Figure:
 
 def plot_loss(runs: Sequence[Run]) -> Figure:
     """Training loss over updates, one line a seed, one colour an arm."""
-    figure = blank_figure(8, 3.6)
-    axes = blank_axes(figure, "Training loss", "loss")
+    figure, axes = _figure_of_lines(runs, "Training loss", "loss")
     _lines(axes, runs, lambda run: run.series("loss"))
     return figure
 
@@ -87,14 +101,13 @@ def plot_ratio(runs: Sequence[Run]) -> Figure:
 
     A sign of the first tens of updates: a run that never learns can leave the zone again.
     """
-    figure = blank_figure(8, 3.6)
-    axes = blank_axes(figure, "Gradient norm, last layer over first", "ratio")
+    figure, axes = _figure_of_lines(runs, "Gradient norm, last layer over first", "ratio")
     _lines(axes, runs, Run.ratio)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high > DANGER_RATIO:
-        axes.axhspan(DANGER_RATIO, high, color=COLORS[0], alpha=0.08, linewidth=0)
-        axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color=COLORS[0])
+        axes.axhspan(DANGER_RATIO, high, color=ZONE, alpha=0.15, linewidth=0)
+        axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color="#555555")
         axes.set_ylim(low, high)
     return figure
 
@@ -118,11 +131,11 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
     }
     finite = [value for table in tables.values() for row in table for value in row if value == value]
     norm = LogNorm(min(finite), max(finite)) if finite else None
+    ends = [(run.gradient_norms[0]["step"] - 0.5, run.gradient_norms[-1]["step"] + 0.5) for run in arms.values()]
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(arms) :]:
         axes.set_axis_off()
-    for i, (axes, (arm, table)) in enumerate(zip(grid.flat, tables.items(), strict=False)):
-        steps = [record["step"] for record in arms[arm].gradient_norms]
+    for i, (axes, (arm, table), extent) in enumerate(zip(grid.flat, tables.items(), ends, strict=False)):
         layers = len(table)
         image = axes.imshow(
             table,
@@ -131,9 +144,11 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
             cmap="viridis",
             origin="lower",
             interpolation="nearest",
-            extent=(steps[0] - 0.5, steps[-1] + 0.5, 0.5, layers + 0.5),
+            extent=(*extent, 0.5, layers + 0.5),
         )
-        axes.set_title(label(arm), loc="left", fontsize=9)
+        # All panels alike: a run that had ended leaves its panel blank.
+        axes.set_xlim(min(start for start, _ in ends), max(end for _, end in ends))
+        axes.set_title(label(arm), loc="left", fontsize=8)
         stride = -(-layers // 12)
         axes.set_yticks(range(1, layers + 1, stride))
         axes.tick_params(labelsize=8)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import isfinite, log10
 from typing import TYPE_CHECKING, Any
 
 from ..gradient_norms import KEY
 from .arms import by_arm, label, names_of
-from .figures import COLORS, need
+from .figures import ZONE, line_style, need
 from .findings import DANGER_RATIO
 from .reading import Run
 
@@ -22,9 +23,6 @@ COLUMNS = 240  # updates in the heat map of one run
 SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are told apart best
 DECADES = 8  # below its highest value, that a heat map tells apart
 PANEL_HEIGHT = 280  # pixels
-# A mid grey in place of black, which a dark page would swallow.
-PAGE_COLORS = tuple("#7F7F7F" if color == "#000000" else color for color in COLORS)
-DASHES = ("solid", "dash", "dashdot", "longdash")
 CLEAR = "rgba(0,0,0,0)"
 
 # Title, unit, and whether the axis is logarithmic.
@@ -90,7 +88,7 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
     limit = min(1000, max(100, POINTS // (len(runs) * len(PANELS))))
     names = names_of(runs)
     for i, (arm, seeds) in enumerate(by_arm(runs).items()):
-        color, dash = PAGE_COLORS[i % len(PAGE_COLORS)], DASHES[i // len(PAGE_COLORS) % len(DASHES)]
+        color, dash = line_style(i)
         style = {"legendgroup": arm, "line": {"color": color, "dash": dash, "width": 1.5}, "marker": {"color": color}}
         # The legend's entry is a line of its own, so that it stays when a seed is switched off.
         figure.add_scatter(x=[None], y=[None], mode="lines", name=label(arm), **style)
@@ -128,18 +126,21 @@ def _lay_out_curves(figure: Figure, panels: list[str], runs: Sequence[Run]) -> N
     if "ratio" in panels:
         row, ratios = panels.index("ratio") + 1, [ratio for run in runs for ratio in run.ratio()[1]]
         low, high = min(0.5, *ratios), max(3 * DANGER_RATIO, 1.5 * max(ratios))
-        zone = {"fillcolor": PAGE_COLORS[0], "opacity": 0.12, "line_width": 0}
+        zone = {"fillcolor": ZONE, "opacity": 0.15, "line_width": 0}
         figure.add_hrect(y0=DANGER_RATIO, y1=high, row=row, col=1, **zone)
-        figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": PAGE_COLORS[0], "width": 1, "dash": "dot"})
+        figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": ZONE, "width": 1, "dash": "dot"})
         figure.update_yaxes(range=[log10(low), log10(high)], row=row)
     height = PANEL_HEIGHT * len(panels)
     figure.update_layout(
-        height=height + 120,
-        margin={"l": 60, "r": 10, "t": 40, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup"},
+        height=height + 100,  # the page adds the legend's, to the margin too
+        margin={"l": 60, "r": 10, "t": 50, "b": 50},
+        legend={
+            "orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup",
+            "maxheight": 1e5,  # never scrolled
+        },
         hovermode="closest",
         **_BACKGROUND,
-    )
+    )  # fmt: skip
 
 
 _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}
@@ -227,19 +228,29 @@ def draw_layers(runs: Sequence[Run]) -> Figure | None:
         for update, table in zip(updates, tables, strict=True)
     ]
     figure = Figure(heat_map)
-    longest = max(len(name) for name in names.values())
+    # One label an arm, in the middle of its seeds, and a line between arms.
+    arms = by_arm(runs)
+    ends = list(accumulate(map(len, arms.values())))
+    middles = [end - (len(seeds) + 1) / 2 for end, seeds in zip(ends, arms.values(), strict=True)]
+    figure.update_layout(shapes=[_line_behind(end) for end in ends[:-1]])
+    longest = max(map(len, arms))
     figure.update_layout(
         sliders=[
             {"active": start, "steps": steps, "currentvalue": {"prefix": "update "}, "pad": {"t": 6 * longest + 20}}
         ],
         **_lay_out_layers(runs, layers, 6 * longest + 90),
     )
-    figure.update_xaxes(tickangle=-90, type="category")
+    figure.update_xaxes(tickangle=-90, type="category", tickvals=middles, ticktext=list(arms), showgrid=False)
     return figure
 
 
+def _line_behind(run: int) -> dict[str, Any]:
+    ends = {"x0": run - 0.5, "x1": run - 0.5, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **ends, "line": {"color": ZONE, "width": 1}}
+
+
 def draw_run(runs: Sequence[Run]) -> Figure | None:
-    """A heat map, layer × update, of one run, with a menu of the runs."""
+    """A heat map, layer × update, of one run: a trace for each of those that recorded any, the first is shown."""
     need("plotly")
     from plotly.graph_objects import Figure, Heatmap
 
@@ -253,19 +264,11 @@ def draw_run(runs: Sequence[Run]) -> Figure | None:
         records = _records_at(run, updates)
         table = [[_log10(record.get(f"{KEY}/{layer}")) for record in records] for layer in run.layers]
         hover = "update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>"
-        figure.add_trace(
-            Heatmap(x=updates, y=run.layers, z=table, coloraxis="coloraxis", visible=i == 0, hovertemplate=hover)
-        )
-    buttons = [
-        {"method": "restyle", "label": names[run.folder], "args": [{"visible": [other is run for other in runs]}]}
-        for run in runs
-    ]
-    # Its own colours: plotly paints the chosen entry almost white in a dark theme too, under the theme's white text.
-    colors = {"bgcolor": "#dfe6ee", "bordercolor": "#9aa5b1", "font": {"color": "#1f2933"}}
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 70}, **colors}
-    figure.update_layout(updatemenus=[menu], **_lay_out_layers(runs, _all_layers(runs), 60))
-    figure.update_layout(margin={"t": 130, "b": 70})
-    figure.update_xaxes(title={"text": "update", "standoff": 20})
+        style = {"name": names[run.folder], "coloraxis": "coloraxis", "hovertemplate": hover}
+        figure.add_trace(Heatmap(x=updates, y=run.layers, z=table, visible=i == 0, **style))
+    figure.update_layout(**_lay_out_layers(runs, _all_layers(runs), 60))
+    # No title of the axis: plotly lays it on the ticks' labels where a map is drawn later than the page.
+    figure.add_annotation(text="update", x=0.5, y=0, xref="paper", yref="paper", yshift=-40, showarrow=False)
     return figure
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .arms import by_arm, names_of
+from .arms import by_arm, decimals, mean_and_spread, names_of
 from .figures import need
-from .findings import RULES, in_words
+from .findings import RULES, find
 from .interactive import draw_curves, draw_layers, draw_run
 from .reading import Run
 from .settings import differing_settings, known_settings, shared_settings
@@ -38,6 +39,45 @@ def _table(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def _arms(runs: Sequence[Run]) -> dict[str, Any]:
+    """The table of arms: how many seeds, and over those that have it each result and the updates made."""
+    arms = {arm: [{**run.results(), "updates": run.updates} for run in seeds] for arm, seeds in by_arm(runs).items()}
+    seeds = list(chain(*arms.values()))
+    results = [key for key in dict.fromkeys(chain(*seeds)) if key != "updates"]
+    digits = {key: decimals(found[key] for found in seeds if key in found) for key in results} | {"updates": 0}
+    rows = []
+    for arm, members in arms.items():
+        values = {key: [found[key] for found in members if key in found] for key in digits}
+        cells = [mean_and_spread(values[key], digits[key]) if values[key] else "" for key in digits]
+        rows.append({"name": arm, "cells": [*cells, len(members)]})
+    return {"columns": [*digits, "seeds"], "rows": rows}
+
+
+def _findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One entry for a rule and an arm, problems first, with each sentence and whose it is.
+
+    Arms of which the same is to be said, in one sentence about all of their seeds, share an entry.
+    """
+    entries: dict[tuple[str, ...], dict[str, Any]] = {}
+    names = names_of(runs)
+    for rule in sorted(RULES, key=lambda rule: not rule.is_problem):
+        for arm, seeds in by_arm(runs).items():
+            sentences: dict[str, list[str]] = {}
+            for run in seeds:
+                for finding in find(run, [rule]):
+                    sentences.setdefault(finding.text, []).append(names[run.folder])
+            if not sentences:
+                continue
+            count = sum(map(len, sentences.values()))
+            whole = len(sentences) == 1 and count == len(seeds)
+            new = {"rule": rule, "arms": [], "count": 0, "of": 0, "whole": whole, "sentences": sentences}
+            entry = entries.setdefault((rule.name, *sentences) if whole else (rule.name, arm, ""), new)
+            entry["arms"].append(arm if len(seeds) > 1 else names[seeds[0].folder])
+            entry["count"] += count
+            entry["of"] += len(seeds)
+    return list(entries.values())
+
+
 def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
     """The page as text: no network, no other file; it opens from disk.
 
@@ -55,9 +95,9 @@ def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
     from plotly.offline import get_plotlyjs
 
     runs = [run for seeds in by_arm(runs).values() for run in seeds]
-    names = names_of(runs)
+    curves = draw_curves(runs)
     plots = {
-        "curves": ("Curves", draw_curves(runs)),
+        "curves": ("Curves", curves),
         "layers": ("Every run's layers at one update", draw_layers(runs)),
         "run": ("One run's layers over its updates", draw_run(runs)),
     }
@@ -70,10 +110,12 @@ def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
         version=__version__,
         table=_table(runs),
         shared=shared_settings(runs),
-        findings=in_words(runs, [names[run.folder] for run in runs]),
+        arms=_arms(runs),
+        findings=_findings(runs),
         rules=RULES,
         plotly_js=get_plotlyjs(),
         themes=json.dumps(themes),
+        curves=curves.layout,
         plots={
             key: (heading, figure.to_html(full_html=False, include_plotlyjs=False, div_id=key, config=CONFIG))
             for key, (heading, figure) in plots.items()

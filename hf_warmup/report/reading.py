@@ -37,6 +37,7 @@ class Run:
         made_with (`dict`): Command, commit, versions and machine, where they were written down.
         global_step (`int`): Updates by the Trainer's count, as far as it was saved.
         num_training_steps (`int`, *optional*): Updates that it was planned to take.
+        ended_at (`int`, *optional*): The update at which its program saved the state itself, behind the training.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Run:
     made_with: dict[str, str] = field(default_factory=dict)
     global_step: int = 0
     num_training_steps: int | None = None
+    ended_at: int | None = None
 
     @property
     def name(self) -> str:
@@ -109,15 +111,19 @@ class Run:
 
     @property
     def cut_short(self) -> bool:
-        """Whether it ended before the update that it was planned to take."""
-        return self.num_training_steps is not None and self.updates < self.num_training_steps
+        """Whether it was killed: it made fewer updates than planned, and never came to save its state at the end."""
+        return self.updates < (self.num_training_steps or 0) and self.ended_at != self.updates
 
     @property
     def status(self) -> str:
-        """`finished` or `cut short`, with the number of updates."""
+        """`finished`, `stopped itself` (a callback ended it early) or `cut short`, with the number of updates."""
+        if self.num_training_steps is None:
+            return f"{self.updates} updates"
         if self.cut_short:
             return f"cut short, {self.updates} of {self.num_training_steps} updates"
-        return f"{self.updates} updates" if self.num_training_steps is None else f"finished, {self.updates} updates"
+        if self.updates < self.num_training_steps:
+            return f"stopped itself at update {self.updates} of {self.num_training_steps}"
+        return f"finished, {self.updates} updates"
 
     def results(self) -> dict[str, float]:
         """The last logged training loss and the last value of each evaluation metric."""
@@ -143,16 +149,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    """The Trainer's state that went furthest: the folder's own, or of its last checkpoint if it was cut short."""
+def _read_state(folder: Path) -> tuple[dict[str, Any] | None, int | None]:
+    """The Trainer's state that went furthest, the folder's own or its last checkpoint's; the update of its own.
+
+    `save_state`, behind `train`, writes the folder's own, and so does the end of an Accelerate loop; a run that was
+    killed has checkpoints only.
+    """
     checkpoints = {
         int(path.parent.name.rpartition("-")[2]): path
         for path in folder.glob(f"checkpoint-*/{STATE_FILE}")
         if path.parent.name.rpartition("-")[2].isdigit()
     }
     last = [checkpoints[max(checkpoints)]] if checkpoints else []
-    states = [_read_json(path) for path in [folder / STATE_FILE, *last] if path.exists()]
-    return max(states, key=lambda state: state.get("global_step", 0), default=None)
+    own = [_read_json(folder / STATE_FILE)] if (folder / STATE_FILE).exists() else []
+    states = [*own, *map(_read_json, last)]
+    furthest = max(states, key=lambda state: state.get("global_step", 0), default=None)
+    return furthest, own[0].get("global_step") if own else None
 
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,7 +192,7 @@ def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
         `ValueError`: If there is nothing of a run in it, or a file of it is no valid JSON.
     """
     folder = Path(folder)
-    state = _read_state(folder) if state is None else state
+    state, ended_at = _read_state(folder) if state is None else (state, state.get("global_step"))
     if state is None and not (folder / FILE_NAME).exists():
         raise ValueError(
             f"{folder / STATE_FILE} is missing: expected the folder of a run, or one that holds run folders."
@@ -196,6 +208,7 @@ def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
         described.get("made_with", {}),
         state.get("global_step", 0),
         described.get("num_training_steps") or state.get("max_steps") or settings.get("max_steps"),
+        ended_at,
     )
 
 
@@ -207,14 +220,15 @@ def is_run(folder: Path) -> bool:
 
 
 def read_runs(folder: str | Path) -> list[Run]:
-    """Read every run folder directly inside `folder`, in the order in which they were made."""
+    """Read every run folder directly inside `folder`, in the order of their names, so that each keeps its colour."""
     folders = [path for path in Path(folder).iterdir() if path.is_dir() and is_run(path)]
-    return [read_run(path) for path in sorted(folders, key=_when_made)]
+    return [read_run(path) for path in sorted(folders, key=_by_number)]
 
 
-def _when_made(folder: Path) -> float:
-    written = [folder / STATE_FILE, folder / FILE_NAME, folder]
-    return next(path.stat().st_mtime for path in written if path.exists())
+def _by_number(folder: Path) -> list[str | float]:
+    """A folder's name with its numbers as such: lr5e-4 before lr1e-3, seed2 before seed10."""
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)", folder.name)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:

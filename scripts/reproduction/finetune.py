@@ -57,7 +57,7 @@ def run(args: ReproduceArguments) -> Outcome:
     best = best_of(pretrain_all(args, texts, seeds[0]))
     jobs = {
         f"{placement}-{warmup}-lr{lr:g}-seed{seed}": finetuning(args, best[placement], TASK, warmup, lr, seed)
-        for seed, lr, (placement, warmup) in product(seeds, rates, arms)
+        for (placement, warmup), seed, lr in product(arms, seeds, rates)
     }
     results = finetune_all(args, texts, jobs)
     rows = [

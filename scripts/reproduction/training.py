@@ -35,7 +35,7 @@ from kept_runs import Result, Settings
 from .texts import LENGTH, load_vocabulary, sequences
 
 
-BATCH, EVALUATIONS, SAVES = 32, 20, 10
+BATCH, SAVES = 32, 10
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 MEASURED = ("loss", "accuracy", "roc_auc")
 
@@ -66,9 +66,9 @@ class SayEvaluations(TrainerCallback):
         tqdm.write(f"{Path(args.output_dir).name}: update {state.global_step}/{state.max_steps}, {', '.join(measured)}")
 
 
-def arguments(settings: Settings, folder: Path, **more: Any) -> WarmupTrainingArguments:
+def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
     """What both kinds of run share: AdamW with a linear decay, warmed up over the first tenth or not at all."""
-    every = max(1, settings["max_steps"] // EVALUATIONS)
+    every = max(1, settings["max_steps"] // evaluations)
     warms_up = settings["warmup_type"] != "none"
     return WarmupTrainingArguments(
         output_dir=str(folder),
@@ -121,7 +121,7 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
     pair = dict(zip(("post", "pre"), small_pair(settings, tokenizer), strict=True))
     save = max(1, settings["max_steps"] // SAVES)
     more = {"prediction_loss_only": True, "grad_norm_steps": save, "save_steps": save, "save_total_limit": 1}
-    args = arguments(settings, folder, **more)
+    args = arguments(settings, folder, 20, **more)
     set_seed(settings["seed"])  # the same masks in both arms, held out and in training
     masked = masking([{"input_ids": ids} for ids in held_out])
     columns = ("input_ids", "labels")
@@ -160,7 +160,7 @@ def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Pat
     set_seed(settings["seed"])  # the head's initial values
     trainer = WarmupTrainer(
         model=BertPreLNForSequenceClassification.from_pretrained(checkpoint, num_labels=2),
-        args=arguments(settings, folder, grad_norm_steps=10, save_strategy="no"),
+        args=arguments(settings, folder, 10, grad_norm_steps=10, save_strategy="no"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         compute_metrics=measures,

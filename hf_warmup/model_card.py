@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from math import floor, inf, isfinite, log10
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 
@@ -33,6 +33,7 @@ from .report import (
     read_run,
     shared_settings,
 )
+from .report.arms import common_name, decimals
 from .run_settings import environment
 
 
@@ -99,13 +100,7 @@ def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
 
 
 def _cell(values: Sequence[float]) -> str:
-    """Mean and spread: three decimals for losses and shares, one for tens of updates, more for what is small."""
-    if not values:
-        return ""
-    size = abs(mean(values))
-    if 0 < size < 0.1:
-        return mean_and_spread(values, 2 - floor(log10(size)))
-    return mean_and_spread(values, 1 if 10 <= size < inf else 3)
+    return mean_and_spread(values, decimals([mean(values)])) if values else ""
 
 
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
@@ -269,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_sentence_for_mistakes():
         runs = find_runs(args.runs)
-        title = args.title or Path(args.runs[0]).resolve().name
+        title = args.title or common_name(args.runs)
         path = write_card(runs, args.output_dir, describe(runs, title, (args.task, args.dataset), args.license))
     print(f"Wrote {path}.")
 

@@ -13,6 +13,7 @@ from transformers import trainer as host
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.model_card import Experiment, experiment_card, main, results_of
+from hf_warmup.report import read_run
 from recorded import recorded, write_run
 from tiny import arguments, examples, tiny_bert, train
 
@@ -97,6 +98,14 @@ def test_results_are_the_training_loss_where_nothing_was_evaluated(tmp_path):
     assert results_of([run]) == {"loss": {"a": [0.2]}}
 
 
+def test_results_are_those_of_the_model_that_was_kept(tmp_path):
+    run = recorded(tmp_path / "a", steps=7)
+    assert results_of([run]) == {"loss": {"a": [1.0]}}  # the log's evaluation
+    # Evaluated again behind the training, with the best checkpoint loaded.
+    (tmp_path / "a" / "all_results.json").write_text('{"eval_loss": 0.5, "eval_accuracy": 0.75, "train_loss": 2.0}')
+    assert results_of([read_run(tmp_path / "a")]) == {"loss": {"a": [0.5]}, "accuracy": {"a": [0.75]}}
+
+
 def test_results_are_the_updates_where_nothing_was_logged(tmp_path):
     run = replace(recorded(tmp_path / "a", steps=7), log_history=[])
     assert results_of([run]) == {"updates": {"a": [7]}}
@@ -112,7 +121,7 @@ def test_an_arm_without_results_keeps_its_row():
 @pytest.mark.parametrize(
     ("values", "cell"),
     [
-        ([0.8033, 0.8], "0.802 ± 0.002"), ([999.5], "999.5"), ([55.4, 55.2], "55.3 ± 0.1"), ([3.296], "3.296"),
+        ([0.8033, 0.8], "0.802 ± 0.002"), ([999.5], "999.5"), ([55.4, 55.2], "55.30 ± 0.14"), ([3.296], "3.296"),
         ([0.000118], "0.000118"), ([0.0], "0.000"), ([float("nan")], "nan"),
     ],
 )  # fmt: skip

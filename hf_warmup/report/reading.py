@@ -19,7 +19,7 @@ from ..gradient_norms import FILE_NAME, KEY, read_gradient_norms
 from ..run_settings import FILE_NAME as SETTINGS_FILE
 
 
-STATE_FILE = "trainer_state.json"
+STATE_FILE, RESULTS_FILE = "trainer_state.json", "all_results.json"
 # Of evaluations: how long they took is no result.
 _TIMINGS = re.compile(r"_(runtime|samples_per_second|steps_per_second|model_preparation_time)$")
 
@@ -38,6 +38,7 @@ class Run:
         global_step (`int`): Updates by the Trainer's count, as far as it was saved.
         num_training_steps (`int`, *optional*): Updates that it was planned to take.
         ended_at (`int`, *optional*): The update at which its program saved the state itself, behind the training.
+        last_evaluation (`dict`): What `save_metrics` wrote of the model that was kept.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     global_step: int = 0
     num_training_steps: int | None = None
     ended_at: int | None = None
+    last_evaluation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -128,7 +130,7 @@ class Run:
     def results(self) -> dict[str, float]:
         """The last logged training loss and the last value of each evaluation metric."""
         found: dict[str, float] = {}
-        for entry in self.log_history:
+        for entry in [*self.log_history, self.last_evaluation]:
             found |= {
                 key: value
                 for key, value in entry.items()
@@ -167,6 +169,12 @@ def _read_state(folder: Path) -> tuple[dict[str, Any] | None, int | None]:
     return furthest, own[0].get("global_step") if own else None
 
 
+def _read_last_evaluation(folder: Path) -> dict[str, Any]:
+    """Of the model that was kept, as `save_metrics` writes it: the log's last may be of another."""
+    path = folder / RESULTS_FILE
+    return {key: value for key, value in _read_json(path).items() if key.startswith("eval_")} if path.exists() else {}
+
+
 def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings by their names, and the whole of what was written down."""
     described = _read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
@@ -191,8 +199,8 @@ def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
     Raises:
         `ValueError`: If there is nothing of a run in it, or a file of it is no valid JSON.
     """
-    folder = Path(folder)
-    state, ended_at = _read_state(folder) if state is None else (state, state.get("global_step"))
+    folder, at_hand = Path(folder), state is not None
+    state, ended_at = (state, state.get("global_step")) if at_hand else _read_state(folder)
     if state is None and not (folder / FILE_NAME).exists():
         raise ValueError(
             f"{folder / STATE_FILE} is missing: expected the folder of a run, or one that holds run folders."
@@ -209,6 +217,7 @@ def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
         state.get("global_step", 0),
         described.get("num_training_steps") or state.get("max_steps") or settings.get("max_steps"),
         ended_at,
+        {} if at_hand else _read_last_evaluation(folder),
     )
 
 

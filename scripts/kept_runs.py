@@ -8,8 +8,9 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -56,14 +57,25 @@ def run_and_keep(run_one: RunOne, settings: Settings, folder: Path) -> Result:
     return result
 
 
+def end_with_parent() -> None:
+    """In a worker: Ctrl-C ends it at once, and so does whatever ends its parent; nobody would take its result."""
+
+    def wait() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    Thread(target=wait, daemon=True).start()
+
+
 def run_some(run_one: RunOne, todo: Mapping[Path, Settings], workers: int) -> Iterator[tuple[Path, Result]]:
     """Folders and results as they finish, each run in a process of its own core unless there is one worker."""
     if workers == 1:
         yield from ((folder, run_and_keep(run_one, settings, folder)) for folder, settings in todo.items())
         return
-    # Ctrl-C ends the workers at once; what has finished is kept, the rest is run by the next start.
-    stop = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **stop)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
     try:
         futures = {pool.submit(run_and_keep, run_one, settings, folder): folder for folder, settings in todo.items()}
         for future in as_completed(futures):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import doctest
 import json
+import subprocess
+import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -220,6 +224,26 @@ def test_runs_are_kept_with_their_settings(tmp_path):
         else:
             assert run_all(run_one, {tmp_path / "a": settings}, tmp_path, 1) == [{"lr": 1, "twice": 2}]
         assert seen[before:] == ([] if rest is None else [rest])
+
+
+@pytest.mark.multiprocess
+def test_workers_end_with_what_started_them(tmp_path):
+    worker = Path(__file__).parent / "workers" / "slow_runs.py"
+    parent = subprocess.Popen([sys.executable, worker, tmp_path], stderr=subprocess.DEVNULL)
+
+    def wait_until(condition):
+        end = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    files = [tmp_path / name / "pid" for name in "ab"]
+    wait_until(lambda: all(path.exists() and path.read_text() for path in files))
+    pids = [int(path.read_text()) for path in files]
+    assert all(map(psutil.pid_exists, pids))
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
 def test_loss_at_masks_is_berts_own():

@@ -1,0 +1,25 @@
+"""Two runs that take for ever, each of which says in its folder which process it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    (folder / "pid").write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "scripts")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+    from kept_runs import run_all
+    from workers.slow_runs import run_one as importable
+
+    output_dir = Path(sys.argv[1])
+    run_all(importable, {output_dir / name: {"name": name} for name in "ab"}, output_dir, 2)

@@ -85,7 +85,7 @@ def _hint(flag: str, names: list[str]) -> str:
     if flag.endswith(_FILES):
         return ": a file of arguments stands alone, without flags beside it."
     if flag == "--overwrite_output_dir":
-        return ": transformers has taken it away, leave it out and a run begins anew in a folder that has one."
+        return ": transformers has taken it away; without it, too, a run begins anew in the same folder."
     length = next((name for name in names if name.endswith("warmup_steps")), None)
     if flag == "--warmup_ratio" and length:
         return f": use {length} 0.1, below 1 it is a share of the run."

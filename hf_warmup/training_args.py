@@ -163,6 +163,9 @@ class WarmupArgumentsMixin:
         check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check_number(name, getattr(self, name), 1, integer=True)
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # transformers makes integers of them
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), -math.inf)
         self.warmup_steps = check_updates_or_share("warmup_steps", self.warmup_steps)
         check_schedule(self.lr_scheduler_type.value, self.warmup_type, 0, None, self.lr_scheduler_kwargs)
 

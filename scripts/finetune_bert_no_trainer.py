@@ -115,7 +115,7 @@ class LoopArguments:
         check_number("seed", self.seed, high=2**32 - 1, integer=True)
         check_number("process_group_timeout", self.process_group_timeout, 1, 10**9, integer=True)
         steps = self.checkpointing_steps
-        if steps is not None and not re.fullmatch("epoch|0*[1-9][0-9]{0,17}", steps):
+        if steps is not None and not re.fullmatch("epoch|(?!0+$)[0-9]{1,18}", steps):
             raise ValueError(f"checkpointing_steps={shown(steps)}: expected an integer in [1, 10^18) or 'epoch'.")
 
     def saves_at(self, step: int, steps_an_epoch: int) -> bool:

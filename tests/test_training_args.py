@@ -133,6 +133,7 @@ MISTAKES = [
     ({"warmup_steps": -1}, "warmup_steps=-1: expected"),
     ({"warmup_steps": 1.5}, "warmup_steps=1.5: expected an integer in [0, inf), or a share of the run in (0, 1)."),
     ({"warmup_steps": None}, "warmup_steps=None: expected an integer in [0, inf), or a share of the run in (0, 1)."),
+    ({"save_steps": float("inf")}, "save_steps=inf: expected a finite number"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: expected an integer in [1, inf)"),
     ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0: expected an integer in [1, inf)"),
     ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1: expected an integer in [1, inf)"),

@@ -90,8 +90,8 @@ def get_scheduler(
         check_length(warmup_steps, num_training_steps)
     if not warmup_steps and warmup_type and "num_warmup_steps" in inspect.signature(WARMUPS[warmup_type]).parameters:
         logger.warning(
-            f"warmup_type={warmup_type!r} with num_warmup_steps={num_warmup_steps} is no warmup: expected its length, "
-            "num_warmup_steps here and warmup_steps in arguments."
+            f"warmup_type={warmup_type!r} with num_warmup_steps={num_warmup_steps} is no warmup: expected its length "
+            "(as training arguments: warmup_steps)."
         )
     beta2 = kwargs.pop("beta2", None)
     warms = warmup_type or (warmup_steps and name not in NAMES_WITHOUT_WARMUP)

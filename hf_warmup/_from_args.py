@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
-from .schedules import NOAM_PEAK, get_scheduler, innermost
+from .schedules import NAMES_WITHOUT_WARMUP, NOAM_PEAK, get_scheduler, innermost, optimizer_warms_up
 from .training_args import WarmupArgumentsMixin
 
 
@@ -71,7 +71,7 @@ def scheduler_on(
     if isinstance(own, AdamWarmup):
         _hand_warmup_over(own, num_warmup_steps, warmup_type)
         warmup_type = "none"
-    elif num_warmup_steps and warmup_type is None and name in ("constant", "reduce_lr_on_plateau", "greedy"):
+    elif num_warmup_steps and warmup_type is None and name in NAMES_WITHOUT_WARMUP and not optimizer_warms_up(own):
         logger.warning(
             f"lr_scheduler_type={name!r} has no warmup of its own: warmup_steps={num_warmup_steps} is not used. "
             "Add warmup_type='linear'."

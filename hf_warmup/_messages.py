@@ -45,17 +45,34 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
+def check_updates_or_share(name: str, value: Any) -> Any:
+    """Return `value`, a number of updates from 1 on and below 1 a share of the run, or raise a `ValueError`."""
+    try:
+        return check_number(name, value, integer=not isinstance(value, (int, float)) or value >= 1)
+    except ValueError as error:
+        allowed = "expected an integer in [0, inf), or a share of the run in (0, 1)."
+        raise ValueError(f"{str(error).rpartition('expected ')[0]}{allowed}") from None
+
+
 def check_flag(name: str, value: Any, *, optional: bool = False) -> None:
     """Raise a `ValueError` unless `value` is `True` or `False`, or `None` where `optional`."""
     if not (isinstance(value, bool) or (optional and value is None)):
         raise ValueError(f"{name}={shown(value)}: expected True{', False or None' if optional else ' or False'}.")
 
 
-def check_name(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """Return `value` if it is one of `allowed`, else raise a `ValueError` with the closest match and the whole list."""
+def closest(value: str, allowed: Iterable[str]) -> str | None:
+    """The one of `allowed` that `value` is a misspelling of, capitals aside."""
+    in_small = {each.lower(): each for each in allowed}
+    close = get_close_matches(value.lower(), in_small, n=1)
+    return in_small[close[0]] if close else None
+
+
+def check_name(name: str, value: Any, allowed: Iterable[str], *, of: str | None = None) -> str:
+    """Return `value` if it is one of `allowed`, which `of` takes, else raise a `ValueError` with the closest match."""
     allowed = sorted(allowed)
     if isinstance(value, str) and value in allowed:
         return value
-    close = get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{name}={shown(value)} is unknown.{hint} Allowed: {', '.join(allowed) or 'none'}.")
+    close = closest(value, allowed) if isinstance(value, str) else None
+    unknown = f"{name}={shown(value)} is unknown{f' to {of!r}' if of else ''}."
+    hint = f" Did you mean {close!r}?" if close else ""
+    raise ValueError(f"{unknown}{hint} Allowed: {', '.join(allowed) or 'none'}.")

@@ -18,11 +18,11 @@ from transformers import TrainerState
 
 from ._deepspeed import refuse_swaps
 from ._from_args import decay_groups, scheduler_on
-from ._messages import check_name
+from ._messages import check_name, check_number
 from ._recording import record_gradient_norms
 from .checkpoints import STATE, check_not_beyond, checkpoints, full_disk_is_said, resolve_checkpoint
 from .optim import OPTIMIZERS, optimizer_kwargs
-from .schedules import innermost
+from .schedules import METRIC_SCHEDULERS, check_length, innermost
 
 
 __all__ = [
@@ -168,7 +168,8 @@ def create_scheduler(
 ) -> PerUpdateLR:
     """[`get_scheduler`] in updates, whatever the number of processes: see [`per_update`].
 
-    Args and errors as in [`get_scheduler`]. With [`AdamWarmup`] the optimizer gets the warmup, the schedule has none.
+    Args and errors as in [`get_scheduler`]; names that follow a metric are refused, and a warmup longer than the run is
+    for every name. With [`AdamWarmup`] the optimizer gets the warmup, the schedule has none.
 
     Example:
 
@@ -178,8 +179,14 @@ def create_scheduler(
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     ```
     """
-    if num_warmup_steps > num_training_steps > 0:
-        raise ValueError(f"num_warmup_steps={num_warmup_steps}: expected at most the {num_training_steps} updates.")
+    if name in METRIC_SCHEDULERS:
+        raise ValueError(
+            f"lr_scheduler_type={name!r} follows a metric, and this schedule counts updates: use WarmupTrainer, or "
+            f"get_scheduler({name!r}, ...) and step it with the metric after each evaluation."
+        )
+    num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
+    num_training_steps = check_number("num_training_steps", num_training_steps, integer=True)
+    check_length(num_warmup_steps, num_training_steps)
     return per_update(
         scheduler_on(optimizer, name, num_warmup_steps, num_training_steps, scheduler_specific_kwargs, warmup_type)
     )

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._messages import shown
+from ._messages import closest, shown
 
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
         `ValueError`: For an argument or key that there is not, a missing or malformed file, or a value out of range.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) == 1 and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
+    if len(argv) == 1 and Path(argv[0]).suffix in _FILES:
         argv = _flags_from_file(Path(argv[0]))
     parser.allow_abbrev = False  # a misspelt name is no other name's beginning
     parser.usage = "--help shows every argument"  # instead of two screens in front of argparse's own sentence
@@ -74,10 +73,24 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
         flag = unknown[0].partition("=")[0]
         flag = flag if flag.split() == [flag] else repr(flag)
         names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
-        close = get_close_matches(flag, names, n=1)
-        hint = " It is a share of --warmup_steps now." if flag == "--warmup_ratio" else ""
-        raise ValueError(f"{flag} is no argument.{hint or (f' Did you mean {close[0]}?' if close else '')}")
+        raise ValueError(f"{flag} is no argument{_hint(flag, names)}")
     return tuple(parsed)
+
+
+_FILES = (".json", ".yaml", ".yml")
+
+
+def _hint(flag: str, names: list[str]) -> str:
+    """How the sentence about a `flag` that there is not ends, where the others are `names`."""
+    if flag.endswith(_FILES):
+        return ": a file of arguments stands alone, without flags beside it."
+    if flag == "--overwrite_output_dir":
+        return ": transformers has taken it away; without it, too, a run begins anew in the same folder."
+    length = next((name for name in names if name.endswith("warmup_steps")), None)
+    if flag == "--warmup_ratio" and length:
+        return f": use {length} 0.1, below 1 it is a share of the run."
+    close = closest(flag, names)
+    return f". Did you mean {close}?" if close else "."
 
 
 def words_first(name: str, argv: list[str] | None = None) -> list[str]:

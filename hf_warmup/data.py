@@ -50,8 +50,8 @@ def load_files(files: dict[str, str], task_name: str | None = None) -> Data:
             file's labels in order; and the columns of text in the tokenizer's order.
 
     Raises:
-        `ValueError`: For a file that is missing, empty, of another kind, or without the expected columns, and for a
-            label that the training file does not have.
+        `ValueError`: For a file that is missing, empty, of another kind, or without the expected columns, for a label
+            that is a fraction, and for one that the training file does not have.
     """
     if task_name is not None:
         check_name("task_name", task_name, TASK_COLUMNS)
@@ -70,8 +70,13 @@ def load_files(files: dict[str, str], task_name: str | None = None) -> Data:
                 f"{', '.join(columns) or 'one or two of text'} and label."
             )
     for split, dataset in data.items():
-        if "label" in dataset.column_names and any(label in (None, "") for label in dataset["label"]):
+        if "label" not in dataset.column_names:
+            continue
+        if any(label in (None, "") for label in dataset["label"]):
             raise ValueError(f"{split}_file={files[split]!r} has a row without a label: expected one in each.")
+        label = next((label for label in dataset["label"] if isinstance(label, float) and label % 1), None)
+        if label is not None:
+            raise ValueError(f"{split}_file={files[split]!r} has the label {label}: expected classes, not a scale.")
     labels = [str(label) for label in sorted(set(train["label"]))]  # numbers by size, words by letter
     for split, dataset in data.items():
         if "label" not in dataset.column_names:

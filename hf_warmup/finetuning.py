@@ -73,11 +73,16 @@ def build_model(args: ModelArguments, tokenizer: Any, data: datasets.DatasetDict
         return BertPreLNForSequenceClassification(config)
     download = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
     load = {"ignore_mismatched_sizes": args.ignore_mismatched_sizes, **download, **names}
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **download)
+    longest = getattr(config, "max_position_embeddings", None) or max_seq_length  # not every kind of model has a limit
+    if min(max_seq_length, tokenizer.model_max_length) > longest:
+        raise ValueError(
+            f"max_seq_length={max_seq_length}: expected at most the {longest} positions of {args.model_name_or_path}."
+        )
     if args.norm_placement is None:
         return AutoModelForSequenceClassification.from_pretrained(args.model_name_or_path, **load)
-    model_type = AutoConfig.from_pretrained(args.model_name_or_path, **download).model_type
-    if model_type not in ("bert", BertPreLNConfig.model_type):
-        raise ValueError(f"norm_placement={args.norm_placement!r}: {model_type} is no BERT, leave it out.")
+    if config.model_type not in ("bert", BertPreLNConfig.model_type):
+        raise ValueError(f"norm_placement={args.norm_placement!r}: {config.model_type} is no BERT, leave it out.")
     return BertPreLNForSequenceClassification.from_pretrained(
         args.model_name_or_path, norm_placement=args.norm_placement, **load
     )

@@ -4,9 +4,10 @@
     python -m hf_warmup.preview --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_type exponential \\
         --warmup_steps 0.02 --max_steps 20000 --compare linear linear:cosine none:noam --output curves.png
 
-It takes the flags of training, or a file of them. `--compare` draws other schedules beside it, each with the other
-flags the same: a decay (`linear` is `--lr_scheduler_type linear`) or `warmup:decay` (`exponential:cosine` is
-`--warmup_type exponential --lr_scheduler_type cosine`). Without `--output` the picture goes into the terminal.
+It takes the flags of training, those of `scripts/finetune_bert.py` about model and data too, or a file of them.
+`--compare` draws other schedules beside it, each with the other flags the same: a decay (`linear` is
+`--lr_scheduler_type linear`) or `warmup:decay` (`exponential:cosine` is `--warmup_type exponential --lr_scheduler_type
+cosine`). Without `--output` the picture goes into the terminal.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ._messages import check_number
 from .cli import one_sentence_for_mistakes, parse_arguments
+from .finetuning import DataArguments, ModelArguments
 from .optim._adam_family import AdamFamily
 from .report.figures import DASHES, blank_axes, blank_figure, line_style
 from .schedules import DECAYS, METRIC_SCHEDULERS, WarmupLR, schedule_keywords
@@ -183,6 +185,8 @@ def preview_schedule(
             )
         num_training_steps = args.max_steps
     check_number("num_training_steps", num_training_steps, 1, integer=True)
+    if isinstance(compare, str):
+        raise ValueError(f"compare={compare!r}: expected a list, such as [{compare!r}].")
     entries = [args, *(_replaced(args, each) if isinstance(each, str) else each for each in compare)]
     return SchedulePreview(num_training_steps, [_curve(each, num_training_steps) for each in entries])
 
@@ -271,13 +275,16 @@ def main(argv: list[str] | None = None) -> None:
     """The command line: print the table, and draw the curves."""
     with one_sentence_for_mistakes(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        own, args = parse_arguments(HfArgumentParser((PreviewArguments, _Flags)), argv)
+        # Model and data change no learning rate: their flags are taken and left alone.
+        parser = HfArgumentParser((PreviewArguments, _Flags, ModelArguments, DataArguments))
+        own, args, *_ = parse_arguments(parser, argv)
+        if own.output is not None and not Path(own.output).parent.is_dir():
+            raise ValueError(f"output={own.output!r}: there is no folder {Path(own.output).parent}.")
         preview = preview_schedule(args, own.num_training_steps, own.compare)
         if own.output is not None:
             preview.figure().savefig(own.output)
-    for each in caught:
-        if issubclass(each.category, UserWarning):
-            print(f"warning: {each.message}", file=sys.stderr)
+    for said in dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)):
+        print(f"warning: {said}", file=sys.stderr)
     print(preview.table() if own.output else preview)
     if own.output:
         print(f"\nWrote {Path(own.output)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .checkpoints import check_not_beyond, full_disk_is_said, resolve_checkpoint
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
 from .model_card import add_recording
 from .run_settings import write_run_settings
-from .schedules import WarmupLR
+from .schedules import WarmupLR, optimizer_warms_up, scheduler_warms_up
 from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 
 
@@ -43,7 +43,8 @@ def create_optimizer_and_scheduler(
         `tuple[Optimizer, LRScheduler]`: The pair that `optimizers=` takes.
 
     Raises:
-        `ValueError`: If `args.optim` builds its own parameter groups, or the warmup is longer than the run.
+        `ValueError`: If `args.optim` builds its own parameter groups, the warmup is longer than the run, or
+            `args.max_steps` says another length.
 
     Example:
 
@@ -57,6 +58,8 @@ def create_optimizer_and_scheduler(
     ```
     """
     _check_args(args)
+    if 0 < args.max_steps != num_training_steps:
+        raise ValueError(f"num_training_steps={num_training_steps}: expected max_steps={args.max_steps} of args.")
     if args.deepspeed_plugin is not None:
         raise ValueError("optimizers= is replaced by AdamW and a linear schedule under DeepSpeed: use WarmupTrainer.")
     if args.optimizer_is_ours:
@@ -83,6 +86,17 @@ def _check_args(args: Any) -> None:
             args.deepspeed_plugin.deepspeed_config,
             optimizer=f"optim={args.optim.value!r}" if args.optimizer_is_ours else None,
             scheduler=f"lr_scheduler_type={args.lr_scheduler_type.value!r}" if ours else None,
+        )
+
+
+def _say_what_is_not_used(args: WarmupArgumentsMixin, optimizer: Optimizer, lr_scheduler: LRScheduler) -> None:
+    """Of a warmup in `args` where `optimizers=` brings none."""
+    asked = {name: getattr(args, name) for name in ("warmup_type", "warmup_steps", "warmup_epochs")}
+    asked = [f"{name}={value!r}" for name, value in asked.items() if value]
+    if asked and args.warmup_type != "none" and not (scheduler_warms_up(lr_scheduler) or optimizer_warms_up(optimizer)):
+        logger.warning(
+            f"{', '.join(asked)}: not used, optimizers= brings a {type(lr_scheduler).__name__}; put a warmup in front "
+            "of it with with_warmup."
         )
 
 
@@ -121,6 +135,8 @@ class WarmupTrainerMixin:
             args = WarmupTrainingArguments(output_dir="tmp_trainer")
         _check_args(args)
         super().__init__(model, args, *more, **kwargs)
+        if self.optimizer is not None and self.lr_scheduler is not None:
+            _say_what_is_not_used(self.args, self.optimizer, self.lr_scheduler)
         if self.args.fp16 and self.args.device.type == "cpu":
             raise ValueError("fp16=True needs a GPU: expected bf16=True, or neither, on the CPU.")
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -228,6 +244,8 @@ class WarmupTrainerMixin:
         Says at the end if any gradient was not finite. What was recorded outlives a crash.
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
+        if isinstance(self.train_dataset, Sized) and not len(self.train_dataset):
+            raise ValueError("train_dataset has no examples: expected at least one.")
         if resume_from_checkpoint:
             chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
             resume_from_checkpoint = None if chosen is None else str(chosen)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ._messages import check_name, check_number, shown
+from ._messages import check_name, check_number, check_updates_or_share, shown
 from .gradient_norms import GROUPINGS
 from .optim import OPTIMIZERS, parse_optim_args
 from .schedules import DECAYS, WARMUPS, check_schedule, host_scheduler_names
@@ -120,6 +120,15 @@ class WarmupArgumentsMixin:
         default="layer", metadata={"help": f"What a recorded norm is of: {', '.join(GROUPINGS)}."}
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Of an argument that is gone the dataclass would say nothing but that it is unexpected.
+        if "warmup_ratio" in kwargs and not hasattr(cls, "warmup_ratio"):
+            ratio = shown(kwargs["warmup_ratio"])
+            raise ValueError(
+                f"warmup_ratio={ratio} is no argument: use warmup_steps={ratio}, below 1 it is a share of the run."
+            )
+        return super().__new__(cls)
+
     def __setattr__(self, name: str, value: Any) -> None:
         # Also when they are set later, as transformers' own users do: `args.optim = "radam"`.
         resolve = {"optim": _resolve_optim, "lr_scheduler_type": _resolve_scheduler}.get(name)
@@ -152,9 +161,12 @@ class WarmupArgumentsMixin:
         check_number("max_steps", self.max_steps, -1, integer=True)
         check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
         check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
-        # At 1 and above `warmup_steps` counts updates, below it is a ratio.
-        is_count = not isinstance(self.warmup_steps, (int, float)) or self.warmup_steps >= 1
-        self.warmup_steps = check_number("warmup_steps", self.warmup_steps, integer=is_count)
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check_number(name, getattr(self, name), 1, integer=True)
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # transformers makes integers of them
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), -math.inf)
+        self.warmup_steps = check_updates_or_share("warmup_steps", self.warmup_steps)
         check_schedule(self.lr_scheduler_type.value, self.warmup_type, 0, None, self.lr_scheduler_kwargs)
 
     def _check_warmup_length(self) -> None:

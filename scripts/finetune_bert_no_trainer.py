@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, HfArgumentParser, TrainerState, default_data_collator
 
 from hf_warmup import GradientNormRecorder
-from hf_warmup._messages import check_number
+from hf_warmup._messages import check_number, check_updates_or_share, shown
 from hf_warmup.accelerate_utils import (
     check_accelerator,
     create_optimizer,
@@ -111,13 +111,12 @@ class LoopArguments:
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             check_number(name, getattr(self, name))
         check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
-        is_count = self.num_warmup_steps >= 1
-        self.num_warmup_steps = check_number("num_warmup_steps", self.num_warmup_steps, integer=is_count)
+        self.num_warmup_steps = check_updates_or_share("num_warmup_steps", self.num_warmup_steps)
         check_number("seed", self.seed, high=2**32 - 1, integer=True)
         check_number("process_group_timeout", self.process_group_timeout, 1, 10**9, integer=True)
-        if self.checkpointing_steps not in (None, "epoch"):
-            digits = re.fullmatch("[0-9]{1,18}", self.checkpointing_steps) and int(self.checkpointing_steps)
-            check_number("checkpointing_steps", digits or self.checkpointing_steps, 1, integer=True)
+        steps = self.checkpointing_steps
+        if steps is not None and not re.fullmatch("epoch|(?!0+$)[0-9]{1,18}", steps):
+            raise ValueError(f"checkpointing_steps={shown(steps)}: expected an integer in [1, 10^18) or 'epoch'.")
 
     def saves_at(self, step: int, steps_an_epoch: int) -> bool:
         """Whether update `step` is followed by a checkpoint."""

@@ -136,6 +136,22 @@ def test_adam_warmup_gets_the_warmup():
         (lambda m: create_optimizer(m, "radam", -1.0), "lr=-1.0"),
         (lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "linear", 20, 10), "num_warmup_steps=20"),
         (lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "lineal", 2, 10), "Did you mean 'linear'"),
+        (
+            lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "noam", 10, None),
+            "^num_training_steps=None",
+        ),
+        (
+            lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "noam", None, 10),
+            "^num_warmup_steps=None",
+        ),
+        (
+            lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "reduce_lr_on_plateau", 2, 9),
+            "lr_scheduler_type='reduce_lr_on_plateau' follows a metric.*: use WarmupTrainer, or get_scheduler",
+        ),
+        (
+            lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "greedy", 2, 9, warmup_type="linear"),
+            "lr_scheduler_type='greedy' follows a metric",
+        ),
         (lambda m: per_update(create_optimizer(m, "sgd", 1.0)), "lr_scheduler is a SGD: expected a learning-rate"),
     ],
 )

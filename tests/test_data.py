@@ -127,6 +127,11 @@ def test_numbers_as_labels_keep_their_order(write):
     assert data["train"]["label"][:] == list(range(12))
 
 
+def test_whole_numbers_written_as_fractions_are_classes(write):
+    data, _ = load_files(write(train=("csv", "text,label\na,0.0\nb,2.0\n")))
+    assert data["train"]["label"][:] == [0, 1]
+
+
 GOOD = ("csv", "sentence,label\na,0\nb,1\n")
 
 
@@ -150,6 +155,8 @@ GOOD = ("csv", "sentence,label\na,0\nb,1\n")
             r"validation_file='.*label '2'.*'0', '1'",
         ),
         ({"train": GOOD, "test": ("csv", "sentence,label\na,-1\n")}, None, r"test_file='.*label '-1'"),
+        ({"train": ("csv", "sentence,label\na,0.0\nb,2.5\n")}, None, r"train_file='.*label 2\.5: expected classes"),
+        ({"train": GOOD, "test": ("csv", "sentence,label\na,0.5\n")}, None, r"test_file='.*label 0\.5: expected clas"),
         ({"train": ("txt", "a\n")}, None, r"train_file.*'\.txt'.*\.csv, \.json, \.jsonl, \.tsv"),
         ({"train": GOOD}, "sst3", r"task_name='sst3'.*Did you mean 'sst2'"),
     ],

@@ -21,7 +21,11 @@ from test_optim import (
 )
 
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0"),
+]
 forms = pytest.mark.parametrize("form", FORMS, ids=str)
 
 

@@ -129,6 +129,8 @@ def test_a_refusal_and_a_run(tmp_path):
     [
         ("checkpointing_steps", "²"),
         ("checkpointing_steps", "9" * 5000),
+        ("checkpointing_steps", "00"),
+        ("checkpointing_steps", "0" * 5000 + "1"),
         ("process_group_timeout", 10**30),
         ("seed", 2**32),
     ],
@@ -157,6 +159,7 @@ def test_command_lines_of_anything(name, tmp_path):
     @example([("load_best_model_at_end", "true")], True, True)  # transformers answers with three lines
     @example([("deepspeed", "nowhere")], True, True)
     @example([("lr_scheduler_kwargs", "{}")], True, True)
+    @example([("save_steps", "1e999")], True, True)  # transformers would answer with an OverflowError
     def check(flags, equals, complete):
         argv = ["--output_dir", str(tmp_path)] if complete else []
         for flag, word in flags:

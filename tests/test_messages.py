@@ -85,6 +85,7 @@ def test_names():
     ("value", "message"),
     [
         ("rdam", "optim='rdam' is unknown. Did you mean 'radam'? Allowed: adamw, radam, sgd."),
+        ("RAdam", "optim='RAdam' is unknown. Did you mean 'radam'?"),
         ("zzz", "optim='zzz' is unknown. Allowed: adamw, radam, sgd."),
         ("", "optim='' is unknown. Allowed: adamw, radam, sgd."),
         (None, "optim=None is unknown. Allowed: adamw, radam, sgd."),
@@ -95,6 +96,11 @@ def test_unknown_names(value, message):
     with pytest.raises(ValueError, match="is unknown") as caught:
         check_name("optim", value, ("sgd", "radam", "adamw"))
     assert str(caught.value).startswith(message)
+
+
+def test_an_unknown_name_of_something():
+    with pytest.raises(ValueError, match=r"^optim_args='epss' is unknown to 'radam'\. Did you mean 'Eps'\?"):
+        check_name("optim_args", "epss", ("Eps",), of="radam")
 
 
 def test_unknown_name_where_nothing_is_allowed():
@@ -121,6 +127,10 @@ def test_flags(monkeypatch):
         (["--learning_rte", "1"], r"^--learning_rte is no argument\. Did you mean --learning_rate\?$"),
         (["--zzz"], r"^--zzz is no argument\.$"),
         (["nowhere"], r"^nowhere is no argument\.$"),
+        (["--Learning_Rate", "1"], r"^--Learning_Rate is no argument\. Did you mean --learning_rate\?$"),
+        (["a.json", "--learning_rate", "1"], r"^a\.json is no argument: a file of arguments stands alone"),
+        (["--learning_rate", "1", "a.yaml"], r"^a\.yaml is no argument: a file of arguments stands alone"),
+        (["--warmup_ratio", "0.1"], r"^--warmup_ratio is no argument\.$"),
     ],
 )
 def test_unknown_flags(flags, sentence):

@@ -13,6 +13,7 @@ from hf_warmup import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
 from hf_warmup.optim import optimizer_kwargs, parse_optim_args
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")  # the arithmetic without one, too
 CLASSES = [RAdam, AdamWarmup, GIAdam]
 REFERENCE = {RAdam: reference.radam, AdamWarmup: reference.adam_warmup, GIAdam: reference.gi_adam}
 # An eps and a decay large enough that a mistake in their scaling by r_t or the bias corrections shows, and a factor
@@ -120,6 +121,20 @@ def test_radam_is_torchs(decoupled):
     ours = RAdam(parameters(start), **HYPER, degenerated_to_sgd=True, decoupled_weight_decay=decoupled)
     theirs = torch.optim.RAdam(parameters(start), **HYPER, decoupled_weight_decay=decoupled)
     assert_close(train(ours, grads), train(theirs, grads), 1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_adam_warmup_of_no_updates_says_so_at_the_first():
+    params = parameters(problem()[0])
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.warns(UserWarning, match="^AdamWarmup with warmup_steps=0 does not warm up: expected at least 1"):
+        AdamWarmup(params).step()
+    AdamWarmup(params, warmup_steps=1).step()
+    handed_over = AdamWarmup(params)
+    for group in handed_over.param_groups:
+        group["warmup_steps"] = 3
+    handed_over.step()
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 70])

@@ -11,6 +11,7 @@ from hf_warmup import OPTIMIZERS
 from hf_warmup.optim import optimizer_kwargs
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")  # as the name alone builds it
 names = pytest.mark.parametrize("name", OPTIMIZERS)
 
 

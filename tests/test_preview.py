@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -115,6 +116,31 @@ def test_the_command_draws_into_the_terminal_and_reads_a_file(tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == [path]  # no output folder is made
 
 
+def test_the_training_commands_flags(tmp_path, capsys):
+    line = "--model_name_or_path bert-base-uncased --task_name sst2 --do_train --do_eval --max_seq_length 64"
+    line += f" --output_dir {tmp_path} --lr_scheduler_type noam --warmup_steps 4 --max_steps 16 --learning_rate 0.1"
+    main(line.split())
+    by_flags = capsys.readouterr().out
+    assert "noam, warmup 4" in by_flags
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps({"model_name_or_path": "a", "pad_to_max_length": False, "lr_scheduler_type": "noam",
+                                "warmup_steps": 4, "max_steps": 16, "learning_rate": 0.1}))  # fmt: skip
+    main([str(path)])
+    assert capsys.readouterr().out == by_flags
+
+
+def test_the_command_shows_what_training_would_say(capsys, caplog):
+    main(["--optim", "adam_warmup", "--max_steps", "9", "--compare", "cosine"])
+    assert capsys.readouterr().err.count("warning: AdamWarmup with warmup_steps=0 does not warm up") == 1
+    main(["--warmup_type", "linear", "--max_steps", "9"])
+    assert "warmup_type='linear' with num_warmup_steps=0 is no warmup" in caplog.text
+
+
+def test_one_name_to_compare_with_is_a_list(tmp_path):
+    with pytest.raises(ValueError, match=r"^compare='noam': expected a list, such as \['noam'\]\.$"):
+        preview_schedule(arguments(tmp_path), compare="noam")
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -126,7 +152,9 @@ def test_the_command_draws_into_the_terminal_and_reads_a_file(tmp_path, capsys, 
         ("--max_steps 9 --warmup_steps 10", "warmup_steps=10: expected at most max_steps=9"),
         ("--num_training_steps 0", "num_training_steps=0: expected an integer in [1, inf)"),
         ("--max_steps 9 --warmupp 3", "--warmupp is no argument"),
-        ("--max_steps 9 --output nowhere/a.png", "nowhere/a.png"),
+        ("--max_steps 9 --output nowhere/a.png", "output='nowhere/a.png': there is no folder nowhere."),
+        ("--max_steps 9 --max_seq_lenght 64", "--max_seq_lenght is no argument. Did you mean --max_seq_length?"),
+        ("--max_steps 9 --num_training_steps 12", "num_training_steps=12: expected max_steps=9"),
         ("--max_steps 9 --output a.pngg", "Format 'pngg' is not supported"),
         ("--max_steps 9 --optim adam_warmup --compare linear:cosine", "the optimizer warms up already"),
         ("--lr_scheduler_type reduce_lr_on_plateau --max_steps 9", "requires an eval strategy"),

@@ -11,6 +11,7 @@ import transformers
 from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_warmup import get_schedule, get_scheduler, with_warmup
+from hf_warmup._from_args import scheduler_on
 from hf_warmup.schedules import join, linear_warmup
 from reference.schedules import RECURSIONS, WARMUPS, iterate, noam
 from stepping import adamw, lrs_of, through_file
@@ -252,7 +253,7 @@ WRAPPED = {
     "milestones": partial(torch_schedulers.MultiStepLR, milestones=[5, 100]),
     "exponential": partial(torch_schedulers.ExponentialLR, gamma=0.99),
     "linear": partial(torch_schedulers.LinearLR, start_factor=1.0, end_factor=0.1, total_iters=200),
-    "lambda": partial(torch_schedulers.LambdaLR, lr_lambda=[partial(linear_warmup, num_warmup_steps=9), wave]),
+    "lambda": partial(torch_schedulers.LambdaLR, lr_lambda=[partial(pow, 0.99), wave]),
     "plateau": partial(torch_schedulers.ReduceLROnPlateau, patience=1, factor=0.7),
 }
 
@@ -298,6 +299,49 @@ class TestWithWarmup:
 def test_with_warmup_refuses_what_is_not_a_function():
     with pytest.raises(ValueError, match="warmup='linear'"):
         with_warmup(WRAPPED["step"](adamw(0.3)), "linear")
+
+
+def warming_optimizer():
+    """As schedulefree's: its own warmup stands in its groups."""
+    optimizer = adamw(0.4)
+    optimizer.param_groups[0]["warmup_steps"] = 2
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau"])
+def test_a_name_without_a_warmup_is_none_beside_the_optimizers_own(name, caplog):
+    get_scheduler(name, warming_optimizer(), 2, 8)
+    scheduler_on(warming_optimizer(), name, 2, 8)
+    assert caplog.text == ""
+    scheduler_on(adamw(0.4), name, 2, 8)
+    assert f"lr_scheduler_type='{name}' has no warmup of its own: warmup_steps=2 is not used" in caplog.text
+    for build in (get_scheduler, lambda name, optimizer, *lengths: scheduler_on(optimizer, name, *lengths)):
+        with pytest.raises(ValueError, match="the optimizer warms up already"):
+            build("constant_with_warmup", warming_optimizer(), 2, 8)
+
+
+@pytest.mark.parametrize("warmup_type", ["linear", "constant", "exponential", "cosine"])
+def test_a_named_warmup_without_a_length_says_so_once(warmup_type, caplog):
+    get_scheduler("cosine", adamw(0.4, 0.1), 0, 8, warmup_type=warmup_type)
+    get_scheduler("cosine", adamw(0.4), 2, 8, warmup_type=warmup_type)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"warmup_type={warmup_type!r} with num_warmup_steps=0 is no warmup: expected")
+
+
+@pytest.mark.parametrize("warmup_type", [None, "none", "untuned_linear", "untuned_exponential", "radam"])
+def test_what_needs_no_length_is_silent(warmup_type, caplog):
+    for name in ("cosine", "noam"):
+        get_scheduler(name, adamw(0.4), 0, 8, warmup_type=warmup_type)
+    assert caplog.text == ""
+
+
+def test_a_warmup_is_not_longer_than_the_run():
+    for name, warmup_type in [("cosine", "linear"), ("cosine", "none"), ("noam", None)]:
+        with pytest.raises(ValueError, match=r"^num_warmup_steps=200: expected at most the 100 updates\.$"):
+            get_scheduler(name, adamw(0.4), 200, 100, warmup_type=warmup_type)
+        assert get_scheduler(name, adamw(0.4), 100, 100, warmup_type=warmup_type)
+    theirs = transformers.get_scheduler("cosine", adamw(0.4), 200, 100)
+    assert lrs_of(get_scheduler("cosine", adamw(0.4), 200, 100), 250) == lrs_of(theirs, 250)
 
 
 def test_reduce_lr_on_plateau_behind_a_warmup_by_name():

@@ -85,6 +85,7 @@ def test_finetune_from_a_checkpoint(finetune, files, tmp_path, placement):
         (("--max_train_samples", 0), "max_train_samples=0: expected an integer in [1, inf)"),
         (("--report_to", "tensorbord"), "tensorbord"),
         (("--warmup_stepps", 3), "--warmup_stepps is no argument. Did you mean --warmup_steps?"),
+        (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps=0: expected an integer in [1, inf)"),
         (("--norm_placement", "per"), "norm_placement='per' is unknown. Did you mean"),
     ],
     ids=lambda value: "",
@@ -94,6 +95,14 @@ def test_finetune_says_what_is_wrong_in_one_sentence(finetune, files, tmp_path, 
     error = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert sentence in error[0]
+    assert not (tmp_path / "out" / "trainer_state.json").exists()
+
+
+@pytest.mark.parametrize("placement", [(), ("--norm_placement", "pre")])
+def test_sequences_beyond_a_checkpoints_positions_are_refused(finetune, files, tmp_path, placement):
+    flags = ("--model_name_or_path", files / "checkpoint", "--max_seq_length", 17, *placement)
+    _, err = finetune(tmp_path / "out", *flags, rc=2)
+    assert "error: max_seq_length=17: expected at most the 16 positions of " in err
     assert not (tmp_path / "out" / "trainer_state.json").exists()
 
 

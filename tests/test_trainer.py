@@ -17,9 +17,11 @@ from hf_warmup import (
     WarmupTrainerMixin,
     create_optimizer_and_scheduler,
     get_scheduler,
+    with_warmup,
 )
 from hf_warmup._from_args import ignores_num_items_in_batch
 from hf_warmup.gradient_norms import FILE_NAME, read_gradient_norms
+from hf_warmup.schedules import linear_warmup
 from tiny import TINY, arguments, column, examples, run, tiny_bert, train
 
 
@@ -359,3 +361,36 @@ def test_a_noam_peak_that_cannot_be_meant_warns_with_both_numbers(tmp_path):
 def test_fp16_that_a_cpu_would_silently_leave_out_is_refused(tmp_path):
     with pytest.raises(ValueError, match="fp16=True needs a GPU"):
         WarmupTrainer(tiny_bert(), arguments(tmp_path, fp16=True))
+
+
+def test_a_run_of_another_length_or_without_examples_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^num_training_steps=12: expected max_steps=8 of args\.$"):
+        create_optimizer_and_scheduler(tiny_bert(), arguments(tmp_path), num_training_steps=12)
+    with pytest.raises(ValueError, match=r"^train_dataset has no examples: expected at least one\.$"):
+        WarmupTrainer(model=tiny_bert(), args=arguments(tmp_path), train_dataset=[]).train()
+
+
+def test_a_warmup_that_optimizers_leave_out_is_said(tmp_path, caplog):
+    recipe = {"warmup_type": "cosine", "warmup_steps": 0.5}
+
+    def make(build, **kwargs):
+        model, args = tiny_bert(), arguments(tmp_path, **kwargs)
+        WarmupTrainer(model=model, args=args, train_dataset=examples(), optimizers=build(model, args))
+        said, _ = caplog.text, caplog.clear()
+        return said
+
+    def step_lr(model, args):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3)
+
+    def behind_a_warmup(model, args):
+        optimizer, scheduler = step_lr(model, args)
+        return optimizer, with_warmup(scheduler, partial(linear_warmup, num_warmup_steps=4))
+
+    def ours(model, args):
+        return create_optimizer_and_scheduler(model, args, 8)
+
+    sentence = "warmup_type='cosine', warmup_steps=0.5: not used, optimizers= brings a StepLR; put a warmup in front"
+    assert sentence in make(step_lr, **recipe)
+    assert make(step_lr) == make(behind_a_warmup, **recipe) == make(ours, **recipe) == ""
+    assert make(ours, optim="adam_warmup", warmup_steps=4) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -131,19 +131,31 @@ MISTAKES = [
     ({"weight_decay": float("inf")}, "weight_decay=inf: expected"),
     ({"adam_beta2": 1.0}, "adam_beta2=1.0: expected a finite number in [0, 1)"),
     ({"warmup_steps": -1}, "warmup_steps=-1: expected"),
-    ({"warmup_steps": 1.5}, "warmup_steps=1.5: expected an integer"),
+    ({"warmup_steps": 1.5}, "warmup_steps=1.5: expected an integer in [0, inf), or a share of the run in (0, 1)."),
+    ({"warmup_steps": None}, "warmup_steps=None: expected an integer in [0, inf), or a share of the run in (0, 1)."),
+    ({"save_steps": float("inf")}, "save_steps=inf: expected a finite number"),
+    ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: expected an integer in [1, inf)"),
+    ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0: expected an integer in [1, inf)"),
+    ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1: expected an integer in [1, inf)"),
+    ({"optim": "RAdam"}, "optim='RAdam' is unknown. Did you mean 'radam'?"),
     ({"warmup_steps": 9}, "warmup_steps=9: expected at most max_steps=8"),
     ({"grad_norm_steps": -1}, "grad_norm_steps=-1: expected an integer"),
     ({"warmup_epochs": 1}, "warmup_epochs=1 needs num_train_epochs"),
     ({"warmup_epochs": 4, "max_steps": -1}, "warmup_epochs=4: expected at most num_train_epochs=3"),
     ({"warmup_epochs": 1, "warmup_steps": 3, "max_steps": -1}, "give one of them"),
     ({"optim": "radam", "optim_args": "degenerated"}, "expected key=value,key=value, found 'degenerated'"),
-    ({"optim": "radam", "optim_args": "degenerate_to_sgd=1"}, "Did you mean 'degenerated_to_sgd'"),
+    (
+        {"optim": "radam", "optim_args": "degenerate_to_sgd=1"},
+        "optim_args='degenerate_to_sgd' is unknown to 'radam'. Did you mean 'degenerated_to_sgd'",
+    ),
     ({"optim": "radam", "optim_args": "degenerated_to_sgd=maybe"}, "is not of the kind of its default, False"),
     ({"optim": "sgd", "optim_args": "momentun=0.9"}, "Did you mean 'momentum'"),
     ({"lr_scheduler_kwargs": "{d_model"}, "is not valid JSON"),
     ({"lr_scheduler_kwargs": "[1]"}, "expected a dictionary"),
-    ({"lr_scheduler_type": "noam", "lr_scheduler_kwargs": {"dmodel": 1}}, "Did you mean 'd_model'"),
+    (
+        {"lr_scheduler_type": "noam", "lr_scheduler_kwargs": {"dmodel": 1}},
+        "lr_scheduler_kwargs='dmodel' is unknown to 'noam'. Did you mean 'd_model'",
+    ),
     ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patienc": 1}}, "Did you mean 'patience'"),
     ({"lr_scheduler_type": "exponential", "lr_scheduler_kwargs": {"gamma": 2}}, "gamma in lr_scheduler_kwargs=2"),
     ({"optim": "adam_warmup", "warmup_type": "linear"}, "the optimizer warms up already"),
@@ -159,3 +171,20 @@ def test_a_mistake_is_one_sentence(tmp_path, flags, sentence):
     message = str(caught.value)
     assert sentence.replace("is not valid JSON", "expected a JSON object") in message
     assert "\n" not in message
+
+
+@pytest.mark.filterwarnings("ignore:warmup_ratio:FutureWarning")  # of the versions of transformers that have it
+def test_warmup_ratio_is_transformers_or_one_sentence(tmp_path):
+    if "warmup_ratio" in {each.name for each in fields(TrainingArguments)}:
+        assert arguments(tmp_path, warmup_ratio=0.25, max_steps=8).get_warmup_steps(8) == 2
+        return
+    with pytest.raises(ValueError, match=r"^warmup_ratio=0\.1 is no argument: use warmup_steps=0\.1, below 1 it is"):
+        WarmupTrainingArguments(str(tmp_path), warmup_ratio=0.1)
+    with pytest.raises(ValueError, match=r"^--warmup_ratio is no argument: use --warmup_steps 0\.1, below 1 it"):
+        from_command_line(tmp_path, {"warmup_ratio": 0.1})
+
+
+def test_a_flag_that_transformers_has_dropped(tmp_path):
+    if "overwrite_output_dir" not in {each.name for each in fields(TrainingArguments)}:
+        with pytest.raises(ValueError, match=r"^--overwrite_output_dir is no argument: transformers has taken it away"):
+            from_command_line(tmp_path, {"overwrite_output_dir": True})

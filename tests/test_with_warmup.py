@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from torch.optim import lr_scheduler as torch_schedulers
 
-from hf_warmup import AdamWarmup, get_schedule, get_scheduler, with_warmup
-from hf_warmup.schedules import constant_warmup, linear_warmup, no_warmup
+from hf_warmup import AdamWarmup, get_schedule, get_scheduler, per_update, with_warmup
+from hf_warmup.schedules import DECAYS, WARMUPS, constant_warmup, linear_warmup, no_warmup, scheduler_warms_up
 from stepping import adamw, lrs_of, through_file
 
 
@@ -148,6 +149,103 @@ def test_a_mistake_is_one_sentence(build, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+RAMP = partial(linear_warmup, num_warmup_steps=4)
+
+
+def chained(optimizer):
+    decay = torch_schedulers.ExponentialLR(optimizer, 0.9)
+    return torch_schedulers.ChainedScheduler([decay, torch_schedulers.LinearLR(optimizer)])
+
+
+def first_linear(optimizer):
+    pieces = [torch_schedulers.LinearLR(optimizer), cosine(optimizer)]
+    return torch_schedulers.SequentialLR(optimizer, pieces, [3])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(
+            partial(get_scheduler, "linear", num_warmup_steps=4, num_training_steps=20, warmup_type=each)
+            for each in sorted(WARMUPS.keys() - {"none"})
+        ),
+        partial(get_scheduler, "noam", num_warmup_steps=4),
+        lambda optimizer: transformers.get_linear_schedule_with_warmup(optimizer, 4, 20),
+        lambda optimizer: transformers.get_constant_schedule_with_warmup(optimizer, 1),
+        lambda optimizer: transformers.get_cosine_schedule_with_warmup(optimizer, 4000, 10_000),
+        lambda optimizer: torch_schedulers.LambdaLR(optimizer, RAMP),
+        partial(torch_schedulers.OneCycleLR, max_lr=1.0, total_steps=20),
+        torch_schedulers.LinearLR,
+        torch_schedulers.ConstantLR,
+        first_linear,
+        sequential,
+        chained,
+        lambda optimizer: per_update(get_scheduler("noam", optimizer, 4)),
+        lambda optimizer: per_update(with_warmup(cosine(optimizer), RAMP)),
+    ],
+)
+def test_a_second_warmup_is_refused(build):
+    with pytest.raises(ValueError, match=r"lr_scheduler warms up already \(\w+\): expected one warmup") as caught:
+        with_warmup(build(adamw(0.4)), RAMP)
+    assert "\n" not in str(caught.value)
+    assert scheduler_warms_up(build(adamw(0.4)))
+
+
+HOST = {  # transformers' schedules without their warmups
+    "linear": {},
+    "constant": {},
+    "cosine": {},
+    "cosine_with_restarts": {"num_cycles": 3},
+    "polynomial": {},
+    "inverse_sqrt": {},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "warmup_stable_decay": {"num_decay_steps": 5},
+}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(partial(get_scheduler, name, num_warmup_steps=0, num_training_steps=20, scheduler_specific_kwargs=kwargs)
+          for name, kwargs in HOST.items()),
+        *(partial(get_scheduler, name, num_warmup_steps=4, num_training_steps=20, scheduler_specific_kwargs=kwargs,
+                  warmup_type="none") for name, kwargs in HOST.items()),
+        *(partial(get_scheduler, name, num_warmup_steps=4, warmup_type="none") for name in DECAYS),
+        cosine,
+        partial(torch_schedulers.CosineAnnealingWarmRestarts, T_0=3),
+        partial(torch_schedulers.StepLR, step_size=3),
+        partial(torch_schedulers.LinearLR, start_factor=1.0, end_factor=0.1),
+        partial(torch_schedulers.CyclicLR, base_lr=0.1, max_lr=0.4),
+        partial(torch_schedulers.MultiplicativeLR, lr_lambda=lambda step: 0.9),
+        torch_schedulers.ReduceLROnPlateau,
+        lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 0.5 ** (step % 5)),
+        lambda optimizer: torch_schedulers.SequentialLR(optimizer, [cosine(optimizer), cosine(optimizer)], [3]),
+        lambda optimizer: per_update(cosine(optimizer)),
+    ],
+)  # fmt: skip
+def test_a_decay_a_restart_and_a_cycle_are_no_warmup(build):
+    assert with_warmup(build(adamw(0.4, cls=torch.optim.SGD)), RAMP)
+
+
+def test_one_warmup_is_one_of_each_group():
+    lambdas = [lambda step: 0.9**step, RAMP]
+    scheduler = with_warmup(torch_schedulers.LambdaLR(adamw(0.4, 0.1), lambdas), [RAMP, no_warmup])
+    assert lrs_of(scheduler, 1) == [pytest.approx([0.1, 0.025])]
+    with pytest.raises(ValueError, match="expected one warmup"):
+        with_warmup(torch_schedulers.LambdaLR(adamw(0.4, 0.1), lambdas), RAMP)
+
+
+@pytest.mark.parametrize("length", [-4, 0.5, None])
+def test_a_length_that_is_no_number_of_updates_is_refused(length):
+    with pytest.raises(ValueError, match=rf"^num_warmup_steps={length}: expected an integer in \[0, inf\)\.$"):
+        with_warmup(cosine(adamw(0.4)), partial(linear_warmup, num_warmup_steps=length))
+
+
+def test_an_optimizer_is_no_scheduler():
+    with pytest.raises(ValueError, match=r"^lr_scheduler is a AdamW: expected a learning-rate scheduler\.$"):
+        with_warmup(adamw(0.4), RAMP)
 
 
 def test_two_schedules_on_one_optimizer_are_noticed():

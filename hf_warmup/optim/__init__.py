@@ -89,7 +89,7 @@ def parse_optim_args(name: str, optim_args: str | None) -> dict[str, Any]:
             raise ValueError(f"optim_args={optim_args!r}: expected key=value,key=value, found {piece!r}.")
         if key in _FLAGS:
             raise ValueError(f"optim_args={optim_args!r}: {key} is set by {_FLAGS[key]}.")
-        check_name(f"optim_args of {name!r}", key, allowed)
+        check_name("optim_args", key, allowed, of=name)
         value, default = _parse_value(text), parameters[key].default
         kinds: dict[type, Any] = {bool: bool, int: (int, float), float: (int, float), type(None): (bool, type(None))}
         expected = kinds.get(type(default), str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from .._messages import check_number
@@ -20,8 +21,9 @@ class AdamWarmup(AdamFamily):
         betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): Moment coefficients, each in [0, 1).
         eps (`float`, defaults to 1e-8): Added to the root of the second moment, at least 0.
         weight_decay (`float`, defaults to 0.0): Decoupled, by the learning rate in force; at least 0.
-        warmup_steps (`int`, defaults to 0): Updates until the full learning rate. A ratio of a run is refused: an
-            optimizer does not know how long the run is, `WarmupTrainingArguments(warmup_steps=0.06)` does.
+        warmup_steps (`int`, defaults to 0): Updates until the full learning rate; at 0, which is AdamW, the first
+            update warns. A ratio of a run is refused: an optimizer does not know how long the run is,
+            `WarmupTrainingArguments(warmup_steps=0.06)` does.
         maximize (`bool`, defaults to `False`): Ascend.
         foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
         capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
@@ -83,5 +85,8 @@ class AdamWarmup(AdamFamily):
         group["warmup_steps"] = check_number("warmup_steps", group["warmup_steps"], integer=True)
 
     def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
+        # Not in the constructor: a schedule may hand the number over (`create_scheduler`, `WarmupTrainer`).
+        if t == 1 and not group["warmup_steps"]:
+            warnings.warn("AdamWarmup with warmup_steps=0 does not warm up: expected at least 1.", stacklevel=2)
         factor = t / group["warmup_steps"] if t < group["warmup_steps"] else 1.0
         return Coefficients(group["lr"] * factor, group["eps"], group["weight_decay"])

@@ -8,7 +8,9 @@ survive a `weights_only` load.
 
 from ._compose import (
     METRIC_SCHEDULERS,
+    NAMES_WITHOUT_WARMUP,
     Schedule,
+    check_length,
     check_schedule,
     get_schedule,
     host_scheduler_names,
@@ -17,6 +19,7 @@ from ._compose import (
     schedule_keywords,
 )
 from ._get_scheduler import get_scheduler, innermost
+from ._one_warmup import optimizer_warms_up, scheduler_warms_up
 from ._with_warmup import WarmupLR, with_warmup
 from .decays import DECAYS, NOAM_PEAK, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
 from .warmups import (
@@ -35,10 +38,12 @@ from .warmups import (
 __all__ = [
     "DECAYS",
     "METRIC_SCHEDULERS",
+    "NAMES_WITHOUT_WARMUP",
     "NOAM_PEAK",
     "WARMUPS",
     "Schedule",
     "WarmupLR",
+    "check_length",
     "check_schedule",
     "constant_warmup",
     "cosine_warmup",
@@ -54,9 +59,11 @@ __all__ = [
     "multiply",
     "no_warmup",
     "noam_decay",
+    "optimizer_warms_up",
     "power_decay",
     "radam_warmup",
     "schedule_keywords",
+    "scheduler_warms_up",
     "sine_decay",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",

@@ -79,6 +79,8 @@ def _host_decay(step: int, *, curve: Schedule, num_warmup_steps: int, num_traini
 
 # Steered by a metric, not by the update: no function of the step.
 METRIC_SCHEDULERS = {"reduce_lr_on_plateau": "ReduceLROnPlateau", "greedy": "GreedyLR"}
+# transformers' names that take `num_warmup_steps` and do nothing with it.
+NAMES_WITHOUT_WARMUP = ("constant", *METRIC_SCHEDULERS)
 
 
 def host_scheduler_names() -> list[str]:
@@ -183,7 +185,7 @@ def check_schedule(
         raise ValueError(f"warmup_type={warmup_type!r} and warmup_type={theirs}: give one of them.")
     decay, warmup = schedule_keywords(name, warmup_type or ("linear" if name in DECAYS else None))
     for key, value in kwargs.items():
-        check_name(f"lr_scheduler_kwargs of {name!r}", key, decay | warmup)
+        check_name("lr_scheduler_kwargs", key, decay | warmup, of=name)
         if key in warmup or name in DECAYS:
             kwargs[key] = check_number(f"{key} in lr_scheduler_kwargs", value, **_RANGES[key])
         else:
@@ -194,6 +196,12 @@ def check_schedule(
             f"lr_scheduler_kwargs={shown(kwargs)}: {name!r} needs {missing}, such as {{{missing!r}: 100}}."
         )
     return name
+
+
+def check_length(num_warmup_steps: int, num_training_steps: int | None) -> None:
+    """A warmup is not longer than a run, where the run's length is known."""
+    if num_training_steps and num_warmup_steps > num_training_steps:
+        raise ValueError(f"num_warmup_steps={num_warmup_steps}: expected at most the {num_training_steps} updates.")
 
 
 def _needed(name: str) -> set[str]:

@@ -7,19 +7,26 @@ from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers.utils import logging
 
 from .._messages import shown
 from ._compose import (
     METRIC_SCHEDULERS,
+    NAMES_WITHOUT_WARMUP,
     Schedule,
+    check_length,
     check_schedule,
     get_schedule,
     host_scheduler,
     schedule_keywords,
 )
+from ._one_warmup import optimizer_warms_up
 from ._with_warmup import with_warmup
 from .decays import DECAYS
 from .warmups import WARMUPS
+
+
+logger = logging.get_logger(__name__)
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
@@ -57,7 +64,8 @@ def get_scheduler(
         whatever transformers returns.
 
     Raises:
-        `ValueError`: As [`get_schedule`]; and for a warmup that follows from `beta2` where the optimizer has none.
+        `ValueError`: As [`get_schedule`]; for a warmup that follows from `beta2` where the optimizer has none, a second
+            warmup, and, except for transformers' own, one that is longer than the run.
 
     Example:
 
@@ -78,9 +86,16 @@ def get_scheduler(
     kwargs = dict(scheduler_specific_kwargs or {})
     warmup_steps = 0 if num_warmup_steps is None else num_warmup_steps
     name = check_schedule(name, warmup_type, warmup_steps, num_training_steps, kwargs)
+    if warmup_type is not None or name in DECAYS:
+        check_length(warmup_steps, num_training_steps)
+    if not warmup_steps and warmup_type and "num_warmup_steps" in inspect.signature(WARMUPS[warmup_type]).parameters:
+        logger.warning(
+            f"warmup_type={warmup_type!r} with num_warmup_steps={num_warmup_steps} is no warmup: expected its length "
+            "(as training arguments: warmup_steps)."
+        )
     beta2 = kwargs.pop("beta2", None)
-    warms = warmup_type != "none" and (num_warmup_steps or (warmup_type and warmup_type != "none"))
-    if warms and any(group.get("warmup_steps") for group in optimizer.param_groups):
+    warms = warmup_type or (warmup_steps and name not in NAMES_WITHOUT_WARMUP)
+    if warms and warmup_type != "none" and optimizer_warms_up(optimizer):
         raise ValueError(
             f"warmup_type={warmup_type!r}, num_warmup_steps={num_warmup_steps}: the optimizer warms up already "
             f'({_name(optimizer)} with warmup_steps > 0); give warmup_type="none".'

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
     CyclicLR,
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from .._messages import check_number, shown
+from ._one_warmup import optimizer_warms_up, scheduler_warms_up
 from .warmups import no_warmup
 
 
@@ -190,6 +192,8 @@ def _check_warmup(warmup: Callable[[int], float]) -> None:
             f"warmup={name} needs {', '.join(missing)}: expected a function of the step alone, such as "
             f"partial({name}, {missing[0]}=100)."
         )
+    if isinstance(warmup, partial) and "num_warmup_steps" in warmup.keywords:
+        check_number("num_warmup_steps", warmup.keywords["num_warmup_steps"], integer=True)
 
 
 def with_warmup(
@@ -216,7 +220,8 @@ def with_warmup(
         that joins the run.
 
     Raises:
-        `ValueError`: For a warmup that needs more than the step, epochs of unknown length, or a second warmup.
+        `ValueError`: For a warmup that needs more than the step, epochs of unknown length, or a second warmup: an
+            optimizer or a `lr_scheduler` that warms up by itself.
 
     Example:
 
@@ -236,6 +241,8 @@ def with_warmup(
 
     ```
     """
+    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "optimizer"):
+        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
     groups = lr_scheduler.optimizer.param_groups
     warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
     if len(warmups) != len(groups) or not all(map(callable, warmups)):
@@ -273,5 +280,11 @@ def _check_one_warmup(lr_scheduler: LRScheduler, warmups: list[Callable[[int], f
     if isinstance(lr_scheduler, WarmupLR):
         raise ValueError("lr_scheduler warms up already, it comes from with_warmup: expected one warmup.")
     optimizer = lr_scheduler.optimizer
-    if any(group.get("warmup_steps") for group in optimizer.param_groups) and set(warmups) != {no_warmup}:
+    warmed = [i for i, warmup in enumerate(warmups) if warmup is not no_warmup]
+    if warmed and optimizer_warms_up(optimizer):
         raise ValueError(f"The optimizer warms up already ({type(optimizer).__name__}): expected one warmup.")
+    if any(scheduler_warms_up(lr_scheduler, i) for i in warmed):
+        raise ValueError(
+            f"lr_scheduler warms up already ({type(lr_scheduler).__name__}): expected one warmup, give a scheduler "
+            "without its own."
+        )

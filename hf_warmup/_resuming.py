@@ -42,7 +42,7 @@ def check_same_kind(checkpoint: str | Path, optimizer: Optimizer, lr_scheduler: 
     path, saved = _read(checkpoint, "scheduler")
     if saved is not None:
         needed = _keys_needed(lr_scheduler.state_dict(), saved)
-        schedule = "schedule it was made with, a WarmupUntilCallback or none as there was"
+        schedule = "schedule and, if any, the WarmupUntilCallback it was made with"
         _refuse(path, set(saved), needed, "this run's schedule", schedule, "lr_scheduler_type")
 
 
@@ -87,8 +87,12 @@ def _refuse(path: Path, held: set[str], needed: set[str], name: str, those: str,
     if needed:
         value = read_run_settings(path.parent).get("training_args", {}).get(argument)
         known = f" ({argument}={value!r} in its {FILE_NAME})" if value else ""
-        public = sorted(key for key in held if not key.startswith("_"))
         raise ValueError(
-            f"{path} holds {', '.join(public) or 'no state'}; {name} needs {', '.join(sorted(needed))}: resume with "
+            f"{path} holds {_listed(held) or 'no state'}; {name} needs {_listed(needed)}: resume with "
             f"the {those}{known}, or start anew."
         )
+
+
+def _listed(keys: set[str], most: int = 4) -> str:
+    public = sorted(key for key in keys if not key.startswith("_"))
+    return ", ".join(public[:most]) + (", ..." if len(public) > most else "")

@@ -32,7 +32,11 @@ def of_each_kind(tmp_path_factory):
         ("sgdm", "radam", "holds momentum_buffer; RAdam needs exp_avg, exp_avg_sq"),
         ("sgdm", "adamw_torch", "holds momentum_buffer; AdamW needs betas, eps, exp_avg, exp_avg_sq"),
         ("radam", "adafactor", "Adafactor needs beta1, clip_threshold, decay_rate"),
-        ("adafactor", "radam", "exp_avg_sq_col, exp_avg_sq_row, step; RAdam needs exp_avg, exp_avg_sq"),
+        (
+            "adafactor",
+            "radam",
+            "holds RMS, exp_avg_sq, exp_avg_sq_col, exp_avg_sq_row, ...; RAdam needs exp_avg, exp_avg_sq",
+        ),
         ("adamw", "nadam", "holds exp_avg, exp_avg_sq, step; NAdam needs momentum_decay"),
         ("adamw", "rmsprop", "RMSprop needs alpha"),
         ("rmsprop", "adadelta", "holds square_avg, step; Adadelta needs rho"),
@@ -101,7 +105,7 @@ def test_the_state_of_another_kind_of_schedule_is_refused_before_training(tmp_pa
     train(trainer(**before))
     again = trainer(**now)
     with pytest.raises(
-        ValueError, match=rf"scheduler.pt holds .*; .* needs .*{needed}.*: resume with the schedule it was"
+        ValueError, match=rf"scheduler.pt holds .*; .* needs .*{needed}.*: resume with the schedule and, if any,"
     ):
         train(again, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert again.state.global_step == 2  # that of the checkpoint

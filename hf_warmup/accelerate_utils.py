@@ -20,8 +20,10 @@ from ._deepspeed import refuse_swaps
 from ._from_args import decay_groups, scheduler_on
 from ._messages import check_name, check_number
 from ._recording import record_gradient_norms
+from ._resuming import check_same_kind
 from .checkpoints import STATE, check_not_beyond, checkpoints, full_disk_is_said, resolve_checkpoint
 from .optim import OPTIMIZERS, optimizer_kwargs
+from .run_settings import copy_run_settings
 from .schedules import METRIC_SCHEDULERS, check_length, innermost
 
 
@@ -226,6 +228,7 @@ def save_checkpoint(
         try:
             accelerator.save_state(str(unfinished))
             if accelerator.is_main_process:
+                copy_run_settings(output_dir, unfinished)
                 state.save_to_json(str(unfinished / STATE))
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -263,7 +266,8 @@ def load_checkpoint(
         `TrainerState`: Its `global_step` is the number of updates made; 0 if `"auto"` found none.
 
     Raises:
-        `ValueError`: If the checkpoint is damaged, with the file's name and the last whole one.
+        `ValueError`: If the checkpoint is damaged, with the file's name and the last whole one; or if it is of another
+            kind of optimizer or schedule.
     """
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     own = None if sharded else accelerator.unwrap_model(model)
@@ -271,5 +275,10 @@ def load_checkpoint(
     if folder is None:
         return TrainerState()
     check_not_beyond(folder, max_steps)
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        for optimizer, scheduler in zip(accelerator._optimizers[:1], accelerator._schedulers[:1], strict=False):
+            check_same_kind(folder, optimizer, scheduler)
+    if accelerator.is_main_process:
+        copy_run_settings(folder, output_dir)
     accelerator.load_state(str(folder))
     return TrainerState.load_from_json(str(folder / STATE))

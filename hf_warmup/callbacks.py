@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from difflib import get_close_matches
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -65,12 +66,14 @@ class WarmupUntilCallback(TrainerCallback):
     def reset(self) -> None:
         """As at the beginning of a run."""
         self.num_warmup_steps = self.max_steps
+        self._step = 0  # where the schedule stands
         self._last_value: float | None = None
         self._logged: set[str] = set()
-        self._said = False
+        self._evaluated = self._looked = self._said = False
 
     def __call__(self, step: int) -> float:
         """Multiplier of the learning rate at the 0-based `step`: `factor`, then 1."""
+        self._step = step
         return constant_warmup(step, num_warmup_steps=self.num_warmup_steps, warmup_factor=self.factor)
 
     def update(self, value: float, step: int) -> bool:
@@ -79,17 +82,19 @@ class WarmupUntilCallback(TrainerCallback):
         passed = value > self.threshold if self.greater_is_better else value < self.threshold
         if not passed or step >= self.num_warmup_steps:
             return False
-        self.num_warmup_steps = step
+        self.num_warmup_steps = self._step = step
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, saved with the scheduler."""
-        return {"num_warmup_steps": self.num_warmup_steps, "last_value": self._last_value}
+        """Plain numbers, saved with the scheduler; `num_warmup_steps` is `None` until the warmup has ended."""
+        ended = self._step >= self.num_warmup_steps
+        return {"num_warmup_steps": self.num_warmup_steps if ended else None, "last_value": self._last_value}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; an end that was not reached yet is this object's own `max_steps`."""
+        """Continue where `state_dict` was taken; a warmup that has not ended has this object's own `max_steps`."""
         self.reset()
-        self.num_warmup_steps = min(state_dict["num_warmup_steps"], self.max_steps)
+        if state_dict["num_warmup_steps"] is not None:
+            self.num_warmup_steps = state_dict["num_warmup_steps"]
         self._last_value = state_dict["last_value"]
 
     def hold(self, lr_scheduler: LRScheduler, num_warmup_steps: int, warmup_type: str | None) -> WarmupLR:
@@ -104,10 +109,17 @@ class WarmupUntilCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         """Refuse a metric that will not be logged, and a schedule that is not held."""
-        wanted = args.eval_strategy if self.metric.startswith("eval_") else args.logging_strategy
-        if wanted == "no":
-            name = "eval_strategy" if self.metric.startswith("eval_") else "logging_strategy"
-            raise ValueError(f"metric={self.metric!r} is never logged with {name}='no': expected 'steps' or 'epoch'.")
+        what, at_once = ("eval", args.eval_on_start) if self._is_evaluated else ("logging", args.logging_first_step)
+        strategy, every = getattr(args, f"{what}_strategy"), getattr(state, f"{what}_steps")
+        if strategy == "no":
+            raise ValueError(
+                f"metric={self.metric!r} is never logged with {what}_strategy='no': expected 'steps' or 'epoch'."
+            )
+        if strategy == "steps" and every > state.max_steps and not at_once:
+            raise ValueError(
+                f"metric={self.metric!r} is never logged with {what}_steps={every} in a run of {state.max_steps} "
+                f"updates: expected at most {state.max_steps}."
+            )
         scheduler = _held(lr_scheduler)
         if scheduler is None or not any(each is self for each in scheduler.warmups):
             raise ValueError(
@@ -130,17 +142,39 @@ class WarmupUntilCallback(TrainerCallback):
                 f"{state.global_step + 1} on."
             )
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """From the next update on, what an evaluation logs is known, of all its data sets."""
+        self._evaluated = True
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say that the cap has ended the warmup."""
+        """Say that the metric is misspelt, and that the cap has ended the warmup."""
+        if self._evaluated and not self._looked and (self._is_evaluated or "loss" in self._logged):
+            self._looked = True
+            self._say_if_it_was_not_logged()
         if state.global_step == self.max_steps == self.num_warmup_steps:
-            self._say_what_was_missing("The full learning rate begins")
+            self._say_what_was_missing("The full learning rate begins", " after ")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say that nothing has ended the warmup."""
         if state.global_step <= self.max_steps == self.num_warmup_steps:
-            self._say_what_was_missing("Training ends")
+            which = "before" if state.global_step < self.max_steps else "with"
+            self._say_what_was_missing(f"Training ended after {state.global_step} updates", f", {which} ")
 
-    def _say_what_was_missing(self, what: str) -> None:
+    @property
+    def _is_evaluated(self) -> bool:
+        return self.metric.startswith("eval_")
+
+    def _say_if_it_was_not_logged(self) -> None:
+        if self.metric not in self._logged:
+            close = get_close_matches(self.metric, sorted(self._logged), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            warnings.warn(
+                f"metric={self.metric!r} was not logged up to the first evaluation.{hint} Logged were "
+                f"{', '.join(sorted(self._logged))}.",
+                stacklevel=2,
+            )
+
+    def _say_what_was_missing(self, what: str, when: str) -> None:
         if self._said:
             return
         self._said = True
@@ -152,7 +186,7 @@ class WarmupUntilCallback(TrainerCallback):
             )
         else:
             logger.warning(
-                f"{what} after max_steps={self.max_steps}; the last {self.metric} was {self._last_value:g}, the "
+                f"{what}{when}max_steps={self.max_steps}; the last {self.metric} was {self._last_value:g}, the "
                 f"threshold {self.threshold:g}."
             )
 

@@ -24,12 +24,14 @@ logger = logging.get_logger(__name__)
 
 STATE = "trainer_state.json"  # written last, by the Trainer and by our Accelerate loop
 WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
-_NAME = re.compile(r"checkpoint-(\d+)")
+NAME = re.compile(r"checkpoint-(\d+)")
+# State of the parameter's own shape in torch's optimizers; factored, projected and quantised states have others.
+_LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The folders `checkpoint-N` of `output_dir`, whole or not, by N."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and NAME.fullmatch(path.name)]
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
@@ -117,9 +119,12 @@ def _foreign_optimizer(path: Path, shapes: list[list[int]]) -> str | None:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
     except Exception:
         return "is not the state of an optimizer"
-    tensors = [value for of_one in state.values() for value in of_one.values() if isinstance(value, torch.Tensor)]
-    odd = next((list(tensor.shape) for tensor in tensors if tensor.ndim and list(tensor.shape) not in shapes), None)
-    return f"is of another model (no parameter has the shape {odd})" if odd else None
+    for of_one in state.values():
+        for key in sorted(of_one.keys() & _LIKE_THE_PARAMETER):
+            value = of_one[key]
+            if isinstance(value, torch.Tensor) and list(value.shape) not in shapes:
+                return f"is of another model (no parameter has the shape {list(value.shape)} of its {key})"
+    return None
 
 
 def resolve_checkpoint(

@@ -72,12 +72,28 @@ _DECISIVE = re.compile(
 )
 
 
-def _changed(path: Path, training_args: Mapping[str, Any]) -> list[str]:
-    """`"learning_rate was 0.001, is 0.002"` for each decisive argument that differs from the file's."""
+def read_run_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What [`write_run_settings`] wrote, or `{}`."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["training_args"]
-    except (OSError, ValueError, KeyError):  # none, or not ours to read
-        return []
+        described = json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or not ours to read
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def copy_run_settings(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """From a run's folder to its new checkpoint, and back where a run is resumed: a later attempt has its own.
+
+    Nothing happens where `source` has none.
+    """
+    path = Path(source) / FILE_NAME
+    if path.is_file():
+        Path(target).mkdir(parents=True, exist_ok=True)
+        (Path(target) / FILE_NAME).write_bytes(path.read_bytes())
+
+
+def _changed(before: Mapping[str, Any], training_args: Mapping[str, Any]) -> list[str]:
+    """`"learning_rate was 0.001, is 0.002"` for each decisive argument that differs."""
     now = json.loads(json.dumps(dict(training_args), default=str))
     keys = [key for key in now if _DECISIVE.search(key) and key in before and before[key] != now[key]]
     return [f"{key} was {before[key]}, is {now[key]}" for key in keys]
@@ -99,7 +115,8 @@ def write_run_settings(
         model_config (`Mapping[str, Any]`): As from `model.config.to_dict()`.
         num_training_steps (`int`): Updates that the run is planned to take.
         num_warmup_steps (`int`): Updates of warmup that were asked for, a ratio resolved.
-        resumed (`bool`, defaults to `False`): Whether the run goes on from a checkpoint of the same folder.
+        resumed (`bool`, defaults to `False`): Whether the run goes on from a checkpoint, whose settings
+            [`copy_run_settings`] has brought to `folder`.
     """
     notebook = "ipykernel" in sys.modules  # whose command line says nothing about the run
     described = {
@@ -109,11 +126,13 @@ def write_run_settings(
         "training_args": dict(training_args),
         "model_config": dict(model_config),
     }
-    path = Path(folder) / FILE_NAME
-    if resumed and (changed := _changed(path, described["training_args"])):
+    before = read_run_settings(folder).get("training_args", {}) if resumed else {}
+    if changed := _changed(before, described["training_args"]):
         logger.warning(
-            f"The run is resumed with other settings: {'; '.join(changed)}. The optimizer and the schedule go on with "
-            "what their checkpoint holds, learning rates among it."
+            f"The run is resumed with other settings: {'; '.join(changed)}. Kept from the checkpoint: the optimizer's "
+            "options (peak learning rate, weight decay, betas, the warmup of adam_warmup) and a schedule that follows "
+            "a metric. New, from the second update on: the shape, warmup and length of any other schedule."
         )
+    path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(described, indent=1, default=str) + "\n", encoding="utf-8")

@@ -16,11 +16,12 @@ from transformers.utils import logging
 from ._deepspeed import refuse_swaps
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
 from ._recording import record_gradient_norms
+from ._resuming import check_same_kind
 from .callbacks import WarmupUntilCallback
-from .checkpoints import check_not_beyond, full_disk_is_said, resolve_checkpoint, say_what_is_there
+from .checkpoints import NAME, check_not_beyond, full_disk_is_said, resolve_checkpoint, say_what_is_there
 from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
 from .model_card import add_recording
-from .run_settings import write_run_settings
+from .run_settings import copy_run_settings, write_run_settings
 from .schedules import WarmupLR, optimizer_warms_up, scheduler_warms_up
 from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -130,6 +131,8 @@ class WarmupTrainerMixin:
     learning rate in force in an optimizer that warms up by itself.
     """
 
+    _resumed_from: str | None = None
+
     def __init__(self, model: Any = None, args: Any = None, *more: Any, **kwargs: Any):
         if args is None:
             args = WarmupTrainingArguments(output_dir="tmp_trainer")
@@ -162,7 +165,10 @@ class WarmupTrainerMixin:
         return super().get_optimizer_cls_and_kwargs(args, model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """As in transformers, with our names and any warmup in front of any decay."""
+        """As in transformers, with our names and any warmup in front of any decay.
+
+        Here both are made and nothing is loaded yet: a checkpoint of another kind of optimizer or schedule is refused.
+        """
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
             for callback in self.callback_handler.callbacks:
@@ -170,6 +176,8 @@ class WarmupTrainerMixin:
                     steps = self.args.get_warmup_steps(num_training_steps)
                     self.lr_scheduler = callback.hold(self.lr_scheduler, steps, self.args.warmup_type)
             self._created_lr_scheduler = True  # or a second `train()` would go on with the spent one
+        if self._resumed_from and not self.is_deepspeed_enabled:
+            check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
         return self.lr_scheduler
 
     def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -214,11 +222,13 @@ class WarmupTrainerMixin:
         group = next((group for group in self.optimizer.param_groups if group["params"]), {})
         return logs | ({"scheduled_lr": group["scheduled_lr"]} if "scheduled_lr" in group else {})
 
-    def save_model(self, *args: Any, **kwargs: Any) -> None:
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As in transformers; what was recorded up to a checkpoint is in the file before the checkpoint is."""
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
-        super().save_model(*args, **kwargs)
+        super().save_model(output_dir, *args, **kwargs)
+        if output_dir and NAME.fullmatch(Path(output_dir).name) and self.is_world_process_zero():
+            copy_run_settings(self.args.output_dir, output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers, with what was recorded: settings, findings, and the gradient norms as a figure."""
@@ -249,8 +259,11 @@ class WarmupTrainerMixin:
         if resume_from_checkpoint:
             chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
             resume_from_checkpoint = None if chosen is None else str(chosen)
+        self._resumed_from = resume_from_checkpoint or None
         if resume_from_checkpoint:
             check_not_beyond(resume_from_checkpoint, self.args.max_steps)
+            if self.is_world_process_zero():
+                copy_run_settings(resume_from_checkpoint, output_dir)
         elif self.is_world_process_zero() and self.hp_search_backend is None:
             say_what_is_there(output_dir)
         with full_disk_is_said(output_dir):

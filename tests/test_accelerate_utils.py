@@ -22,7 +22,9 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
+from hf_warmup.checkpoints import damage
 from hf_warmup.gradient_norms import GradientNormRecorder
+from hf_warmup.run_settings import read_run_settings, write_run_settings
 from hf_warmup.schedules import with_warmup
 from tiny import tiny_bert
 
@@ -214,6 +216,40 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
     other = accelerator.prepare(tiny_bert(hidden_size=8))
     with pytest.raises(ValueError, match=r"model.safetensors is of another model"):
         load_checkpoint(accelerator, tmp_path / "checkpoint-2", tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("optim", "schedule", "sentence"),
+    [
+        (
+            "sgdm",
+            "cosine",
+            r"optimizer.bin holds exp_avg, exp_avg_sq, step; SGD needs dampening, momentum: resume with",
+        ),
+        (
+            "radam",
+            "reduce_lr_on_plateau",
+            r"scheduler.bin holds base_lrs, .*this run's schedule needs best, .*: resume",
+        ),
+    ],
+)
+def test_another_kind_of_optimizer_or_schedule_is_refused(tmp_path, optim, schedule, sentence):
+    train_a_little(Accelerator(cpu=True), tmp_path, 1)
+    accelerator, model = Accelerator(cpu=True), tiny_bert()
+    optimizer = create_optimizer(model, optim, 1e-2)
+    model, *_ = accelerator.prepare(model, optimizer, create_scheduler(optimizer, schedule, 0, 8))
+    with pytest.raises(ValueError, match=sentence):
+        load_checkpoint(accelerator, "auto", tmp_path, model)
+
+
+def test_a_checkpoint_keeps_the_settings_that_it_was_made_with(tmp_path):
+    for learning_rate in (0.1, 0.2):  # the second attempt saves nothing
+        write_run_settings(tmp_path, {"learning_rate": learning_rate}, {}, 8, 0)
+        if learning_rate == 0.1:
+            train_a_little(Accelerator(cpu=True), tmp_path, 1)
+    train_a_little(Accelerator(cpu=True), tmp_path, 0, resume="auto")
+    assert read_run_settings(tmp_path)["training_args"] == {"learning_rate": 0.1}
+    assert damage(tmp_path / "checkpoint-1", tiny_bert()) is None
 
 
 def test_a_save_that_fails_leaves_no_half_checkpoint(tmp_path, monkeypatch):

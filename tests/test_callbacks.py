@@ -120,12 +120,84 @@ def test_a_metric_that_is_never_logged_is_named(tmp_path):
         train(trainer)
     assert used.lrs == pytest.approx(expected(3), rel=1e-12)  # the cap ends it
     trainer, _ = scripted(tmp_path, WarmupUntilCallback("eror", 0.75, max_steps=100))
-    with pytest.warns(UserWarning, match=r"Training ends, and metric='eror' was never logged"):
+    with pytest.warns(UserWarning, match=r"Training ended after 10 updates, and metric='eror' was never logged"):
         train(trainer)
 
 
+@pytest.mark.parametrize(("stop", "hold"), [(6, 9), (7, 7), (8, 7)])
+def test_a_cap_raised_before_it_was_reached_is_the_one_that_counts(tmp_path, stop, hold):
+    saves = {"save_strategy": "steps", "save_steps": 1}
+    train(scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=7), **saves)[0])
+    again, used = scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=9), **saves)
+    train(again, resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert used.lrs[1:] == pytest.approx(expected(hold)[stop + 1 :], rel=1e-12)
+
+
+def test_an_end_by_the_metric_stays(tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1}
+    train(scripted(tmp_path, WarmupUntilCallback("error", 0.75, max_steps=7), **saves)[0])
+    again, used = scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=9), **saves)
+    train(again, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert used.lrs == pytest.approx(expected(3)[5:], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "sentence"),
+    [
+        (100, "Training ended after 10 updates, before max_steps=100; the last error was 0, the threshold -1."),
+        (10, "Training ended after 10 updates, with max_steps=10; the last error was 0, the threshold -1."),
+        (4, "The full learning rate begins after max_steps=4; the last error was 0.6, the threshold -1."),
+    ],
+)
+def test_what_ended_in_place_of_the_warmup_is_said(tmp_path, caplog, max_steps, sentence):
+    with caplog.at_level("WARNING"):
+        train(scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=max_steps))[0])
+    assert sentence in caplog.messages
+
+
+def evaluated(folder, metric, **kwargs):
+    args = arguments(folder, **{**FLAGS, "eval_strategy": "steps", "eval_steps": 4, **kwargs})
+    callback = WarmupUntilCallback(metric, 2.0, max_steps=9, greater_is_better=True)
+    return WarmupTrainer(
+        model=tiny_bert(),
+        args=args,
+        train_dataset=examples(),
+        eval_dataset={"train": examples(8), "dev": examples(8)},
+        compute_metrics=lambda predicted: {"accuracy": 1.0},
+        callbacks=[callback],
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "kwargs", "meant"),
+    [
+        ("dev_accuracy", {}, "eval_dev_accuracy"),
+        ("eval_dev_acc", {}, "eval_dev_accuracy"),
+        ("eval_dev_acc", {"logging_steps": 9}, "eval_dev_accuracy"),
+        ("los", {}, "loss"),
+    ],
+)
+def test_a_metric_that_the_first_evaluation_lacks_is_named_at_once(tmp_path, metric, kwargs, meant):
+    trainer = evaluated(tmp_path, metric, **kwargs)
+
+    class Crash(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise RuntimeError("long before the end")
+
+    trainer.add_callback(Crash())
+    said = rf"metric='{metric}' was not logged up to the first evaluation. Did you mean '{meant}'\? Logged were .*loss"
+    with pytest.warns(UserWarning, match=said), pytest.raises(RuntimeError, match="long before the end"):
+        train(trainer)
+
+
+@pytest.mark.parametrize(("metric", "kwargs"), [("eval_dev_accuracy", {}), ("loss", {"logging_steps": 6})])
+def test_a_metric_that_is_logged_or_still_to_come_is_not_warned_of(tmp_path, metric, kwargs):
+    train(evaluated(tmp_path, metric, **kwargs))  # warnings are errors
+
+
 def build_stock(folder):
-    args = TrainingArguments(str(folder), max_steps=2, use_cpu=True, report_to="none")
+    args = TrainingArguments(str(folder), max_steps=2, logging_steps=1, use_cpu=True, report_to="none")
     callback = WarmupUntilCallback("loss", 0.8, max_steps=3)
     return Trainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[callback])
 
@@ -140,6 +212,14 @@ def build_stock(folder):
         (
             lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), logging_strategy="no")[0],
             "metric='loss' is never logged with logging_strategy='no'",
+        ),
+        (
+            lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), logging_steps=11)[0],
+            "metric='loss' is never logged with logging_steps=11 in a run of 10 updates: expected at most 10.",
+        ),
+        (
+            lambda folder: evaluated(folder, "eval_dev_accuracy", eval_steps=12),
+            "metric='eval_dev_accuracy' is never logged with eval_steps=12 in a run of 10 updates: expected at most",
         ),
         (
             lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), warmup_steps=3)[0],

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.checkpoints import checkpoints, damage, full_disk_is_said, resolve_checkpoint
@@ -245,6 +246,22 @@ def test_a_run_that_begins_where_another_has_saved_says_so(runs, caplog):
     assert "holds checkpoints of an earlier run, the last checkpoint-8" in caplog.text
 
 
+def resumed(folder, checkpoint, **kwargs):
+    trainer = WarmupTrainer(tiny_bert(), arguments(folder, **kwargs), train_dataset=examples())
+    return train(trainer, resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_factored_state_is_of_its_model(tmp_path):
+    """Adafactor keeps rows and columns, whose shapes no parameter has."""
+    kwargs = {"optim": "adafactor", "save_strategy": "steps", "save_steps": 4}
+    whole = run(tmp_path, **kwargs)
+    assert column(resumed(tmp_path, tmp_path / "checkpoint-4", **kwargs), "loss") == column(whole, "loss")
+    run(tmp_path / "other", model=tiny_bert(hidden_size=8), **kwargs)
+    shutil.copy(tmp_path / "other" / "checkpoint-4" / "optimizer.pt", tmp_path / "checkpoint-4")
+    said = "optimizer.pt is of another model (no parameter has the shape [8] of its exp_avg_sq)"
+    assert damage(tmp_path / "checkpoint-4", tiny_bert()) == said
+
+
 def test_a_run_resumed_with_other_settings_says_which(runs, caplog):
     trainer = WarmupTrainer(
         tiny_bert(), arguments(runs, max_steps=10, learning_rate=2e-2, optim="radam"), train_dataset=examples()
@@ -254,3 +271,60 @@ def test_a_run_resumed_with_other_settings_says_which(runs, caplog):
     assert "learning_rate was 0.01, is 0.02" in caplog.text
     assert "optim was adamw_torch_fused, is radam" in caplog.text
     assert "max_steps was 8, is 10" in caplog.text
+
+
+class Stop(TrainerCallback):
+    """Before a first checkpoint."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+def test_the_settings_compared_are_those_of_the_checkpoint(runs, caplog):
+    """Not those of an attempt since then, which may have come to nothing."""
+    attempt = WarmupTrainer(tiny_bert(), arguments(runs, learning_rate=7e-3), train_dataset=examples())
+    attempt.add_callback(Stop())
+    train(attempt)  # writes its settings, and saves nothing
+    with caplog.at_level("WARNING"):
+        train(
+            WarmupTrainer(tiny_bert(), arguments(runs, max_steps=10, learning_rate=2e-2), train_dataset=examples()),
+            resume_from_checkpoint=str(runs / "checkpoint-4"),
+        )
+    assert "learning_rate was 0.01, is 0.02" in caplog.text
+
+
+def test_without_a_copy_those_of_the_folder_are_compared(runs, caplog):
+    gone(runs / "checkpoint-8" / "run_settings.json")
+    trainer = WarmupTrainer(tiny_bert(), arguments(runs, max_steps=10), train_dataset=examples())
+    with caplog.at_level("WARNING"):
+        train(trainer, resume_from_checkpoint="auto")
+    assert "max_steps was 8, is 10" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "rates"),
+    [
+        # transformers' linear from the old peak of 1e-2 over the new 10 updates, warmup of 2; update 5 is the old one's
+        (
+            {"lr_scheduler_type": "constant"},
+            {"lr_scheduler_type": "linear", "warmup_steps": 2},
+            [1e-2, *(1e-2 * (10 - step) / 8 for step in range(5, 10))],
+        ),
+        # ours: Noam's sqrt(W / t) with the new W
+        (
+            {"lr_scheduler_type": "noam", "warmup_steps": 4},
+            {"lr_scheduler_type": "noam", "warmup_steps": 9},
+            [1e-2 * (4 / 5) ** 0.5, 1e-2 * 6 / 9, 1e-2 * 7 / 9, 1e-2 * 8 / 9, 1e-2, 1e-2 * (9 / 10) ** 0.5],
+        ),
+    ],
+)
+def test_what_goes_on_with_other_settings(tmp_path, caplog, before, now, rates):
+    run(tmp_path, save_strategy="steps", save_steps=4, max_steps=4, weight_decay=0.1, **before)
+    args = arguments(tmp_path, max_steps=10, learning_rate=5e-2, weight_decay=0.2, **now)
+    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples())
+    with caplog.at_level("WARNING"):
+        log = train(trainer, resume_from_checkpoint="auto")
+    assert column(log, "learning_rate")[4:] == pytest.approx(rates)
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert "Kept from the checkpoint: the optimizer's options (peak learning rate, " in caplog.text
+    assert "New, from the second update on: the shape, warmup and length of any other schedule." in caplog.text

@@ -69,6 +69,7 @@ RANKS = {
     "cli": 1,
     "finetuning": 3,
     "_recording": 3,
+    "_resuming": 2,
     "_from_args": 3,
     "lightning": 2,
     "trainer": 4,

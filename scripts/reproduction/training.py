@@ -135,6 +135,7 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint="auto")
+    trainer.save_state()
     trainer.save_model()
     return {"evaluations": evaluations(trainer, "loss")}
 
@@ -169,5 +170,6 @@ def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Pat
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    trainer.save_state()
     curve = evaluations(trainer, *MEASURED)
     return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3]}

@@ -254,7 +254,7 @@ def test_commands_run_and_print_what_the_page_shows(tmp_path, monkeypatch, capsy
         outputs.append(capsys.readouterr().out)
     assert outputs[0].startswith(blocks(PAGE, "text")[0])
     drawn = {path.name for path in (tmp_path / "docs" / "images").iterdir()}
-    assert drawn == {Path(link).name for link in re.findall(r"!\[.*?\]\((.+?)\)", PAGE)}
+    assert drawn == {Path(link).name for link in re.findall(r"!\[.*?\]\((images/.+?)\)", PAGE)}
 
 
 def test_the_python_preview_and_the_flags_of_the_prose():

@@ -29,15 +29,20 @@ ABOUT = About(
 )
 TASK = "SST-2"
 RATES = (3e-4, 1e-3, 2e-3, 3e-3)
-WARMUPS = {"none": "no warmup", "linear": "linear warmup"}
+ARMS = {  # what an arm sets beside the learning rate
+    "none": {"warmup_type": "none"},
+    "linear": {"warmup_type": "linear"},
+    "radam": {"warmup_type": "none", "optim": "radam"},
+}
+NAMES = {"none": "no warmup", "linear": "linear warmup", "radam": "RAdam, no warmup"}
 CLOSE = 0.01  # in accuracy
 COLUMNS = {"loss": 1, "area under the ROC curve": 3}  # title -> column of an evaluation
 KEYS = {"accuracy": "accuracy", "roc_auc": "AUC"}
 
 
-def runs_of(results: list[Result], warmup: str, lr: float) -> list[Result]:
+def runs_of(results: list[Result], arm: str, lr: float) -> list[Result]:
     """One a seed."""
-    return select(results, warmup_type=warmup, learning_rate=lr)
+    return select(results, learning_rate=lr, **{"optim": None, **ARMS[arm]})
 
 
 def failed(result: Result) -> bool:
@@ -46,16 +51,16 @@ def failed(result: Result) -> bool:
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Both arms at every learning rate from Post-LN's better checkpoint, then curves and verdicts."""
+    """Every arm at every learning rate from Post-LN's better checkpoint, then curves and verdicts."""
     texts, seeds = find_texts(args.data_dir), args.seeds_or(full=3)
     rates = RATES[1:2] if args.quick else RATES
     checkpoint = best_of(pretrain_all(args, texts, seeds[0]))["post"]
     jobs = {
-        f"{warmup}-lr{lr:g}-seed{seed}": finetuning(args, checkpoint, TASK, warmup, lr, seed)
-        for lr, warmup, seed in product(rates, WARMUPS, seeds)
+        f"{arm}-lr{lr:g}-seed{seed}": finetuning(args, checkpoint, TASK, "none", lr, seed) | ARMS[arm]
+        for lr, arm, seed in product(rates, ARMS, seeds)
     }
     results = finetune_all(args, texts, jobs)
-    named = {f"{WARMUPS[warmup]}, lr {lr:g}": runs_of(results, warmup, lr) for lr in rates for warmup in WARMUPS}
+    named = {f"{NAMES[arm]}, lr {lr:g}": runs_of(results, arm, lr) for lr in rates for arm in ARMS}
     measured = {
         words: {name: [run[key] for run in runs] for name, runs in named.items()} for key, words in KEYS.items()
     }
@@ -72,8 +77,8 @@ def draw(results: list[Result], rates: tuple[float, ...]) -> Figure:
         where = (len(COLUMNS), len(rates), row * len(rates) + i + 1)
         heading = f"learning rate {lr:g}" if row == 0 else ""
         axes = blank_axes(figure, heading, words if i == 0 else "", "update" if row else "", where)
-        for color, (warmup, name) in zip(COLORS, WARMUPS.items(), strict=False):
-            curves = [run["evaluations"] for run in runs_of(results, warmup, lr)]
+        for color, (arm, name) in zip(COLORS, NAMES.items(), strict=False):
+            curves = [run["evaluations"] for run in runs_of(results, arm, lr)]
             steps = [evaluation[0] for evaluation in curves[0]]
             for curve in curves:
                 axes.plot(steps, [evaluation[column] for evaluation in curve], color=color, alpha=0.3, linewidth=0.8)
@@ -88,24 +93,25 @@ def draw(results: list[Result], rates: tuple[float, ...]) -> Figure:
 
 def verdicts(results: list[Result], rates: tuple[float, ...], quick: bool) -> list[Verdict]:
     """Whether a warmup keeps fine-tuning from failing, and what it brings where nothing fails."""
-    fails = {warmup: [sum(map(failed, runs_of(results, warmup, lr))) for lr in rates] for warmup in WARMUPS}
+    fails = {arm: [sum(map(failed, runs_of(results, arm, lr))) for lr in rates] for arm in ARMS}
     any_failed = any(fails["none"] + fails["linear"])
     best = {
-        warmup: max(([run["accuracy"] for run in runs_of(results, warmup, lr)] for lr in rates), key=mean)
-        for warmup in WARMUPS
+        arm: max(([run["accuracy"] for run in runs_of(results, arm, lr)] for lr in rates), key=mean) for arm in ARMS
     }
     grid = ", ".join(f"{lr:g}" for lr in rates)
     return [
         Verdict(
             "a warmup keeps fine-tuning from failing (here: fewer runs that are no better than the larger class)",
             "Mosbach et al. 2021, arXiv:2006.04884, section 6",
-            f"failed runs at learning rates {grid}: {fails['none']} without, {fails['linear']} with",
+            f"failed runs at learning rates {grid}: {fails['none']} without, {fails['linear']} with, "
+            f"{fails['radam']} with RAdam",
             None if quick or not any_failed else sum(fails["linear"]) < sum(fails["none"]),
         ),
         Verdict(
             f"at its best learning rate a warmed run is no worse (here: mean accuracy at most {CLOSE} lower)",
             "Kalra & Barkeshli 2024, arXiv:2406.09405",
-            f"best mean accuracy {mean_and_spread(best['none'])} without, {mean_and_spread(best['linear'])} with",
+            f"best mean accuracy {mean_and_spread(best['none'])} without, {mean_and_spread(best['linear'])} with, "
+            f"{mean_and_spread(best['radam'])} with RAdam",
             None if quick else mean(best["linear"]) >= mean(best["none"]) - CLOSE,
         ),
     ]

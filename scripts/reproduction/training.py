@@ -67,12 +67,12 @@ class SayEvaluations(TrainerCallback):
 
 
 def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
-    """What both kinds of run share: AdamW with a linear decay, warmed up over the first tenth or not at all."""
+    """What both kinds of run share: a linear decay, warmed up over the first tenth or not at all."""
     every = max(1, settings["max_steps"] // evaluations)
     warms_up = settings["warmup_type"] != "none"
     return WarmupTrainingArguments(
         output_dir=str(folder),
-        optim="adamw",
+        optim=settings.get("optim", "adamw"),
         learning_rate=settings["learning_rate"],
         weight_decay=0.01,
         lr_scheduler_type="linear",

@@ -178,7 +178,7 @@ def texts(tmp_path):
 
 
 def test_pretrain(reproduce, texts):
-    results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--data_dir", texts)
+    results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--num_workers", 1, "--data_dir", texts)
     pretrained, finetuned = results["numbers"].values()
     assert [[step for step, _ in run["evaluations"]] for run in pretrained] == [[1, 2]] * 3
     assert {(run["norm_placement"], run["task"]) for run in finetuned} == {
@@ -188,7 +188,7 @@ def test_pretrain(reproduce, texts):
 
 
 def test_finetune(reproduce, texts, tmp_path):
-    flags = ("--quick", "--max_steps", 2, "--data_dir", texts)
+    flags = ("--quick", "--max_steps", 2, "--num_workers", 1, "--data_dir", texts)
     reproduce("pretrain", *flags)
     pretrained = tmp_path / "pretrain" / "pretrained" / "post-linear-lr0.001-seed0" / "result.json"
     written = pretrained.stat().st_mtime_ns

@@ -24,7 +24,7 @@ from ._resuming import check_same_kind
 from .checkpoints import STATE, check_not_beyond, checkpoints, full_disk_is_said, resolve_checkpoint
 from .optim import OPTIMIZERS, optimizer_kwargs
 from .run_settings import copy_run_settings
-from .schedules import METRIC_SCHEDULERS, check_length, innermost
+from .schedules import METRIC_SCHEDULERS, check_length, check_scheduler, innermost
 
 
 __all__ = [
@@ -117,8 +117,7 @@ def per_update(lr_scheduler: LRScheduler) -> PerUpdateLR:
 
     ```
     """
-    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "step"):
-        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
+    check_scheduler(lr_scheduler)
     return PerUpdateLR(lr_scheduler)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from difflib import get_close_matches
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ._messages import check_number
+from ._messages import check_number, closest
 from .schedules import WarmupLR, constant_warmup, with_warmup
 
 
@@ -166,8 +165,8 @@ class WarmupUntilCallback(TrainerCallback):
 
     def _say_if_it_was_not_logged(self) -> None:
         if self.metric not in self._logged:
-            close = get_close_matches(self.metric, sorted(self._logged), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            close = closest(self.metric, sorted(self._logged))
+            hint = f" Did you mean {close!r}?" if close else ""
             warnings.warn(
                 f"metric={self.metric!r} was not logged up to the first evaluation.{hint} Logged were "
                 f"{', '.join(sorted(self._logged))}.",

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from transformers import EvalPrediction
 
 
 class _SklearnMetric(evaluate.Metric, ABC):
@@ -147,3 +148,8 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     if logits.shape[-1] == 2:
         results.update(RocAuc().compute(predictions=logits[:, 1] - logits[:, 0], references=labels))
     return results
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """[`classification_metrics`] as the Trainer asks for it: `WarmupTrainer(..., compute_metrics=compute_metrics)`."""
+    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))

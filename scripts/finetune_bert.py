@@ -20,9 +20,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import numpy as np
 import transformers
-from transformers import DataCollatorWithPadding, EvalPrediction, HfArgumentParser, default_data_collator, set_seed
+from transformers import DataCollatorWithPadding, HfArgumentParser, default_data_collator, set_seed
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
 from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
@@ -35,7 +34,7 @@ from hf_warmup.finetuning import (
     load_tokenizer,
     tokenize,
 )
-from hf_warmup.metrics import classification_metrics
+from hf_warmup.metrics import compute_metrics
 from hf_warmup.report import draw_comparison, read_run
 
 
@@ -56,9 +55,6 @@ def main() -> None:
         model = build_model(model_args, tokenizer, data, data_args.max_seq_length)
     with training_args.main_process_first(desc="tokenization"):
         data = tokenize(data, columns, tokenizer, data_args)
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
     with one_sentence_for_mistakes():
         trainer = WarmupTrainer(

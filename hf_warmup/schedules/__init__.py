@@ -20,7 +20,7 @@ from ._compose import (
 )
 from ._get_scheduler import get_scheduler, innermost
 from ._one_warmup import optimizer_warms_up, scheduler_warms_up
-from ._with_warmup import WarmupLR, with_warmup
+from ._with_warmup import WarmupLR, check_scheduler, with_warmup
 from .decays import DECAYS, NOAM_PEAK, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
 from .warmups import (
     WARMUPS,
@@ -45,6 +45,7 @@ __all__ = [
     "WarmupLR",
     "check_length",
     "check_schedule",
+    "check_scheduler",
     "constant_warmup",
     "cosine_warmup",
     "exponential_decay",

@@ -196,6 +196,12 @@ def _check_warmup(warmup: Callable[[int], float]) -> None:
         check_number("num_warmup_steps", warmup.keywords["num_warmup_steps"], integer=True)
 
 
+def check_scheduler(lr_scheduler: Any) -> None:
+    """Refuse what is no scheduler, such as the optimizer itself."""
+    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "optimizer"):
+        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
+
+
 def with_warmup(
     lr_scheduler: LRScheduler,
     warmup: Callable[..., float] | Sequence[Callable[..., float]],
@@ -241,8 +247,7 @@ def with_warmup(
 
     ```
     """
-    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "optimizer"):
-        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
+    check_scheduler(lr_scheduler)
     groups = lr_scheduler.optimizer.param_groups
     warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
     if len(warmups) != len(groups) or not all(map(callable, warmups)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -18,7 +17,6 @@ from transformers import (
     set_seed,
 )
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.trainer_utils import EvalPrediction
 
 from hf_warmup import (
     BertPreLNConfig,
@@ -29,7 +27,7 @@ from hf_warmup import (
     make_pair,
 )
 from hf_warmup.finetuning import DataArguments, load_data, tokenize
-from hf_warmup.metrics import classification_metrics
+from hf_warmup.metrics import compute_metrics
 from kept_runs import Result, Settings
 
 from .texts import LENGTH, load_vocabulary, sequences
@@ -140,10 +138,6 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
     return {"evaluations": evaluations(trainer, "loss")}
 
 
-def measures(prediction: EvalPrediction) -> dict[str, float]:
-    return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
-
-
 def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Path) -> Result:
     """Fine-tune a pretrained model on one task; `[update, loss, accuracy, area under the ROC curve]` as it goes."""
     task, tokenizer = texts / "glue" / settings["task"], load_vocabulary(texts)
@@ -164,7 +158,7 @@ def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Pat
         args=arguments(settings, folder, 10, grad_norm_steps=10, save_strategy="no"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        compute_metrics=measures,
+        compute_metrics=compute_metrics,
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[SayEvaluations()],
     )

@@ -1,86 +1,83 @@
-"""Warmup for Hugging Face Transformers: shape the learning rate, step the weights, see the gradients, plug it in."""
+"""Learning-rate warmup for the Hugging Face Trainer and for Accelerate loops.
+
+Schedules shape the learning rate, optimizers step the weights, recorders measure the gradients of each layer, and a
+report shows whether the run needed its warmup. Every name below is loaded when it is first used, so that importing the
+package imports neither torch nor transformers.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._auto_classes import register_pre_ln_bert
-from .optim import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
-from .schedules import get_schedule, get_scheduler, with_warmup
-
 
 if TYPE_CHECKING:
-    from .accelerate_utils import create_optimizer, create_scheduler, per_update, record_gradient_norms
-    from .callbacks import WarmupUntilCallback
-    from .configuration_bert_pre_ln import BertPreLNConfig
-    from .gradient_norms import GradientNormRecorder
-    from .modeling_bert_pre_ln import (
-        BertPreLNForMaskedLM,
-        BertPreLNForSequenceClassification,
-        BertPreLNModel,
-        make_pair,
-    )
-    from .preview import preview_schedule
-    from .trainer import WarmupTrainer, WarmupTrainerMixin, create_optimizer_and_scheduler
-    from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
+    from .accelerate_utils import create_optimizer as create_optimizer
+    from .accelerate_utils import create_scheduler as create_scheduler
+    from .accelerate_utils import per_update as per_update
+    from .callbacks import WarmupUntilCallback as WarmupUntilCallback
+    from .modeling_bert_pre_ln import BertPreLNConfig as BertPreLNConfig
+    from .modeling_bert_pre_ln import BertPreLNForMaskedLM as BertPreLNForMaskedLM
+    from .modeling_bert_pre_ln import BertPreLNForSequenceClassification as BertPreLNForSequenceClassification
+    from .modeling_bert_pre_ln import BertPreLNModel as BertPreLNModel
+    from .modeling_bert_pre_ln import make_pair as make_pair
+    from .norms import GradientNormRecorder as GradientNormRecorder
+    from .norms import record_gradient_norms as record_gradient_norms
+    from .optim import OPTIMIZERS as OPTIMIZERS
+    from .optim import AdamWarmup as AdamWarmup
+    from .optim import GIAdam as GIAdam
+    from .optim import RAdam as RAdam
+    from .preview import preview_schedule as preview_schedule
+    from .schedules import WarmupLR as WarmupLR
+    from .schedules import get_schedule as get_schedule
+    from .schedules import get_scheduler as get_scheduler
+    from .schedules import with_warmup as with_warmup
+    from .trainer import WarmupTrainer as WarmupTrainer
+    from .trainer import WarmupTrainerMixin as WarmupTrainerMixin
+    from .trainer import create_optimizer_and_scheduler as create_optimizer_and_scheduler
+    from .training_args import WarmupArgumentsMixin as WarmupArgumentsMixin
+    from .training_args import WarmupTrainingArguments as WarmupTrainingArguments
 
-# Loaded when they are asked for (PEP 562), so that importing the package loads neither the Trainer nor a model.
-_LAZY = {
-    "create_optimizer": "accelerate_utils",
-    "create_scheduler": "accelerate_utils",
-    "per_update": "accelerate_utils",
-    "record_gradient_norms": "accelerate_utils",
-    "WarmupUntilCallback": "callbacks",
-    "GradientNormRecorder": "gradient_norms",
-    "BertPreLNConfig": "configuration_bert_pre_ln",
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it; the imports above say the same to type checkers.
+_MODULE_OF = {
+    "OPTIMIZERS": "optim",
+    "AdamWarmup": "optim",
+    "BertPreLNConfig": "modeling_bert_pre_ln",
     "BertPreLNForMaskedLM": "modeling_bert_pre_ln",
     "BertPreLNForSequenceClassification": "modeling_bert_pre_ln",
     "BertPreLNModel": "modeling_bert_pre_ln",
-    "make_pair": "modeling_bert_pre_ln",
-    "preview_schedule": "preview",
+    "GIAdam": "optim",
+    "GradientNormRecorder": "norms",
+    "RAdam": "optim",
+    "WarmupArgumentsMixin": "training_args",
+    "WarmupLR": "schedules",
     "WarmupTrainer": "trainer",
     "WarmupTrainerMixin": "trainer",
-    "create_optimizer_and_scheduler": "trainer",
-    "WarmupArgumentsMixin": "training_args",
     "WarmupTrainingArguments": "training_args",
+    "WarmupUntilCallback": "callbacks",
+    "create_optimizer": "accelerate_utils",
+    "create_optimizer_and_scheduler": "trainer",
+    "create_scheduler": "accelerate_utils",
+    "get_schedule": "schedules",
+    "get_scheduler": "schedules",
+    "make_pair": "modeling_bert_pre_ln",
+    "per_update": "accelerate_utils",
+    "preview_schedule": "preview",
+    "record_gradient_norms": "norms",
+    "with_warmup": "schedules",
 }
+_SUBMODULES = ("optim", "preview", "report", "schedules")
 
-__version__ = "0.1.0"
-__all__ = [
-    "OPTIMIZERS",
-    "AdamWarmup",
-    "BertPreLNConfig",
-    "BertPreLNForMaskedLM",
-    "BertPreLNForSequenceClassification",
-    "BertPreLNModel",
-    "GIAdam",
-    "GradientNormRecorder",
-    "RAdam",
-    "WarmupArgumentsMixin",
-    "WarmupTrainer",
-    "WarmupTrainerMixin",
-    "WarmupTrainingArguments",
-    "WarmupUntilCallback",
-    "create_optimizer",
-    "create_optimizer_and_scheduler",
-    "create_scheduler",
-    "get_schedule",
-    "get_scheduler",
-    "make_pair",
-    "per_update",
-    "preview_schedule",
-    "record_gradient_norms",
-    "with_warmup",
-]
-
-
-register_pre_ln_bert()
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*_MODULE_OF, *_SUBMODULES])

@@ -18,12 +18,11 @@ from transformers import TrainerState
 
 from ._deepspeed import refuse_swaps
 from ._from_args import decay_groups, scheduler_on
-from ._messages import check_name, check_number
-from ._recording import record_gradient_norms
-from ._resuming import check_same_kind
-from .checkpoints import STATE, check_not_beyond, checkpoints, full_disk_is_said, resolve_checkpoint
+from ._validation import check_name, check_number
+from .checkpoints import STATE, check_not_beyond, check_same_kind, checkpoints, full_disk_is_said, resolve_checkpoint
+from .norms import record_gradient_norms
 from .optim import OPTIMIZERS, optimizer_kwargs
-from .run_settings import copy_run_settings
+from .report.run import copy_run_settings
 from .schedules import METRIC_SCHEDULERS, check_length, check_scheduler, innermost
 
 

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ._messages import check_number, closest
+from ._validation import check_number, closest
 from .schedules import WarmupLR, constant_warmup, with_warmup
 
 

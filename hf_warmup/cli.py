@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._messages import closest, shown
+from ._validation import closest, shown
 
 
 if TYPE_CHECKING:
@@ -57,8 +57,12 @@ def one_sentence_for_mistakes(going_on: str = "") -> Iterator[None]:
         sys.exit(1)
 
 
-def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """From a single `.json`, `.yaml` or `.yml` file, or from flags.
+def parse_arguments(
+    parser: HfArgumentParser, argv: list[str] | None = None, *, ignore_foreign: bool = False
+) -> tuple[Any, ...]:
+    """Parse a single `.json`, `.yaml` or `.yml` file, or flags.
+
+    With `ignore_foreign`, unknown flags are ignored with a warning unless they are close to a known one.
 
     Raises:
         `ValueError`: For an argument or key that there is not, a missing or malformed file, or a value out of range.
@@ -69,6 +73,12 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
     parser.allow_abbrev = False  # a misspelt name is no other name's beginning
     parser.usage = "--help shows every argument"  # instead of two screens in front of argparse's own sentence
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if ignore_foreign:
+        names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
+        flags = [each for each in unknown if each.startswith("--")]
+        unknown = [each for each in flags if closest(each.partition("=")[0], names, cutoff=0.85)]
+        if flags and not unknown:
+            print(f"warning: {', '.join(flags)} ignored: they are no training arguments.", file=sys.stderr)
     if unknown:
         flag = unknown[0].partition("=")[0]
         flag = flag if flag.split() == [flag] else repr(flag)

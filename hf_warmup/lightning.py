@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder, GroupBy
+from .norms import FILE_NAME, KEY, GradientNormRecorder, GroupBy
 
 
 class GradientNormCallback(Callback):

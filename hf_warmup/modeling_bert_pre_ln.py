@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -26,7 +27,41 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertSelfOutput
 
-from .configuration_bert_pre_ln import BertPreLNConfig
+from ._validation import check_name
+
+
+class BertPreLNConfig(BertConfig):
+    """[`~transformers.BertConfig`] and where the LayerNorms stand.
+
+    Args:
+        norm_placement (`str`, defaults to `"pre"`): `"pre"` or `"post"`; `"post"` is transformers' BERT.
+        initializer (`str`, defaults to `"normal"`): `"normal"`, transformers' `N(0, initializer_range^2)`, or
+            `"xavier_uniform"` with embeddings from `N(0, 1 / hidden_size)`, the paper's setting. With transformers'
+            0.02 a small model hides the difference between the two placements.
+        kwargs: As in `BertConfig`.
+
+    Example:
+
+    ```python
+    >>> BertPreLNConfig(num_hidden_layers=6).norm_placement
+    'pre'
+
+    ```
+    """
+
+    model_type = "bert-pre-ln"
+    norm_placement: str = "pre"
+    initializer: str = "normal"
+
+    def __init__(self, norm_placement: str = "pre", initializer: str = "normal", **kwargs: Any):
+        self.norm_placement = check_name("norm_placement", norm_placement, ("pre", "post"))
+        self.initializer = check_name("initializer", initializer, ("normal", "xavier_uniform"))
+        super().__init__(**kwargs)
+        if self.add_cross_attention and norm_placement == "pre":
+            raise ValueError("add_cross_attention=True with norm_placement='pre': only encoders are Pre-LN here.")
+
+
+AutoConfig.register(BertPreLNConfig.model_type, BertPreLNConfig)
 
 
 class PreLNBertSelfOutput(BertSelfOutput):
@@ -223,6 +258,7 @@ def make_pair(
     return build("post"), build("pre")
 
 
+AutoConfig.register(BertPreLNConfig.model_type, BertPreLNConfig)
 AutoModel.register(BertPreLNConfig, BertPreLNModel)
 AutoModelForMaskedLM.register(BertPreLNConfig, BertPreLNForMaskedLM)
 AutoModelForSequenceClassification.register(BertPreLNConfig, BertPreLNForSequenceClassification)

@@ -4,7 +4,8 @@
     python -m hf_warmup.preview --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_type exponential \\
         --warmup_steps 0.02 --max_steps 20000 --compare linear linear:cosine none:noam --output curves.png
 
-It takes the flags of training, those of `scripts/finetune_bert.py` about model and data too, or a file of them.
+It takes the flags of training, or a file of them. The flags of a
+training script about its model and data are ignored.
 `--compare` draws other schedules beside it, each with the other flags the same: a decay (`linear` is
 `--lr_scheduler_type linear`) or `warmup:decay` (`exponential:cosine` is `--warmup_type exponential --lr_scheduler_type
 cosine`). Without `--output` the picture goes into the terminal.
@@ -27,10 +28,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import HfArgumentParser, TrainingArguments
 
-from ._messages import check_number
+from ._validation import check_number
 from .cli import one_sentence_for_mistakes, parse_arguments
-from .finetuning import DataArguments, ModelArguments
-from .optim._adam_family import AdamFamily
+from .optim.adam_family import AdamFamily
 from .report.figures import DASHES, blank_axes, blank_figure, line_style
 from .schedules import DECAYS, METRIC_SCHEDULERS, WarmupLR, schedule_keywords
 from .trainer import create_optimizer_and_scheduler
@@ -275,9 +275,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line: print the table, and draw the curves."""
     with one_sentence_for_mistakes(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        # Model and data change no learning rate: their flags are taken and left alone.
-        parser = HfArgumentParser((PreviewArguments, _Flags, ModelArguments, DataArguments))
-        own, args, *_ = parse_arguments(parser, argv)
+        # The flags of a training script about its model and data change no learning rate.
+        own, args = parse_arguments(HfArgumentParser((PreviewArguments, _Flags)), argv, ignore_foreign=True)
         if own.output is not None and not Path(own.output).parent.is_dir():
             raise ValueError(f"output={own.output!r}: there is no folder {Path(own.output).parent}.")
         preview = preview_schedule(args, own.num_training_steps, own.compare)

@@ -15,13 +15,18 @@ from transformers.utils import logging
 
 from ._deepspeed import refuse_swaps
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
-from ._recording import record_gradient_norms
-from ._resuming import check_same_kind
 from .callbacks import WarmupUntilCallback
-from .checkpoints import NAME, check_not_beyond, full_disk_is_said, resolve_checkpoint, say_what_is_there
-from .gradient_norms import FILE_NAME, KEY, GradientNormRecorder
-from .model_card import add_recording
-from .run_settings import copy_run_settings, write_run_settings
+from .checkpoints import (
+    NAME,
+    check_not_beyond,
+    check_same_kind,
+    full_disk_is_said,
+    resolve_checkpoint,
+    say_what_is_there,
+)
+from .norms import FILE_NAME, KEY, GradientNormRecorder, record_gradient_norms
+from .report.model_card import add_recording
+from .report.run import copy_run_settings, write_run_settings
 from .schedules import WarmupLR, optimizer_warms_up, scheduler_warms_up
 from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 

@@ -11,8 +11,8 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ._messages import check_name, check_number, check_updates_or_share, shown
-from .gradient_norms import GROUPINGS
+from ._validation import check_name, check_number, check_updates_or_share, shown
+from .norms import GROUPINGS
 from .optim import OPTIMIZERS, parse_optim_args
 from .schedules import DECAYS, WARMUPS, check_schedule, host_scheduler_names
 

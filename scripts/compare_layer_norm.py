@@ -17,22 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
+from transformers import HfArgumentParser
 
-from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
-from hf_warmup._messages import check_number
+from hf_warmup._validation import check_number
 from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
 from hf_warmup.report import draw_comparison, mean_and_spread, read_run
 from hf_warmup.report.page import write_page
-from kept_runs import run_all
+from reproductions.kept_runs import run_all
+from reproductions.reversal import CHANCE_LOSS, FIRST_SYMBOL, VOCAB_SIZE, run_one, training_arguments
 
 
 DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
-FIRST_SYMBOL, VOCAB_SIZE, SEQUENCE_LENGTH = 5, 32, 16
-CHANCE_LOSS = torch.tensor(float(VOCAB_SIZE - FIRST_SYMBOL)).log().item()
-HELD_OUT = 256
-TARGET_LOSS = 0.5
 
 
 @dataclass
@@ -50,92 +45,6 @@ class CompareArguments:
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers of the small BERT."})
     output_dir: str = field(default="runs/compare_layer_norm", metadata={"help": "Where runs and figures go."})
     num_workers: int = field(default=0, metadata={"help": "Runs at a time; 0 for one on each core."})
-
-
-def reversal_data(num_examples: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """`num_examples` sequences of random symbols, labelled with their reversal; shapes `(16,)`."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(FIRST_SYMBOL, VOCAB_SIZE, (num_examples, SEQUENCE_LENGTH), generator=generator)
-    return [{"input_ids": x, "labels": x.flip(0)} for x in tokens]
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    """Share of positions whose most likely symbol is the right one."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTrainingArguments:
-    """The settings of one run, as transformers' flags."""
-    warms_up = settings["warmup_type"] not in ("none", "untuned_linear", "untuned_exponential", "radam")
-    return WarmupTrainingArguments(
-        output_dir=str(folder),
-        optim=settings["optim"],
-        optim_args=settings.get("optim_args"),
-        learning_rate=settings["learning_rate"],
-        adam_beta2=0.98,
-        lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
-        lr_scheduler_kwargs=settings.get("lr_scheduler_kwargs"),
-        warmup_type=settings["warmup_type"],
-        warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
-        max_steps=settings["max_steps"],
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=HELD_OUT,
-        max_grad_norm=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=settings["seed"],
-    )
-
-
-class StopWhenSolved(TrainerCallback):
-    """Ends a run of which only the updates to `TARGET_LOSS` are asked."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if logs.get("loss", TARGET_LOSS) < TARGET_LOSS:
-            control.should_training_stop = True
-
-
-def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train one arm with one seed; returns its result, kept beside the recording."""
-    seed = settings["seed"]
-    args = training_arguments(settings, folder)
-    config = BertPreLNConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        num_hidden_layers=settings["num_hidden_layers"],
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=SEQUENCE_LENGTH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer="xavier_uniform",
-    )
-    set_seed(seed)
-    post, pre = make_pair(config, seed)
-    trainer = WarmupTrainer(
-        model=post if settings["norm_placement"] == "post" else pre,
-        args=args,
-        train_dataset=reversal_data(args.max_steps * args.per_device_train_batch_size, seed=seed),
-        eval_dataset=reversal_data(HELD_OUT, seed=seed + 1_000_000),
-        compute_metrics=accuracy,
-    )
-    trainer.remove_callback(PrinterCallback)
-    if settings.get("stop_when_solved"):
-        trainer.add_callback(StopWhenSolved)
-    trainer.train()
-    metrics = trainer.evaluate()
-    trainer.save_state()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "warmup_steps": args.get_warmup_steps(args.max_steps),
-        "final_loss": metrics["eval_loss"],
-        "accuracy": metrics["eval_accuracy"],
-        "steps_to_loss_0.5": next((entry["step"] for entry in history if entry["loss"] < TARGET_LOSS), None),
-    }
 
 
 def parse_arm(arm: str, args: CompareArguments) -> dict[str, Any]:

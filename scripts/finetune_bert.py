@@ -25,7 +25,8 @@ from transformers import DataCollatorWithPadding, HfArgumentParser, default_data
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
 from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
-from hf_warmup.finetuning import (
+from hf_warmup.report import draw_comparison, read_run
+from text_classification.arguments import (
     DataArguments,
     ModelArguments,
     build_model,
@@ -34,8 +35,7 @@ from hf_warmup.finetuning import (
     load_tokenizer,
     tokenize,
 )
-from hf_warmup.metrics import compute_metrics
-from hf_warmup.report import draw_comparison, read_run
+from text_classification.metrics import compute_metrics
 
 
 def main() -> None:

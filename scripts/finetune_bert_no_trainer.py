@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, HfArgumentParser, TrainerState, default_data_collator
 
 from hf_warmup import GradientNormRecorder
-from hf_warmup._messages import check_number, check_updates_or_share, shown
+from hf_warmup._validation import check_number, check_updates_or_share, shown
 from hf_warmup.accelerate_utils import (
     check_accelerator,
     create_optimizer,
@@ -47,7 +47,10 @@ from hf_warmup.accelerate_utils import (
 )
 from hf_warmup.checkpoints import say_what_is_there
 from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
-from hf_warmup.finetuning import (
+from hf_warmup.norms import FILE_NAME
+from hf_warmup.report.run import write_run_settings
+from hf_warmup.training_args import resolve_kwargs
+from text_classification.arguments import (
     DataArguments,
     ModelArguments,
     build_model,
@@ -56,10 +59,7 @@ from hf_warmup.finetuning import (
     load_tokenizer,
     tokenize,
 )
-from hf_warmup.gradient_norms import FILE_NAME
-from hf_warmup.metrics import classification_metrics
-from hf_warmup.run_settings import write_run_settings
-from hf_warmup.training_args import resolve_kwargs
+from text_classification.metrics import classification_metrics
 
 
 @dataclass

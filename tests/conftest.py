@@ -45,14 +45,17 @@ def _own_caches(tmp_path_factory):
 
 @pytest.fixture
 def script(monkeypatch, capfd):
-    """Run a script as `python scripts/name flags` does, in this process; what it wrote to stdout and stderr."""
+    """Run `python scripts/name.py flags`, or `python -m scripts.name flags`, in this process; return its output."""
 
     def call(name: str, *flags: object, rc: int = 0) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
         capfd.readouterr()
         code = 0
         try:
-            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+            if name.endswith(".py"):
+                runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+            else:
+                runpy.run_module(f"scripts.{name}", run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
         written = capfd.readouterr()

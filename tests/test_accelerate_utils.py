@@ -24,10 +24,11 @@ from hf_warmup.accelerate_utils import (
     save_checkpoint,
 )
 from hf_warmup.checkpoints import damage
-from hf_warmup.gradient_norms import GradientNormRecorder
-from hf_warmup.run_settings import read_run_settings, write_run_settings
+from hf_warmup.norms import GradientNormRecorder
+from hf_warmup.report.run import read_run_settings, write_run_settings
 from hf_warmup.schedules import with_warmup
-from tiny import tiny_bert
+
+from .tiny import tiny_bert
 
 
 @pytest.fixture(autouse=True)

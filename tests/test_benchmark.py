@@ -17,12 +17,12 @@ COLUMNS = {"name", "median_ms", "best_ms", "ratio", "ratio_of_bests"}
 
 @pytest.fixture
 def benchmark(script, monkeypatch, tmp_path):
-    """Run `python scripts/benchmark.py flags` in this process, with none of the other libraries installed."""
+    """Run `python -m scripts.benchmarks flags` in this process, with none of the other libraries installed."""
     for library in LIBRARIES:
         monkeypatch.setitem(sys.modules, library, None)
 
     def call(*flags: object, rc: int = 0) -> tuple[dict[str, list[dict]], str]:
-        out, err = script("benchmark.py", *flags, "--output_dir", tmp_path, rc=rc)
+        out, err = script("benchmarks", *flags, "--output_dir", tmp_path, rc=rc)
         if rc:
             return {}, err
         (folder,) = tmp_path.iterdir()
@@ -33,7 +33,7 @@ def benchmark(script, monkeypatch, tmp_path):
 
     yield call
     for module in ("measure", "contenders"):
-        sys.modules.pop(module, None)
+        sys.modules.pop(f"scripts.benchmarks.{module}", None)
 
 
 def check_rows(rows, first):
@@ -105,7 +105,7 @@ def test_the_other_libraries_optimizers_step(monkeypatch, library):
     pytest.importorskip(library)
     import torch
 
-    contenders = runpy.run_path(str(SCRIPTS / "contenders.py"))
+    contenders = runpy.run_path(str(SCRIPTS / "benchmarks" / "contenders.py"))
     (make,) = (make for make in contenders["OPTIMIZERS"].values() if getattr(make, "__name__", "").startswith(library))
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = make([p])

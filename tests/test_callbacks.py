@@ -12,7 +12,8 @@ from hf_warmup import (
     create_optimizer_and_scheduler,
     with_warmup,
 )
-from tiny import arguments, column, examples, tiny_bert, train
+
+from .tiny import arguments, column, examples, tiny_bert, train
 
 
 FLAGS = {"optim": "sgd", "lr_scheduler_type": "linear", "learning_rate": 0.1, "max_steps": 10}

@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.checkpoints import checkpoints, damage, full_disk_is_said, resolve_checkpoint
-from hf_warmup.gradient_norms import GradientNormRecorder, read_gradient_norms
-from tiny import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
+from hf_warmup.norms import GradientNormRecorder, read_gradient_norms
+
+from .tiny import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import datasets
 import pytest
 
-from hf_warmup.data import load_files, load_task
+from scripts.text_classification.data import load_files, load_task
 
 
 # The csv reader of datasets 5.0 leaves its file open.

@@ -8,7 +8,8 @@ import pytest
 
 from hf_warmup import WarmupTrainer, create_optimizer_and_scheduler
 from hf_warmup._deepspeed import before_engine_step, refuse_swaps
-from tiny import arguments, tiny_bert
+
+from .tiny import arguments, tiny_bert
 
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}

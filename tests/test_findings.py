@@ -10,7 +10,8 @@ import pytest
 
 from compare_layer_norm import CompareArguments, plan, run_one
 from hf_warmup.report import DANGER_RATIO, RULES, find, read_run
-from recorded import recorded, write_run
+
+from .recorded import recorded, write_run
 
 
 ADAMW = {"optim": "adamw", "adam_beta2": 0.99, "warmup_type": "none", "warmup_steps": 0, "lr_scheduler_type": "linear"}

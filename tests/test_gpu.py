@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_warmup import AdamWarmup, GradientNormRecorder, get_scheduler
-from test_optim import (
+
+from .test_optim import (
     FORMS,
     HYPER,
     assert_close,

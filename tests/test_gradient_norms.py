@@ -27,9 +27,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hf_warmup.gradient_norms import FILE_NAME, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel
-from tiny import TINY
+from hf_warmup.norms import FILE_NAME, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
+
+from .tiny import TINY
 
 
 GPT2 = GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0)

@@ -17,11 +17,12 @@ from transformers import HfArgumentParser
 
 from hf_warmup import OPTIMIZERS, WarmupTrainingArguments
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
-from hf_warmup.finetuning import DataArguments, ModelArguments
-from hf_warmup.gradient_norms import GROUPINGS
+from hf_warmup.norms import GROUPINGS
 from hf_warmup.schedules import DECAYS, WARMUPS, host_scheduler_names
-from hostile import JUNK, NESTED, assert_one_sentence
-from tiny import arguments
+from scripts.text_classification.arguments import DataArguments, ModelArguments
+
+from .hostile import JUNK, NESTED, assert_one_sentence
+from .tiny import arguments
 
 
 def script(name):

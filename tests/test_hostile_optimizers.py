@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from hf_warmup import AdamWarmup, GIAdam, GradientNormRecorder, RAdam
 from hf_warmup.accelerate_utils import create_optimizer
-from hf_warmup.gradient_norms import GROUPINGS, gradient_norms, group_names, read_gradient_norms
-from hostile import JUNK, assert_one_sentence
-from stepping import through_file
+from hf_warmup.norms import GROUPINGS, gradient_norms, group_names, read_gradient_norms
+
+from .hostile import JUNK, assert_one_sentence
+from .stepping import through_file
 
 
 CLASSES = [RAdam, AdamWarmup, GIAdam]

@@ -16,8 +16,9 @@ from transformers import SchedulerType
 from hf_warmup import get_schedule, get_scheduler, with_warmup
 from hf_warmup.accelerate_utils import per_update
 from hf_warmup.schedules import DECAYS, METRIC_SCHEDULERS, WARMUPS, schedule_keywords
-from hostile import JUNK, assert_one_sentence
-from stepping import lrs_of, through_file
+
+from .hostile import JUNK, assert_one_sentence
+from .stepping import lrs_of, through_file
 
 
 SHARE, COUNT = st.floats(0.0, 1.0), st.integers(0, 300)

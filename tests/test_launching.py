@@ -21,9 +21,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from hf_warmup.checkpoints import resolve_checkpoint
 from hf_warmup.cli import check_process_count
-from hf_warmup.gradient_norms import read_gradient_norms
-from processes import ROOT, environment, run, torchrun
-from tiny import FROM_SCRATCH, write_task
+from hf_warmup.norms import read_gradient_norms
+
+from .processes import ROOT, environment, run, torchrun
+from .tiny import FROM_SCRATCH, write_task
 
 
 CONFIGS = ROOT / "scripts/accelerate_configs"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import HfArgumentParser
 
-from hf_warmup._messages import check_name, check_number
+from hf_warmup._validation import check_name, check_number
 from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from hf_warmup.metrics import F1, Accuracy, Matthews, RocAuc, classification_metrics
+from scripts.text_classification.metrics import F1, Accuracy, Matthews, RocAuc, classification_metrics
 
 
 LABELS = [1, 0, 1, 1, 0, 0, 1, 0]

@@ -14,8 +14,9 @@ from transformers import trainer as host
 from hf_warmup import WarmupTrainer
 from hf_warmup.model_card import Experiment, experiment_card, main, results_of
 from hf_warmup.report import read_run
-from recorded import recorded, write_run
-from tiny import arguments, examples, tiny_bert, train
+
+from .recorded import recorded, write_run
+from .tiny import arguments, examples, tiny_bert, train
 
 
 @pytest.fixture

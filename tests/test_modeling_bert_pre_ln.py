@@ -15,7 +15,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from hf_warmup import modeling_bert_pre_ln as ours
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel, make_pair
-from tiny import TINY
+
+from .tiny import TINY
 
 
 SMALL = {**TINY, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -209,11 +210,11 @@ def test_save_and_load_through_auto_classes(cls, placement, initializer, tmp_pat
     assert_same(output(loaded), output(model))
 
 
-def test_auto_classes_in_a_process_that_has_only_imported_the_package(tmp_path):
+def test_auto_classes_load_a_checkpoint_after_importing_the_modeling_module(tmp_path):
     model = shaken(BertPreLNForMaskedLM)
     model.save_pretrained(tmp_path)
     code = (
-        "import hf_warmup, torch, transformers\n"
+        "import hf_warmup.modeling_bert_pre_ln, torch, transformers\n"
         f"model = transformers.AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r})\n"
         f"torch.save(model.state_dict(), {str(tmp_path / 'again.pt')!r})\n"
     )

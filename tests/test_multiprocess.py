@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from processes import ROOT, run, torchrun
+from .processes import ROOT, run, torchrun
 
 
 pytestmark = pytest.mark.multiprocess

@@ -9,9 +9,10 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForSequenceClassification
 
-from hf_warmup.gradient_norms import read_gradient_norms
+from hf_warmup.norms import read_gradient_norms
 from hf_warmup.report import read_run
-from tiny import FROM_SCRATCH, write_task
+
+from .tiny import FROM_SCRATCH, write_task
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import reference.optimizers as reference
 from hf_warmup import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
 from hf_warmup.optim import optimizer_kwargs, parse_optim_args
+
+from .reference import optimizers as reference
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")  # the arithmetic without one, too

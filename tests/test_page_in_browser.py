@@ -11,7 +11,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from hf_warmup.report.page import write_page
-from recorded import recorded
+
+from .recorded import recorded
 
 
 FLAGS = (

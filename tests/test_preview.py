@@ -11,7 +11,8 @@ import pytest
 from hf_warmup import OPTIMIZERS, WarmupTrainer, preview_schedule
 from hf_warmup.preview import MAX_POINTS, main
 from hf_warmup.schedules import DECAYS, WARMUPS
-from tiny import arguments, examples, run, tiny_bert, train
+
+from .tiny import arguments, examples, run, tiny_bert, train
 
 
 PNG = b"\x89PNG"
@@ -151,9 +152,8 @@ def test_one_name_to_compare_with_is_a_list(tmp_path):
         ("--max_steps 9 --compare cosine:", "lr_scheduler_type='' is unknown"),
         ("--max_steps 9 --warmup_steps 10", "warmup_steps=10: expected at most max_steps=9"),
         ("--num_training_steps 0", "num_training_steps=0: expected an integer in [1, inf)"),
-        ("--max_steps 9 --warmupp 3", "--warmupp is no argument"),
+        ("--max_steps 9 --warmup_step 3", "--warmup_step is no argument. Did you mean --warmup_steps?"),
         ("--max_steps 9 --output nowhere/a.png", "output='nowhere/a.png': there is no folder nowhere."),
-        ("--max_steps 9 --max_seq_lenght 64", "--max_seq_lenght is no argument. Did you mean --max_seq_length?"),
         ("--max_steps 9 --num_training_steps 12", "num_training_steps=12: expected max_steps=9"),
         ("--max_steps 9 --output a.pngg", "Format 'pngg' is not supported"),
         ("--max_steps 9 --optim adam_warmup --compare linear:cosine", "the optimizer warms up already"),

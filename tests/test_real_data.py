@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerFast
 
-from hf_warmup.data import load_files
+from scripts.text_classification.data import load_files
 
 
 pytestmark = [

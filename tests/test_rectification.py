@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from hf_warmup._rectification import r_t, rho_inf, rho_t
-from reference.optimizers import rectification
+from hf_warmup.schedules.warmups import r_t, rho_inf, rho_t
+
+from .reference.optimizers import rectification
 
 
 BETAS = (0.9, 0.95, 0.98, 0.99, 0.999, 0.9999)

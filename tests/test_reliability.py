@@ -18,9 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_warmup.gradient_norms import FILE_NAME
-from processes import ROOT, environment, torchrun
-from tiny import FROM_SCRATCH, write_task
+from hf_warmup.norms import FILE_NAME
+
+from .processes import ROOT, environment, torchrun
+from .tiny import FROM_SCRATCH, write_task
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]

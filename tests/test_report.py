@@ -21,10 +21,11 @@ from hf_warmup.report import (
     read_runs,
 )
 from hf_warmup.report.__main__ import main
-from hf_warmup.report.arms import by_arm, common_name, names_of
-from hf_warmup.report.interactive import chosen_updates, draw_curves, draw_layers, draw_run, thin
+from hf_warmup.report.figures import chosen_updates, draw_curves, draw_layers, draw_run, thin
 from hf_warmup.report.page import _arms, _findings, draw_page
-from recorded import recorded, write_run
+from hf_warmup.report.run import by_arm, common_name, names_of
+
+from .recorded import recorded, write_run
 
 
 def test_a_run_is_read(tmp_path):

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from transformers import BertTokenizerFast
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
-from tiny import WORDS
+
+from .tiny import WORDS
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -25,10 +26,10 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 @pytest.fixture
 def reproduce(script, tmp_path):
-    """Run `python scripts/reproduce.py flags` in this process; `results.json`, or what stderr says."""
+    """Run `python -m scripts.reproductions flags` in this process; `results.json`, or what stderr says."""
 
     def call(what: str, *flags: object, rc: int = 0) -> tuple[dict, str]:
-        out, err = script("reproduce.py", what, *flags, "--output_dir", tmp_path, rc=rc)
+        out, err = script("reproductions", what, *flags, "--output_dir", tmp_path, rc=rc)
         if rc:
             return {}, err
         assert (tmp_path / what / "figure.png").stat().st_size > 10_000
@@ -71,7 +72,7 @@ def test_variance(reproduce):
 
 
 def test_exact_variance_is_the_integral():
-    from reproduction.variance import exact_variance, first_order_variance
+    from scripts.reproductions.variance import exact_variance, first_order_variance
 
     for rho in (6.0, 20.0):
         # x = rho / chi2: E[x] - E[sqrt(x)]^2 with chi2's density, by a fine sum.
@@ -115,13 +116,13 @@ def test_warmup_runs_and_goes_on(reproduce, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-@pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproduction").glob("[a-z]*.py")])
+@pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproductions").glob("[a-z]*.py")])
 def test_examples_in_docstrings(name):
-    assert doctest.testmod(import_module(f"reproduction.{name}")).failed == 0
+    assert doctest.testmod(import_module(f"scripts.reproductions.{name}")).failed == 0
 
 
 def test_verdicts_about_arms():
-    from reproduction.warmup import BAND, CLAIMS, faster, judge, wider
+    from scripts.reproductions.warmup import BAND, CLAIMS, faster, judge, wider
 
     def runs(placement, warmup, updates, lr=2e-3):
         same = {"norm_placement": placement, "optim": "adamw", "warmup_type": warmup, "learning_rate": lr}
@@ -149,8 +150,8 @@ def test_optimizers(reproduce):
 
 def test_every_optimizer_of_the_table_can_be_meant(tmp_path):
     from compare_layer_norm import training_arguments
-    from reproduction.optimizers import ROWS, warmups_of
-    from reproduction.reversal import job
+    from scripts.reproductions.optimizers import ROWS, warmups_of
+    from scripts.reproductions.reversal import job
 
     for row in ROWS.values():
         for warmup in warmups_of(row):
@@ -200,7 +201,7 @@ def test_finetune(reproduce, texts, tmp_path):
 
 
 def test_runs_are_kept_with_their_settings(tmp_path):
-    from kept_runs import run_all
+    from scripts.reproductions.kept_runs import run_all
 
     def run_one(settings, folder):
         seen.append(sorted(path.name for path in folder.iterdir()))
@@ -228,8 +229,9 @@ def test_runs_are_kept_with_their_settings(tmp_path):
 
 @pytest.mark.multiprocess
 def test_workers_end_with_what_started_them(tmp_path):
-    worker = Path(__file__).parent / "workers" / "slow_runs.py"
-    parent = subprocess.Popen([sys.executable, worker, tmp_path], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "tests.workers.slow_runs", tmp_path], cwd=SCRIPTS.parent, stderr=subprocess.DEVNULL
+    )
 
     def wait_until(condition):
         end = time.monotonic() + 120
@@ -247,7 +249,7 @@ def test_workers_end_with_what_started_them(tmp_path):
 
 
 def test_loss_at_masks_is_berts_own():
-    from reproduction.training import LossAtMasks
+    from scripts.reproductions.training import LossAtMasks
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertPreLNConfig(vocab_size=50, **small)
@@ -260,7 +262,7 @@ def test_loss_at_masks_is_berts_own():
 
 
 def test_texts_become_sequences(texts):
-    from reproduction.texts import LENGTH, sequences
+    from scripts.reproductions.texts import LENGTH, sequences
 
     tokenizer = BertTokenizerFast.from_pretrained(texts / "bert-base-uncased")
     training, held_out = sequences(texts, tokenizer)

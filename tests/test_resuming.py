@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hf_warmup import RAdam, WarmupTrainer, WarmupUntilCallback
-from tiny import arguments, examples, run, tiny_bert, train
+
+from .tiny import arguments, examples, run, tiny_bert, train
 
 
 def resumed(folder, checkpoint, **kwargs):

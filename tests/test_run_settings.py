@@ -9,8 +9,9 @@ from transformers import TrainerCallback
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.report import read_run
-from hf_warmup.run_settings import FILE_NAME, command_line, write_run_settings
-from tiny import arguments, examples, run, tiny_bert
+from hf_warmup.report.run import SETTINGS_FILE, command_line, write_run_settings
+
+from .tiny import arguments, examples, run, tiny_bert
 
 
 SECRET = "hf_" + "aB3" * 10
@@ -45,7 +46,7 @@ def test_what_is_no_secret_stays():
 def test_tokens_of_the_arguments_are_masked(tmp_path):
     args = arguments(tmp_path, hub_token=SECRET)
     write_run_settings(tmp_path, args.to_dict(), {}, 8, 0)
-    assert SECRET not in (tmp_path / FILE_NAME).read_text()
+    assert SECRET not in (tmp_path / SETTINGS_FILE).read_text()
 
 
 def test_a_trainer_writes_it_before_the_first_update(tmp_path):
@@ -67,7 +68,7 @@ def test_a_trainer_writes_it_before_the_first_update(tmp_path):
     expected = {"optim": "radam", "lr_scheduler_type": "noam", "num_warmup_steps": 4, "num_hidden_layers": 2}
     assert expected.items() <= read.settings.items()
     assert {"torch", "transformers", "python", "machine", "command"} <= read.made_with.keys()
-    json.loads((tmp_path / FILE_NAME).read_text(), parse_constant=pytest.fail)  # strict JSON
+    json.loads((tmp_path / SETTINGS_FILE).read_text(), parse_constant=pytest.fail)  # strict JSON
 
 
 def test_a_finished_run_says_so(tmp_path):

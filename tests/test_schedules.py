@@ -13,8 +13,9 @@ from torch.optim import lr_scheduler as torch_schedulers
 from hf_warmup import get_schedule, get_scheduler, with_warmup
 from hf_warmup._from_args import scheduler_on
 from hf_warmup.schedules import join, linear_warmup
-from reference.schedules import RECURSIONS, WARMUPS, iterate, noam
-from stepping import adamw, lrs_of, through_file
+
+from .reference.schedules import RECURSIONS, WARMUPS, iterate, noam
+from .stepping import adamw, lrs_of, through_file
 
 
 HOST = {  # transformers' functions of the step, with the keywords that some cannot do without

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertTokenizerFast
 
-from hf_warmup.gradient_norms import read_gradient_norms
-from tiny import FROM_SCRATCH, tiny_bert, write_task
+from hf_warmup.norms import read_gradient_norms
+
+from .tiny import FROM_SCRATCH, tiny_bert, write_task
 
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,10 @@ from hf_warmup import (
     with_warmup,
 )
 from hf_warmup._from_args import ignores_num_items_in_batch
-from hf_warmup.gradient_norms import FILE_NAME, read_gradient_norms
+from hf_warmup.norms import FILE_NAME, read_gradient_norms
 from hf_warmup.schedules import linear_warmup
-from tiny import TINY, arguments, column, examples, run, tiny_bert, train
+
+from .tiny import TINY, arguments, column, examples, run, tiny_bert, train
 
 
 RECIPES = [

@@ -15,7 +15,8 @@ from transformers.training_args import OptimizerNames
 from hf_warmup import WarmupTrainingArguments
 from hf_warmup._from_args import optimizer_cls_and_kwargs
 from hf_warmup.cli import parse_arguments
-from tiny import arguments
+
+from .tiny import arguments
 
 
 FLAGS = {

@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_warmup import AdamWarmup, get_schedule, get_scheduler, per_update, with_warmup
 from hf_warmup.schedules import DECAYS, WARMUPS, constant_warmup, linear_warmup, no_warmup, scheduler_warms_up
-from stepping import adamw, lrs_of, through_file
+
+from .stepping import adamw, lrs_of, through_file
 
 
 def cosine(optimizer, T_max=10):

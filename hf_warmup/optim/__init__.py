@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._messages import check_name, check_number, shown
+from .._validation import check_name, check_number, shown
 from .adam_warmup import AdamWarmup
 from .gi_adam import GIAdam
 from .radam import RAdam

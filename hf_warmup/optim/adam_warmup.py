@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from .._messages import check_number
-from ._adam_family import AdamFamily, Coefficients
+from .._validation import check_number
+from .adam_family import AdamFamily, Coefficients
 
 
 class AdamWarmup(AdamFamily):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._adam_family import AdamFamily, Coefficients
+from .adam_family import AdamFamily, Coefficients
 
 
 class GIAdam(AdamFamily):

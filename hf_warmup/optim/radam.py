@@ -5,15 +5,15 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from .._messages import check_flag, check_number
-from .._rectification import r_t
-from ._adam_family import NO_STEP_YET, AdamFamily, Coefficients
+from .._validation import check_flag, check_number
+from ..schedules.warmups import r_t
+from .adam_family import NO_STEP_YET, AdamFamily, Coefficients
 
 
 class RAdam(AdamFamily):
     r"""Rectified Adam, Liu et al. 2020, https://arxiv.org/abs/1908.03265.
 
-    While `rho_t > 5`, with `m_hat = m / (1 - beta1^t)` and [`r_t`][hf_warmup._rectification.r_t]:
+    While `rho_t > 5`, with `m_hat = m / (1 - beta1^t)` and [`r_t`][hf_warmup.schedules.warmups.r_t]:
 
         p <- p - lr weight_decay p
         p <- p - lr r_t sqrt(1 - beta2^t) m_hat / (sqrt(v) + eps)

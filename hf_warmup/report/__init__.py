@@ -3,11 +3,9 @@
 `python -m hf_warmup.report RUN [RUN ...]` does it all. The libraries that draw are loaded when something is drawn.
 """
 
-from .arms import by_arm, mean_and_spread
 from .figures import draw_comparison, plot_gradient_norms, plot_learning_rate, plot_loss, plot_ratio
 from .findings import DANGER_RATIO, RULES, Finding, find, in_words
-from .reading import Run, find_runs, read_run, read_runs
-from .settings import differing_settings, shared_settings
+from .run import Run, by_arm, differing_settings, find_runs, mean_and_spread, read_run, read_runs, shared_settings
 
 
 __all__ = [

@@ -11,11 +11,10 @@ import textwrap
 from pathlib import Path
 
 from ..cli import one_sentence_for_mistakes
-from .arms import common_name, names_of
 from .figures import draw_comparison
 from .findings import in_words
 from .page import write_page
-from .reading import find_runs
+from .run import common_name, find_runs, names_of
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,21 +1,24 @@
-"""The PNG figures: learning rate, loss, per-layer gradient norms, and their last/first-layer ratio."""
+"""The figures: PNG files by matplotlib, and the panels of the page by plotly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from math import nan
+from itertools import accumulate
+from math import isfinite, log10, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arms import by_arm, label
+from ..norms import KEY
 from .findings import DANGER_RATIO
-from .reading import Run
+from .run import Run, by_arm, label, names_of
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as PlotlyFigure
+
 
 # Okabe & Ito's colours, told apart by colour-blind readers; the arms that need telling apart most come first.
 # A mid grey in place of their black, which a dark page would swallow.
@@ -175,3 +178,268 @@ def draw_comparison(runs: Sequence[Run], output_dir: str | Path) -> list[Path]:
         plot(runs).savefig(output_dir / name)
         paths.append(output_dir / name)
     return paths
+
+
+POINTS = 60_000  # of all curves together; at most 1000 of one
+SLIDER_STEPS = 100
+COLUMNS = 240  # updates in the heat map of one run
+SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are told apart best
+DECADES = 8  # below its highest value, that a heat map tells apart
+PANEL_HEIGHT = 280  # pixels
+CLEAR = "rgba(0,0,0,0)"
+
+# Title, unit, and whether the axis is logarithmic.
+PANELS = {
+    "lr": ("Learning rate in force", "learning rate", False),
+    "loss": ("Training loss", "loss", False),
+    "norm": ("Gradient norm before clipping", "L2 norm", True),
+    "ratio": ("Last over first layer's norm (shaded: stalling)", "ratio", True),
+}
+
+
+def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[list[int], list[float]]:
+    """At most about `limit` points of a series: of each stretch its lowest and its highest, so that no spike is lost.
+
+    Example:
+
+    ```python
+    >>> thin(range(8), [0, 1, 9, 1, 3, 1, -5, 1], 4)
+    ([0, 2, 4, 6, 7], [0, 9, 3, -5, 1])
+
+    ```
+    """
+    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
+    width = -(-2 * len(points) // max(limit, 2))
+    if width > 2:
+        stretches = [points[i : i + width] for i in range(0, len(points), width)]
+        kept = {point for part in stretches for point in (min(part, key=_value), max(part, key=_value))}
+        points = sorted(kept | {points[0], points[-1]})
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _value(point: tuple[int, float]) -> float:
+    return point[1]
+
+
+_Lines = list[tuple[str, tuple[list[int], list[float]]]]
+
+
+def _series(run: Run, panel: str) -> _Lines:
+    """The lines of a run in a panel: what is said of each behind the run's name, and its points."""
+    if panel == "lr":
+        lines = [("", run.series("scheduled_lr", "learning_rate"))]
+        if run.series("scheduled_lr")[0]:  # an optimizer that warms up by itself
+            lines.append((", of the schedule", run.series("learning_rate")))
+        return lines
+    points = {"loss": run.series("loss"), "norm": run.total_norm(), "ratio": run.ratio()}[panel]
+    return [("", points)]
+
+
+def draw_curves(runs: Sequence[Run]) -> PlotlyFigure:
+    """Learning rate, loss, total gradient norm and last/first-layer ratio: one colour an arm, one legend for all."""
+    need("plotly")
+    from plotly.subplots import make_subplots
+
+    panels = [panel for panel in PANELS if any(_series(run, panel)[0][1][0] for run in runs)] or ["loss"]
+    figure = make_subplots(
+        len(panels),
+        1,
+        shared_xaxes=True,
+        vertical_spacing=60 / (PANEL_HEIGHT * len(panels)),
+        subplot_titles=[PANELS[panel][0] for panel in panels],
+    )
+    limit = min(1000, max(100, POINTS // (len(runs) * len(PANELS))))
+    names = names_of(runs)
+    for i, (arm, seeds) in enumerate(by_arm(runs).items()):
+        color, dash = line_style(i)
+        style = {"legendgroup": arm, "line": {"color": color, "dash": dash, "width": 1.5}, "marker": {"color": color}}
+        # The legend's entry is a line of its own, so that it stays when a seed is switched off.
+        figure.add_scatter(x=[None], y=[None], mode="lines", name=label(arm), **style)
+        for run in seeds:
+            for row, panel in enumerate(panels, 1):
+                _add_lines(figure, row, _series(run, panel), names[run.folder], limit, style)
+    _lay_out_curves(figure, panels, runs)
+    return figure
+
+
+def _add_lines(figure: PlotlyFigure, row: int, lines: _Lines, name: str, limit: int, style: dict[str, Any]) -> None:
+    for what, points in lines:
+        steps, values = thin(*points, limit)
+        figure.add_scatter(
+            x=steps,
+            y=values,
+            mode="lines" if len(steps) > 1 else "markers",
+            meta={"run": name, "name": name + what},
+            hovertemplate="%{meta.name}<br>update %{x}: %{y:.4g}<extra></extra>",
+            showlegend=False,
+            row=row,
+            col=1,
+            **{**style, "line": {**style["line"], **({"dash": "dot", "width": 1} if what else {})}},
+        )
+
+
+def _lay_out_curves(figure: PlotlyFigure, panels: list[str], runs: Sequence[Run]) -> None:
+    for row, panel in enumerate(panels, 1):
+        _, unit, logarithmic = PANELS[panel]
+        figure.update_yaxes(title_text=unit, type="log" if logarithmic else "linear", exponentformat="power", row=row)
+    figure.update_xaxes(title_text="update", row=len(panels))
+    figure.update_xaxes(showticklabels=True)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_annotations(x=0, xanchor="left", font_size=14)
+    if "ratio" in panels:
+        row, ratios = panels.index("ratio") + 1, [ratio for run in runs for ratio in run.ratio()[1]]
+        low, high = min(0.5, *ratios), max(3 * DANGER_RATIO, 1.5 * max(ratios))
+        zone = {"fillcolor": ZONE, "opacity": 0.15, "line_width": 0}
+        figure.add_hrect(y0=DANGER_RATIO, y1=high, row=row, col=1, **zone)
+        figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": ZONE, "width": 1, "dash": "dot"})
+        figure.update_yaxes(range=[log10(low), log10(high)], row=row)
+    height = PANEL_HEIGHT * len(panels)
+    figure.update_layout(
+        height=height + 100,  # the page adds the legend's, to the margin too
+        margin={"l": 60, "r": 10, "t": 50, "b": 50},
+        legend={
+            "orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup",
+            "maxheight": 1e5,  # never scrolled
+        },
+        hovermode="closest",
+        **_BACKGROUND,
+    )  # fmt: skip
+
+
+_BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}
+
+
+def _log10(value: float | None) -> float | None:
+    return round(log10(value), 3) if value else None
+
+
+def _limits(runs: Sequence[Run]) -> tuple[float, float]:
+    """Of the colours of both heat maps, as powers of ten."""
+    keys = [(record, f"{KEY}/{layer}") for run in runs for record in run.gradient_norms for layer in run.layers]
+    norms = [record[key] for record, key in keys if record.get(key)] or [1.0]
+    high = log10(max(norms))
+    return max(log10(min(norms)), high - DECADES), high
+
+
+def _coloraxis(runs: Sequence[Run]) -> dict[str, Any]:
+    low, high = _limits(runs)
+    powers = list(range(int(low // 1), int(-(-high // 1)) + 1))
+    return {
+        "colorscale": "Viridis",
+        "cmin": low,
+        "cmax": high,
+        "colorbar": {
+            "orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 12, "tickvals": powers,
+            "ticktext": [f"10<sup>{power}</sup>" for power in powers], "ticklabelposition": "outside top",
+            "title": {"text": "gradient norm before clipping", "side": "top"},
+        },
+    }  # fmt: skip
+
+
+def _all_layers(runs: Sequence[Run]) -> list[str]:
+    """Those of the run with the most, in the model's order, then what only other runs have."""
+    ordered = sorted(runs, key=lambda run: -len(run.layers))
+    return list(dict.fromkeys(layer for run in ordered for layer in run.layers))
+
+
+def chosen_updates(runs: Sequence[Run], count: int) -> list[int]:
+    """At most `count` of the recorded updates: half of them evenly spread, half denser at the beginning."""
+    steps = sorted({record["step"] for run in runs for record in run.gradient_norms})
+    if len(steps) <= count:
+        return steps
+    half, last = count // 2, len(steps) - 1
+    evenly = {round(i * last / (half - 1)) for i in range(half)}
+    early = {round(last ** (i / (half - 1))) for i in range(half)}
+    return [steps[i] for i in sorted(evenly | early)]
+
+
+def _records_at(run: Run, updates: Sequence[int]) -> list[dict[str, Any]]:
+    """The last record at or before each update; nothing past the end of a run that was cut short."""
+    found, i, records = [], -1, run.gradient_norms
+    for update in updates:
+        while i + 1 < len(records) and records[i + 1]["step"] <= update:
+            i += 1
+        found.append(records[i] if records and i >= 0 and update <= max(records[-1]["step"], run.updates) else {})
+    return found
+
+
+def draw_layers(runs: Sequence[Run]) -> PlotlyFigure | None:
+    """A heat map, layer × run, of the gradient norms at one update, with a slider over the updates."""
+    need("plotly")
+    from plotly.graph_objects import Figure, Heatmap
+
+    runs = [run for run in runs if run.layers]
+    if not runs:
+        return None
+    layers, updates = _all_layers(runs), chosen_updates(runs, SLIDER_STEPS)
+    columns = [_records_at(run, updates) for run in runs]
+    tables = [
+        [[_log10(column[i].get(f"{KEY}/{layer}")) for column in columns] for layer in layers]
+        for i in range(len(updates))
+    ]
+    start = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
+    names = names_of(runs)
+    heat_map = Heatmap(
+        x=[names[run.folder] for run in runs],
+        y=layers,
+        z=tables[start],
+        coloraxis="coloraxis",
+        hovertemplate="%{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>",
+    )
+    steps = [
+        {"method": "restyle", "label": str(update), "args": [{"z": [table]}]}
+        for update, table in zip(updates, tables, strict=True)
+    ]
+    figure = Figure(heat_map)
+    # One label an arm, in the middle of its seeds, and a line between arms.
+    arms = by_arm(runs)
+    ends = list(accumulate(map(len, arms.values())))
+    middles = [end - (len(seeds) + 1) / 2 for end, seeds in zip(ends, arms.values(), strict=True)]
+    figure.update_layout(shapes=[_line_behind(end) for end in ends[:-1]])
+    longest = max(map(len, arms))
+    figure.update_layout(
+        sliders=[
+            {"active": start, "steps": steps, "currentvalue": {"prefix": "update "}, "pad": {"t": 6 * longest + 20}}
+        ],
+        **_lay_out_layers(runs, layers, 6 * longest + 90),
+    )
+    figure.update_xaxes(tickangle=-90, type="category", tickvals=middles, ticktext=list(arms), showgrid=False)
+    return figure
+
+
+def _line_behind(run: int) -> dict[str, Any]:
+    ends = {"x0": run - 0.5, "x1": run - 0.5, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **ends, "line": {"color": ZONE, "width": 1}}
+
+
+def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
+    """A heat map, layer × update, of one run: a trace for each of those that recorded any, the first is shown."""
+    need("plotly")
+    from plotly.graph_objects import Figure, Heatmap
+
+    runs = [run for run in runs if run.layers]
+    if not runs:
+        return None
+    names = names_of(runs)
+    figure = Figure()
+    for i, run in enumerate(runs):
+        updates = chosen_updates([run], COLUMNS)
+        records = _records_at(run, updates)
+        table = [[_log10(record.get(f"{KEY}/{layer}")) for record in records] for layer in run.layers]
+        hover = "update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>"
+        style = {"name": names[run.folder], "coloraxis": "coloraxis", "hovertemplate": hover}
+        figure.add_trace(Heatmap(x=updates, y=run.layers, z=table, visible=i == 0, **style))
+    figure.update_layout(**_lay_out_layers(runs, _all_layers(runs), 60))
+    # No title of the axis: plotly lays it on the ticks' labels where a map is drawn later than the page.
+    figure.add_annotation(text="update", x=0.5, y=0, xref="paper", yref="paper", yshift=-40, showarrow=False)
+    return figure
+
+
+def _lay_out_layers(runs: Sequence[Run], layers: list[str], below: int) -> dict[str, Any]:
+    return {
+        "coloraxis": _coloraxis(runs),
+        "height": max(260, 16 * len(layers)) + 80 + below,
+        "margin": {"l": 10, "r": 10, "t": 80, "b": below},
+        "yaxis": {"type": "category", "automargin": True},
+        **_BACKGROUND,
+    }

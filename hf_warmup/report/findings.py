@@ -8,9 +8,9 @@ from math import isfinite
 from statistics import mean, median
 from typing import Any
 
-from ..gradient_norms import KEY
+from ..norms import KEY
 from ..schedules import NOAM_PEAK
-from .reading import Run
+from .run import Run
 
 
 WINDOW = 5  # records whose median is taken, so that one odd batch makes no finding

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .arms import by_arm, decimals, mean_and_spread, names_of
-from .figures import need
+from .figures import draw_curves, draw_layers, draw_run, need
 from .findings import RULES, find
-from .interactive import draw_curves, draw_layers, draw_run
-from .reading import Run
-from .settings import differing_settings, known_settings, shared_settings
+from .run import Run, by_arm, decimals, differing_settings, known_settings, mean_and_spread, names_of, shared_settings
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

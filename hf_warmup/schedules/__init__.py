@@ -6,7 +6,7 @@ product. All are closed forms, finite and non-negative at every step; bound with
 survive a `weights_only` load.
 """
 
-from ._compose import (
+from .composition import (
     METRIC_SCHEDULERS,
     NAMES_WITHOUT_WARMUP,
     Schedule,
@@ -18,10 +18,16 @@ from ._compose import (
     multiply,
     schedule_keywords,
 )
-from ._get_scheduler import get_scheduler, innermost
-from ._one_warmup import optimizer_warms_up, scheduler_warms_up
-from ._with_warmup import WarmupLR, check_scheduler, with_warmup
 from .decays import DECAYS, NOAM_PEAK, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
+from .schedulers import (
+    WarmupLR,
+    check_scheduler,
+    get_scheduler,
+    innermost,
+    optimizer_warms_up,
+    scheduler_warms_up,
+    with_warmup,
+)
 from .warmups import (
     WARMUPS,
     constant_warmup,

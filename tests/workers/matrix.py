@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from hf_warmup import get_scheduler
 from hf_warmup.accelerate_utils import create_scheduler
-from hf_warmup.gradient_norms import group_norms
-from workers.runs import GLOBAL_BATCH, UPDATES, make_trainer, run_loop, run_trainer
+from hf_warmup.norms import group_norms
+from tests.workers.runs import GLOBAL_BATCH, UPDATES, make_trainer, run_loop, run_trainer
 
 
 SHARDED = ["BertLayer"]  # Accelerate shards the embeddings by itself

@@ -20,8 +20,9 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.gradient_norms import read_gradient_norms
-from tiny import arguments, column, examples, tiny_bert, train
+from hf_warmup.norms import read_gradient_norms
+
+from ..tiny import arguments, column, examples, tiny_bert, train
 
 
 UPDATES, GLOBAL_BATCH, W = 6, 16, 4

@@ -16,10 +16,8 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "scripts")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
-    from kept_runs import run_all
-    from workers.slow_runs import run_one as importable
+    from scripts.reproductions.kept_runs import run_all
+    from tests.workers.slow_runs import run_one as importable
 
     output_dir = Path(sys.argv[1])
     run_all(importable, {output_dir / name: {"name": name} for name in "ab"}, output_dir, 2)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.state import AcceleratorState, GradientState
 
-from workers.runs import GLOBAL_BATCH, make_trainer, run_loop, run_trainer
+from tests.workers.runs import GLOBAL_BATCH, make_trainer, run_loop, run_trainer
 
 
 def configuration(stage: int, accumulation: int) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Scripts of hf_warmup: the comparison, fine-tuning, reproductions and benchmarks."""

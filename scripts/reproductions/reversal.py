@@ -1,0 +1,197 @@
+"""The demo's task, the reversal of random tokens: its data, one run of it, and many runs with kept results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
+
+from .kept_runs import Result, Settings, run_all
+from .outcome import ReproduceArguments
+
+
+FIRST_SYMBOL, VOCAB_SIZE, SEQUENCE_LENGTH = 5, 32, 16
+CHANCE_LOSS = torch.tensor(float(VOCAB_SIZE - FIRST_SYMBOL)).log().item()
+HELD_OUT = 256
+TARGET_LOSS = 0.5
+
+
+def reversal_data(num_examples: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """`num_examples` sequences of random symbols, labelled with their reversal; shapes `(16,)`."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(FIRST_SYMBOL, VOCAB_SIZE, (num_examples, SEQUENCE_LENGTH), generator=generator)
+    return [{"input_ids": x, "labels": x.flip(0)} for x in tokens]
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Share of positions whose most likely symbol is the right one."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTrainingArguments:
+    """The settings of one run, as transformers' flags."""
+    warms_up = settings["warmup_type"] not in ("none", "untuned_linear", "untuned_exponential", "radam")
+    return WarmupTrainingArguments(
+        output_dir=str(folder),
+        optim=settings["optim"],
+        optim_args=settings.get("optim_args"),
+        learning_rate=settings["learning_rate"],
+        adam_beta2=0.98,
+        lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
+        lr_scheduler_kwargs=settings.get("lr_scheduler_kwargs"),
+        warmup_type=settings["warmup_type"],
+        warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
+        max_steps=settings["max_steps"],
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=HELD_OUT,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings["seed"],
+    )
+
+
+class StopWhenSolved(TrainerCallback):
+    """Ends a run of which only the updates to `TARGET_LOSS` are asked."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if logs.get("loss", TARGET_LOSS) < TARGET_LOSS:
+            control.should_training_stop = True
+
+
+def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train one arm with one seed; returns its result, kept beside the recording."""
+    seed = settings["seed"]
+    args = training_arguments(settings, folder)
+    config = BertPreLNConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        num_hidden_layers=settings["num_hidden_layers"],
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=SEQUENCE_LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer="xavier_uniform",
+    )
+    set_seed(seed)
+    post, pre = make_pair(config, seed)
+    trainer = WarmupTrainer(
+        model=post if settings["norm_placement"] == "post" else pre,
+        args=args,
+        train_dataset=reversal_data(args.max_steps * args.per_device_train_batch_size, seed=seed),
+        eval_dataset=reversal_data(HELD_OUT, seed=seed + 1_000_000),
+        compute_metrics=accuracy,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if settings.get("stop_when_solved"):
+        trainer.add_callback(StopWhenSolved)
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_state()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "warmup_steps": args.get_warmup_steps(args.max_steps),
+        "final_loss": metrics["eval_loss"],
+        "accuracy": metrics["eval_accuracy"],
+        "steps_to_loss_0.5": next((entry["step"] for entry in history if entry["loss"] < TARGET_LOSS), None),
+    }
+
+
+WARMUP_STEPS = 100  # 2 / (1 - beta2) at the task's beta2 of 0.98
+# Noam's curve with its peak at the learning rate; the untuned one is exponential, since linear 100 is the other.
+WARMUPS: dict[str, Settings] = {
+    "none": {"warmup_type": "none"},
+    "linear": {"warmup_type": "linear"},
+    "constant": {"warmup_type": "constant"},
+    "untuned": {"warmup_type": "untuned_exponential", "lr_scheduler_kwargs": {"beta2": 0.98}},  # SGD has none
+    "noam": {"warmup_type": "linear", "lr_scheduler_type": "noam"},
+}
+
+
+def job(placement: str, optim: str, warmup: str, lr: float, steps: int, seed: int, optim_args: str = "") -> Settings:
+    """Settings of one run."""
+    return {
+        "norm_placement": placement,
+        "optim": optim,
+        "warmup_steps": min(WARMUP_STEPS, steps),
+        "learning_rate": lr,
+        "max_steps": steps,
+        "num_hidden_layers": 6,
+        "stop_when_solved": True,
+        "seed": seed,
+        **WARMUPS[warmup],
+        **({"optim_args": optim_args} if optim_args else {}),
+    }
+
+
+def folder_name(settings: Settings) -> str:
+    """What differs between the runs of one figure; the number of updates is among the settings that are compared."""
+    optim = "_".join(filter(None, (settings["optim"], settings.get("optim_args"))))
+    warmup = "noam" if settings.get("lr_scheduler_type") == "noam" else settings["warmup_type"]
+    lr = f"{settings['learning_rate']:g}"
+    return f"{settings['norm_placement']}-{optim}-{warmup}-lr{lr}-seed{settings['seed']}"
+
+
+def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]:
+    """Run those that have not been run yet; results in the order of `jobs`."""
+    runs = args.folder / "runs"
+    planned = {runs / folder_name(settings): settings for settings in jobs}
+    return run_all(run_one, planned, runs, args.num_workers)
+
+
+def select(results: Iterable[Result], **wanted: Any) -> list[Result]:
+    """Those whose settings are the `wanted` ones."""
+    return [result for result in results if all(result.get(key) == value for key, value in wanted.items())]
+
+
+def solved(results: Iterable[Result]) -> list[int]:
+    """Updates to loss 0.5 of the runs that came there."""
+    return [result["steps_to_loss_0.5"] for result in results if result["steps_to_loss_0.5"] is not None]
+
+
+def measures(runs: Mapping[str, list[Result]]) -> dict[str, dict[str, list[float]]]:
+    """Name -> runs as a card has them: the share that solved the task, and the updates of those that did."""
+    named = {name: results for name, results in runs.items() if results}
+    return {
+        "solved": {name: [float(bool(solved([result]))) for result in results] for name, results in named.items()},
+        "updates to loss 0.5": {name: solved(results) for name, results in named.items() if solved(results)},
+    }
+
+
+def folder_of(args: ReproduceArguments, result: Result) -> Path:
+    """Where a run is kept."""
+    return args.folder / "runs" / folder_name(result)
+
+
+def in_words(results: list[Result]) -> str:
+    """`3/3 at 152`: how many solved the task, and after how many updates on average."""
+    if not results:
+        return "-"
+    updates = solved(results)
+    return f"{len(updates)}/{len(results)}" + (f" at {mean(updates):.0f}" if updates else "")
+
+
+def all_solved(results: list[Result]) -> bool | None:
+    """Whether every run solved it; `None` without runs."""
+    return len(solved(results)) == len(results) if results else None
+
+
+def none_solved(results: list[Result]) -> bool | None:
+    """Whether no run solved it; `None` without runs."""
+    return not solved(results) if results else None
+
+
+def every(*answers: bool | None) -> bool | None:
+    """Whether all hold; `None` if one of them is open."""
+    return None if None in answers else all(answers)

@@ -1,0 +1,169 @@
+"""One pretraining run and one fine-tuning run, as `kept_runs` starts and keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    TrainerCallback,
+    default_data_collator,
+    set_seed,
+)
+from transformers.modeling_outputs import MaskedLMOutput
+
+from hf_warmup import (
+    BertPreLNConfig,
+    BertPreLNForMaskedLM,
+    BertPreLNForSequenceClassification,
+    WarmupTrainer,
+    WarmupTrainingArguments,
+    make_pair,
+)
+
+from ..text_classification.arguments import DataArguments, load_data, tokenize
+from ..text_classification.metrics import compute_metrics
+from .kept_runs import Result, Settings
+from .texts import LENGTH, load_vocabulary, sequences
+
+
+BATCH, SAVES = 32, 10
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+MEASURED = ("loss", "accuracy", "roc_auc")
+
+
+class LossAtMasks(BertPreLNForMaskedLM):
+    """Its loss, with the vocabulary's scores computed at the masked positions alone: 15 % of that work."""
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> MaskedLMOutput:
+        hidden = self.bert(input_ids=input_ids, **kwargs).last_hidden_state
+        masked = labels != -100
+        return MaskedLMOutput(loss=cross_entropy(self.cls(hidden[masked]), labels[masked]))
+
+
+class Masking(DataCollatorForLanguageModeling):
+    """Masks what is trained on anew each time; what is masked already, held out, stays as it is."""
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
+        if "labels" in features[0]:
+            return default_data_collator(features)
+        return super().__call__(features, return_tensors)
+
+
+class SayEvaluations(TrainerCallback):
+    """One line an evaluation: several runs at a time would draw their progress bars over each other."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        measured = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in MEASURED if f"eval_{name}" in metrics]
+        tqdm.write(f"{Path(args.output_dir).name}: update {state.global_step}/{state.max_steps}, {', '.join(measured)}")
+
+
+def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
+    """What both kinds of run share: a linear decay, warmed up over the first tenth or not at all."""
+    every = max(1, settings["max_steps"] // evaluations)
+    warms_up = settings["warmup_type"] != "none"
+    return WarmupTrainingArguments(
+        output_dir=str(folder),
+        optim=settings.get("optim", "adamw"),
+        learning_rate=settings["learning_rate"],
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_type=settings["warmup_type"],
+        warmup_steps=0.1 if warms_up else 0,
+        max_steps=settings["max_steps"],
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=64,
+        eval_strategy="steps",
+        eval_steps=every,
+        logging_steps=every,
+        disable_tqdm=True,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings["seed"],
+        **more,
+    )
+
+
+def evaluations(trainer: WarmupTrainer, *names: str) -> list[list[float]]:
+    """Rows of the update and what was measured there, in the order of `names`."""
+    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return [[entry["step"], *(entry[f"eval_{name}"] for name in names)] for entry in entries]
+
+
+def small_pair(settings: Settings, tokenizer: Any) -> tuple[LossAtMasks, LossAtMasks]:
+    """Post-LN and Pre-LN with the same initial values."""
+    config = BertPreLNConfig(
+        initializer="xavier_uniform",
+        vocab_size=len(tokenizer),
+        max_position_embeddings=LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        **{name: settings[name] for name in SIZES},
+    )
+    return make_pair(config, settings["seed"], LossAtMasks)
+
+
+def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
+    """Pretrain one arm; its model and the held-out losses `[update, loss]`."""
+    tokenizer = load_vocabulary(texts)
+    training, held_out = sequences(texts, tokenizer)
+    masking = Masking(tokenizer)
+    pair = dict(zip(("post", "pre"), small_pair(settings, tokenizer), strict=True))
+    save = max(1, settings["max_steps"] // SAVES)
+    more = {"prediction_loss_only": True, "grad_norm_steps": save, "save_steps": save, "save_total_limit": 1}
+    args = arguments(settings, folder, 20, **more)
+    set_seed(settings["seed"])  # the same masks in both arms, held out and in training
+    masked = masking([{"input_ids": ids} for ids in held_out])
+    columns = ("input_ids", "labels")
+    trainer = WarmupTrainer(
+        model=pair[settings["norm_placement"]],
+        args=args,
+        train_dataset=[{"input_ids": ids} for ids in training],
+        eval_dataset=[dict(zip(columns, row, strict=True)) for row in zip(*(masked[c] for c in columns), strict=True)],
+        data_collator=masking,
+        callbacks=[SayEvaluations()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint="auto")
+    trainer.save_state()
+    trainer.save_model()
+    return {"evaluations": evaluations(trainer, "loss")}
+
+
+def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Path) -> Result:
+    """Fine-tune a pretrained model on one task; `[update, loss, accuracy, area under the ROC curve]` as it goes."""
+    task, tokenizer = texts / "glue" / settings["task"], load_vocabulary(texts)
+    wanted = DataArguments(
+        task_name=settings["task"].lower().replace("-", ""),
+        train_file=str(task / "train.tsv"),
+        validation_file=str(task / "dev.tsv"),
+        max_seq_length=LENGTH,
+        pad_to_max_length=False,
+        max_train_samples=BATCH * settings["max_steps"],
+    )
+    data, columns = load_data(wanted, ("train", "validation"))
+    data = tokenize(data, columns, tokenizer, wanted)
+    checkpoint = checkpoints / settings["checkpoint"]
+    set_seed(settings["seed"])  # the head's initial values
+    trainer = WarmupTrainer(
+        model=BertPreLNForSequenceClassification.from_pretrained(checkpoint, num_labels=2),
+        args=arguments(settings, folder, 10, grad_norm_steps=10, save_strategy="no"),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        compute_metrics=compute_metrics,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[SayEvaluations()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_state()
+    curve = evaluations(trainer, *MEASURED)
+    return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3]}

@@ -1,0 +1,1 @@
+"""Data, metrics and arguments that the two fine-tuning scripts share."""

@@ -1,0 +1,43 @@
+"""The package as a whole: what importing it loads, and the public names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import hf_warmup
+
+
+HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "plotly", "sklearn", "datasets", "evaluate")
+
+
+def modules_loaded_by(code: str) -> list[str]:
+    code = f"import sys; {code}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return eval(done.stdout)
+
+
+def test_import_hf_warmup_loads_no_library():
+    assert modules_loaded_by("import hf_warmup") == []
+
+
+def test_modules_loaded_by_sees_what_is_loaded():
+    assert {"torch", "transformers"} <= set(modules_loaded_by("import hf_warmup; hf_warmup.WarmupTrainer"))
+
+
+def test_every_public_name_loads_and_is_documented():
+    for name in hf_warmup.__all__:
+        assert getattr(hf_warmup, name).__doc__ or name == "OPTIMIZERS"
+    assert set(hf_warmup.__all__) <= set(dir(hf_warmup))
+    with pytest.raises(AttributeError, match="no attribute 'radam_warmup_typo'"):
+        _ = hf_warmup.radam_warmup_typo
+
+
+def test_importing_the_modeling_module_registers_pre_ln_bert():
+    code = (
+        "import hf_warmup.modeling_bert_pre_ln; from transformers import AutoConfig\n"
+        "assert AutoConfig.for_model('bert-pre-ln').norm_placement == 'pre'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def refuse_swaps(config: dict[str, Any], *, optimizer: str | None, scheduler: str | None) -> None:
+def check_deepspeed_config(config: dict[str, Any], *, optimizer: str | None, scheduler: str | None) -> None:
     """Refuse a DeepSpeed configuration that would replace our optimizer or schedule.
 
     Args:

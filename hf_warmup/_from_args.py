@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
-from .schedules import NAMES_WITHOUT_WARMUP, NOAM_PEAK, get_scheduler, innermost, optimizer_warms_up
+from .schedules import NAMES_WITHOUT_WARMUP, NOAM_PEAK, get_scheduler, optimizer_warms_up, unwrap_optimizer
 from .training_args import WarmupArgumentsMixin
 
 
@@ -67,7 +67,7 @@ def scheduler_on(
     With [`AdamWarmup`] the number of warmup steps goes to the optimizer and the schedule does not warm up: there is
     only ever one warmup.
     """
-    own = innermost(optimizer)
+    own = unwrap_optimizer(optimizer)
     if isinstance(own, AdamWarmup):
         _hand_warmup_over(own, num_warmup_steps, warmup_type)
         warmup_type = "none"

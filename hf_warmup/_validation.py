@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """`repr(value)` for a sentence: on one line, cut where it is long, and of anything."""
     try:
         text = " ".join(repr(value).split())
@@ -34,7 +34,7 @@ def check_number(
     good = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and _is_finite(value)
     good = good and not (open_low and value == low) and not (open_high and value == high)
     if not good or (integer and value != int(value)):
-        raise ValueError(f"{name}={shown(value)}: expected {allowed}.")
+        raise ValueError(f"{name}={short_repr(value)}: expected {allowed}.")
     return int(value) if integer else float(value)
 
 
@@ -57,7 +57,7 @@ def check_updates_or_share(name: str, value: Any) -> Any:
 def check_flag(name: str, value: Any, *, optional: bool = False) -> None:
     """Raise a `ValueError` unless `value` is `True` or `False`, or `None` where `optional`."""
     if not (isinstance(value, bool) or (optional and value is None)):
-        raise ValueError(f"{name}={shown(value)}: expected True{', False or None' if optional else ' or False'}.")
+        raise ValueError(f"{name}={short_repr(value)}: expected True{', False or None' if optional else ' or False'}.")
 
 
 def closest(value: str, allowed: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -73,6 +73,6 @@ def check_name(name: str, value: Any, allowed: Iterable[str], *, of: str | None 
     if isinstance(value, str) and value in allowed:
         return value
     close = closest(value, allowed) if isinstance(value, str) else None
-    unknown = f"{name}={shown(value)} is unknown{f' to {of!r}' if of else ''}."
+    unknown = f"{name}={short_repr(value)} is unknown{f' to {of!r}' if of else ''}."
     hint = f" Did you mean {close!r}?" if close else ""
     raise ValueError(f"{unknown}{hint} Allowed: {', '.join(allowed) or 'none'}.")

@@ -16,14 +16,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerState
 
-from ._deepspeed import refuse_swaps
+from ._deepspeed import check_deepspeed_config
 from ._from_args import decay_groups, scheduler_on
 from ._validation import check_name, check_number
-from .checkpoints import STATE, check_not_beyond, check_same_kind, checkpoints, full_disk_is_said, resolve_checkpoint
+from .checkpoints import (
+    TRAINER_STATE_FILE,
+    check_not_beyond,
+    check_same_kind,
+    checkpoints,
+    raise_on_full_disk,
+    resolve_checkpoint,
+)
 from .norms import record_gradient_norms
 from .optim import OPTIMIZERS, optimizer_kwargs
 from .report.run import copy_run_settings
-from .schedules import METRIC_SCHEDULERS, check_length, check_scheduler, innermost
+from .schedules import METRIC_SCHEDULERS, check_length, check_scheduler, unwrap_optimizer
 
 
 __all__ = [
@@ -46,7 +53,7 @@ class PerUpdateLR(LRScheduler):
         self.optimizer = lr_scheduler.optimizer
         self._step_count = 1  # Accelerate counts on it
         self._updates = self._stepped_at = self._metric_at = 0
-        innermost(self.optimizer).register_step_post_hook(self._count)
+        unwrap_optimizer(self.optimizer).register_step_post_hook(self._count)
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # GradScaler lets torch's fused optimizers skip by themselves, and says so in this attribute while they step.
@@ -196,7 +203,7 @@ def check_accelerator(accelerator: Accelerator, optim: str) -> None:
     """Refuse what would silently not be done: DeepSpeed's own CPU Adam instead of `optim`, fp16 without a GPU."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        refuse_swaps(plugin.deepspeed_config, optimizer=f"optim={optim!r}", scheduler="the schedule")
+        check_deepspeed_config(plugin.deepspeed_config, optimizer=f"optim={optim!r}", scheduler="the schedule")
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
         raise ValueError("mixed_precision='fp16' needs a GPU: expected 'no' or 'bf16' on the CPU.")
 
@@ -222,12 +229,12 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
-    with full_disk_is_said(output_dir):
+    with raise_on_full_disk(output_dir):
         try:
             accelerator.save_state(str(unfinished))
             if accelerator.is_main_process:
                 copy_run_settings(output_dir, unfinished)
-                state.save_to_json(str(unfinished / STATE))
+                state.save_to_json(str(unfinished / TRAINER_STATE_FILE))
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -279,4 +286,4 @@ def load_checkpoint(
     if accelerator.is_main_process:
         copy_run_settings(folder, output_dir)
     accelerator.load_state(str(folder))
-    return TrainerState.load_from_json(str(folder / STATE))
+    return TrainerState.load_from_json(str(folder / TRAINER_STATE_FILE))

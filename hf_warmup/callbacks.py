@@ -96,7 +96,7 @@ class WarmupUntilCallback(TrainerCallback):
             self.num_warmup_steps = state_dict["num_warmup_steps"]
         self._last_value = state_dict["last_value"]
 
-    def hold(self, lr_scheduler: LRScheduler, num_warmup_steps: int, warmup_type: str | None) -> WarmupLR:
+    def wrap_scheduler(self, lr_scheduler: LRScheduler, num_warmup_steps: int, warmup_type: str | None) -> WarmupLR:
         """`lr_scheduler` held by this callback, if it does not warm up by itself."""
         if num_warmup_steps or warmup_type not in (None, "none"):
             raise ValueError(
@@ -149,7 +149,7 @@ class WarmupUntilCallback(TrainerCallback):
         """Say that the metric is misspelt, and that the cap has ended the warmup."""
         if self._evaluated and not self._looked and (self._is_evaluated or "loss" in self._logged):
             self._looked = True
-            self._say_if_it_was_not_logged()
+            self._warn_missing_metric()
         if state.global_step == self.max_steps == self.num_warmup_steps:
             self._say_what_was_missing("The full learning rate begins", " after ")
 
@@ -163,7 +163,7 @@ class WarmupUntilCallback(TrainerCallback):
     def _is_evaluated(self) -> bool:
         return self.metric.startswith("eval_")
 
-    def _say_if_it_was_not_logged(self) -> None:
+    def _warn_missing_metric(self) -> None:
         if self.metric not in self._logged:
             close = closest(self.metric, sorted(self._logged))
             hint = f" Did you mean {close!r}?" if close else ""

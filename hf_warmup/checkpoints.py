@@ -21,26 +21,30 @@ from transformers.utils import logging
 
 from .optim.adam_family import AdamFamily
 from .report.run import SETTINGS_FILE, read_run_settings
-from .schedules import innermost
+from .schedules import unwrap_optimizer
 
 
 logger = logging.get_logger(__name__)
 
 
-STATE = "trainer_state.json"  # written last, by the Trainer and by our Accelerate loop
+TRAINER_STATE_FILE = "trainer_state.json"  # written last, by the Trainer and by our Accelerate loop
 WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
-NAME = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 # State of the parameter's own shape in torch's optimizers; factored, projected and quantised states have others.
 _LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The folders `checkpoint-N` of `output_dir`, whole or not, by N."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and NAME.fullmatch(path.name)]
+    folders = [
+        path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if path.is_dir() and CHECKPOINT_PATTERN.fullmatch(path.name)
+    ]
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
-def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes: int = 1) -> str | None:
+def find_corruption(checkpoint: str | Path, model: nn.Module | None = None, num_processes: int = 1) -> str | None:
     """What is wrong with a checkpoint, by the file's name; `None` for a whole one.
 
     Args:
@@ -57,8 +61,8 @@ def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes
     for path in files:
         if problem := _file_damage(path):
             return f"{path.relative_to(folder)} {problem}"
-    if not (folder / STATE).is_file():
-        return f"{STATE} is missing: the save did not finish"
+    if not (folder / TRAINER_STATE_FILE).is_file():
+        return f"{TRAINER_STATE_FILE} is missing: the save did not finish"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return "the weights are missing"
     if missing := _missing(folder):
@@ -67,7 +71,7 @@ def damage(checkpoint: str | Path, model: nn.Module | None = None, num_processes
     random_states = len(list(folder.glob("rng_state_*.pth")))
     if 0 < random_states < num_processes:
         return f"rng_state_{random_states}.pth is missing: {num_processes} processes need as many"
-    return None if model is None else _foreign(folder, model)
+    return None if model is None else _shape_mismatch(folder, model)
 
 
 def _missing(folder: Path) -> str | None:
@@ -99,7 +103,7 @@ def _file_damage(path: Path) -> str | None:
     return None
 
 
-def _foreign(folder: Path, model: nn.Module) -> str | None:
+def _shape_mismatch(folder: Path, model: nn.Module) -> str | None:
     """The first file whose tensors are not those of `model`; sharded and adapter checkpoints are not looked into."""
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = folder / "model.safetensors"
@@ -145,7 +149,7 @@ def resolve_checkpoint(
             `output_dir`; `"auto"` for the same if there is one, and otherwise `None`: a first start and a restart are
             one command.
         output_dir (`str` or `Path`): Where the run saves.
-        model, num_processes: As in [`damage`].
+        model, num_processes: As in [`find_corruption`].
 
     Raises:
         `ValueError`: If it is damaged, with the file's name and the last whole one; or if there is none.
@@ -153,10 +157,10 @@ def resolve_checkpoint(
     newest_first = checkpoints(output_dir)[::-1]
     asked = str(resume_from_checkpoint)
     if asked.lower() not in ("true", "auto"):
-        return _the_one_asked_for(Path(asked), newest_first, model, num_processes)
+        return _resolve_explicit_path(Path(asked), newest_first, model, num_processes)
     problems = []
     for path in newest_first:
-        problem = damage(path, model, num_processes)
+        problem = find_corruption(path, model, num_processes)
         if problem is None:
             for line in problems:
                 logger.warning(f"Passing over a checkpoint that is not whole: {line}.")
@@ -173,15 +177,15 @@ def resolve_checkpoint(
     )
 
 
-def _the_one_asked_for(chosen: Path, newest_first: list[Path], model: nn.Module | None, num_processes: int) -> Path:
+def _resolve_explicit_path(chosen: Path, newest_first: list[Path], model: nn.Module | None, num_processes: int) -> Path:
     if not chosen.is_dir():
         raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: there is no such folder.")
     inside = checkpoints(chosen)[::-1]
-    problem = "this is a run's folder" if inside else damage(chosen, model, num_processes)
+    problem = "this is a run's folder" if inside else find_corruption(chosen, model, num_processes)
     if problem is None:
         return chosen
     others = inside or [path for path in newest_first if path.resolve() != chosen.resolve()]
-    whole = next((path for path in others if damage(path, model, num_processes) is None), None)
+    whole = next((path for path in others if find_corruption(path, model, num_processes) is None), None)
     offer = f"the last whole checkpoint is {whole}" if whole else "there is no other whole one"
     raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: {problem}; {offer}.")
 
@@ -192,7 +196,7 @@ def check_not_beyond(checkpoint: str | Path, max_steps: int) -> None:
     Raises:
         `ValueError`: With both numbers.
     """
-    step = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8")).get("global_step", 0)
+    step = json.loads((Path(checkpoint) / TRAINER_STATE_FILE).read_text(encoding="utf-8")).get("global_step", 0)
     if 0 < max_steps < step:
         raise ValueError(
             f"{checkpoint} has made {step} updates, this run is to make {max_steps}: expected a longer run, or an "
@@ -200,7 +204,7 @@ def check_not_beyond(checkpoint: str | Path, max_steps: int) -> None:
         )
 
 
-def say_what_is_there(output_dir: str | Path) -> None:
+def warn_existing_checkpoints(output_dir: str | Path) -> None:
     """Warn a run that begins anew where an earlier one has saved."""
     if there := checkpoints(output_dir):
         logger.warning(
@@ -210,7 +214,7 @@ def say_what_is_there(output_dir: str | Path) -> None:
 
 
 @contextmanager
-def full_disk_is_said(output_dir: str | Path) -> Iterator[None]:
+def raise_on_full_disk(output_dir: str | Path) -> Iterator[None]:
     """Whatever a full disk makes a library raise becomes one `OSError` that says so and where to go on."""
     try:
         yield
@@ -218,7 +222,7 @@ def full_disk_is_said(output_dir: str | Path) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if not (full or "os error 28" in str(error) or _no_room(output_dir)):
             raise
-        whole = next((path for path in checkpoints(output_dir)[::-1] if damage(path) is None), None)
+        whole = next((path for path in checkpoints(output_dir)[::-1] if find_corruption(path) is None), None)
         rest = f"; {whole} is whole: make room and resume from it" if whole else ""
         raise OSError(errno.ENOSPC, f"No space left on the disk of {output_dir}{rest}") from error
 
@@ -245,7 +249,7 @@ def check_same_kind(checkpoint: str | Path, optimizer: Optimizer, lr_scheduler: 
     Raises:
         `ValueError`: With the file, what it holds, and what this run needs.
     """
-    own = innermost(optimizer)
+    own = unwrap_optimizer(optimizer)
     path, saved = _read(checkpoint, "optimizer")
     if saved is not None and "param_groups" in saved:
         states = [set(of_one) for of_one in saved["state"].values() if of_one]

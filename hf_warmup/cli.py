@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._validation import closest, shown
+from ._validation import closest, short_repr
 
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ _LOST_PEER = (
 )
 
 
-GOING_ON = "--resume_from_checkpoint auto goes on from the last checkpoint."
+RESUME_HINT = "--resume_from_checkpoint auto goes on from the last checkpoint."
 
 
 @contextmanager
-def one_sentence_for_mistakes(going_on: str = "") -> Iterator[None]:
+def exit_on_user_error(going_on: str = "") -> Iterator[None]:
     """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback.
 
     So too, with exit code 1, where another process of the run has ended and this one cannot go on, and, with 130 and
@@ -163,7 +163,7 @@ def _flags_from_file(path: Path) -> list[str]:
                 flags.append(f"--{name}={_as_text(value)}")
         except (ValueError, TypeError, RecursionError):  # YAML has dates as keys, lists inside themselves, ...
             raise ValueError(
-                f"{path}: {shown(name)} has the value {shown(value)}: expected what JSON can say."
+                f"{path}: {short_repr(name)} has the value {short_repr(value)}: expected what JSON can say."
             ) from None
     return flags
 

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from .norms import FILE_NAME, KEY, GradientNormRecorder, GroupBy
+from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, GroupBy
 
 
 class GradientNormCallback(Callback):
@@ -35,13 +35,13 @@ class GradientNormCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on where the checkpoint was taken."""
         if trainer.is_global_zero:
-            self.recorder.path = Path(trainer.default_root_dir) / FILE_NAME
+            self.recorder.path = Path(trainer.default_root_dir) / GRADIENT_NORMS_FILE
         self.recorder.resume(trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """After accumulation, reduction and fp16's unscaling, before clipping."""
         step = trainer.global_step + 1
-        if trainer.is_global_zero and self.recorder.wants(step):
+        if trainer.is_global_zero and self.recorder.should_record(step):
             self.recorder.record(pl_module.named_parameters(), step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ class GradientNormCallback(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:
             self.recorder.flush()
             latest = self.recorder.latest.items()
-            norms = {key: value for key, value in latest if key.startswith(f"{KEY}/") and value is not None}
+            norms = {key: value for key, value in latest if key.startswith(f"{LOG_PREFIX}/") and value is not None}
             for logger in trainer.loggers:
                 logger.log_metrics(norms, step=trainer.global_step - 1)
 

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import HfArgumentParser, TrainingArguments
 
 from ._validation import check_number
-from .cli import one_sentence_for_mistakes, parse_arguments
+from .cli import exit_on_user_error, parse_arguments
 from .optim.adam_family import AdamFamily
 from .report.figures import DASHES, blank_axes, blank_figure, line_style
 from .schedules import DECAYS, METRIC_SCHEDULERS, WarmupLR, schedule_keywords
@@ -273,7 +273,7 @@ class _Flags(WarmupTrainingArguments):
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: print the table, and draw the curves."""
-    with one_sentence_for_mistakes(), warnings.catch_warnings(record=True) as caught:
+    with exit_on_user_error(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         # The flags of a training script about its model and data change no learning rate.
         own, args = parse_arguments(HfArgumentParser((PreviewArguments, _Flags)), argv, ignore_foreign=True)

@@ -13,18 +13,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PretrainedConfig, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ._deepspeed import refuse_swaps
+from ._deepspeed import check_deepspeed_config
 from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
 from .callbacks import WarmupUntilCallback
 from .checkpoints import (
-    NAME,
+    CHECKPOINT_PATTERN,
     check_not_beyond,
     check_same_kind,
-    full_disk_is_said,
+    raise_on_full_disk,
     resolve_checkpoint,
-    say_what_is_there,
+    warn_existing_checkpoints,
 )
-from .norms import FILE_NAME, KEY, GradientNormRecorder, record_gradient_norms
+from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .report.model_card import add_recording
 from .report.run import copy_run_settings, write_run_settings
 from .schedules import WarmupLR, optimizer_warms_up, scheduler_warms_up
@@ -88,14 +88,14 @@ def _check_args(args: Any) -> None:
         )
     if args.deepspeed_plugin is not None:
         ours = isinstance(args.lr_scheduler_type, Name) or args.warmup_type is not None
-        refuse_swaps(
+        check_deepspeed_config(
             args.deepspeed_plugin.deepspeed_config,
             optimizer=f"optim={args.optim.value!r}" if args.optimizer_is_ours else None,
             scheduler=f"lr_scheduler_type={args.lr_scheduler_type.value!r}" if ours else None,
         )
 
 
-def _say_what_is_not_used(args: WarmupArgumentsMixin, optimizer: Optimizer, lr_scheduler: LRScheduler) -> None:
+def _warn_unused_warmup(args: WarmupArgumentsMixin, optimizer: Optimizer, lr_scheduler: LRScheduler) -> None:
     """Of a warmup in `args` where `optimizers=` brings none."""
     asked = {name: getattr(args, name) for name in ("warmup_type", "warmup_steps", "warmup_epochs")}
     asked = [f"{name}={value!r}" for name, value in asked.items() if value]
@@ -144,7 +144,7 @@ class WarmupTrainerMixin:
         _check_args(args)
         super().__init__(model, args, *more, **kwargs)
         if self.optimizer is not None and self.lr_scheduler is not None:
-            _say_what_is_not_used(self.args, self.optimizer, self.lr_scheduler)
+            _warn_unused_warmup(self.args, self.optimizer, self.lr_scheduler)
         if self.args.fp16 and self.args.device.type == "cpu":
             raise ValueError("fp16=True needs a GPU: expected bf16=True, or neither, on the CPU.")
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -156,7 +156,7 @@ class WarmupTrainerMixin:
         self.add_callback(_WriteSettings())
         self.gradient_norm_recorder: GradientNormRecorder | None = None
         if self.args.grad_norm_steps:
-            path = Path(self.args.output_dir) / FILE_NAME if self.is_world_process_zero() else None
+            path = Path(self.args.output_dir) / GRADIENT_NORMS_FILE if self.is_world_process_zero() else None
             self.gradient_norm_recorder = GradientNormRecorder(
                 path, self.args.grad_norm_group_by, self.args.grad_norm_steps
             )
@@ -179,7 +179,7 @@ class WarmupTrainerMixin:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, WarmupUntilCallback):
                     steps = self.args.get_warmup_steps(num_training_steps)
-                    self.lr_scheduler = callback.hold(self.lr_scheduler, steps, self.args.warmup_type)
+                    self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler, steps, self.args.warmup_type)
             self._created_lr_scheduler = True  # or a second `train()` would go on with the spent one
         if self._resumed_from and not self.is_deepspeed_enabled:
             check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
@@ -221,9 +221,9 @@ class WarmupTrainerMixin:
         if recorder is not None:
             recorder.flush()
             latest = recorder.latest.items()
-            logs = {key: value for key, value in latest if key.startswith(f"{KEY}/") and value is not None}
+            logs = {key: value for key, value in latest if key.startswith(f"{LOG_PREFIX}/") and value is not None}
             if recorder.nonfinite_updates:
-                logs[f"{KEY}_nonfinite_updates"] = recorder.nonfinite_updates
+                logs[f"{LOG_PREFIX}_nonfinite_updates"] = recorder.nonfinite_updates
         group = next((group for group in self.optimizer.param_groups if group["params"]), {})
         return logs | ({"scheduled_lr": group["scheduled_lr"]} if "scheduled_lr" in group else {})
 
@@ -232,7 +232,7 @@ class WarmupTrainerMixin:
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
         super().save_model(output_dir, *args, **kwargs)
-        if output_dir and NAME.fullmatch(Path(output_dir).name) and self.is_world_process_zero():
+        if output_dir and CHECKPOINT_PATTERN.fullmatch(Path(output_dir).name) and self.is_world_process_zero():
             copy_run_settings(self.args.output_dir, output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -270,8 +270,8 @@ class WarmupTrainerMixin:
             if self.is_world_process_zero():
                 copy_run_settings(resume_from_checkpoint, output_dir)
         elif self.is_world_process_zero() and self.hp_search_backend is None:
-            say_what_is_there(output_dir)
-        with full_disk_is_said(output_dir):
+            warn_existing_checkpoints(output_dir)
+        with raise_on_full_disk(output_dir):
             try:
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
@@ -280,7 +280,7 @@ class WarmupTrainerMixin:
         if recorder is not None and recorder.nonfinite_updates:
             logger.warning(
                 f"{recorder.nonfinite_updates} recorded updates had a gradient that was not finite; "
-                f'{FILE_NAME} names the layers under "nonfinite".'
+                f'{GRADIENT_NORMS_FILE} names the layers under "nonfinite".'
             )
         return output
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ._validation import check_name, check_number, check_updates_or_share, shown
+from ._validation import check_name, check_number, check_updates_or_share, short_repr
 from .norms import GROUPINGS
 from .optim import OPTIMIZERS, parse_optim_args
 from .schedules import DECAYS, WARMUPS, check_schedule, host_scheduler_names
@@ -62,10 +62,10 @@ def resolve_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:  # ValueError: an integer of more than 4300 digits, too
             raise ValueError(
-                f'lr_scheduler_kwargs={shown(value)}: expected a JSON object such as {{"d_model": 768}} ({error}).'
+                f'lr_scheduler_kwargs={short_repr(value)}: expected a JSON object such as {{"d_model": 768}} ({error}).'
             ) from None
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f'lr_scheduler_kwargs={shown(value)}: expected a dictionary such as {{"d_model": 768}}.')
+        raise ValueError(f'lr_scheduler_kwargs={short_repr(value)}: expected a dictionary such as {{"d_model": 768}}.')
     return {key: _number_if_text(item) for key, item in (value or {}).items()}
 
 
@@ -123,7 +123,7 @@ class WarmupArgumentsMixin:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # Of an argument that is gone the dataclass would say nothing but that it is unexpected.
         if "warmup_ratio" in kwargs and not hasattr(cls, "warmup_ratio"):
-            ratio = shown(kwargs["warmup_ratio"])
+            ratio = short_repr(kwargs["warmup_ratio"])
             raise ValueError(
                 f"warmup_ratio={ratio} is no argument: use warmup_steps={ratio}, below 1 it is a share of the run."
             )

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from hf_warmup._validation import check_number
-from hf_warmup.cli import check_process_count, one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import check_process_count, exit_on_user_error, parse_arguments
 from hf_warmup.report import draw_comparison, mean_and_spread, read_run
 from hf_warmup.report.page import write_page
 from reproductions.kept_runs import run_all
@@ -106,7 +106,7 @@ def summarize(results: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def main() -> None:
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         (args,) = parse_arguments(HfArgumentParser(CompareArguments))
         check_process_count(1)
         jobs = plan(args)

@@ -24,7 +24,7 @@ import transformers
 from transformers import DataCollatorWithPadding, HfArgumentParser, default_data_collator, set_seed
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
-from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import RESUME_HINT, check_process_count, exit_on_user_error, parse_arguments
 from hf_warmup.report import draw_comparison, read_run
 from text_classification.arguments import (
     DataArguments,
@@ -39,7 +39,7 @@ from text_classification.metrics import compute_metrics
 
 
 def main() -> None:
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         parser = HfArgumentParser((ModelArguments, DataArguments, WarmupTrainingArguments))
         model_args, data_args, training_args = parse_arguments(parser)
         transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
@@ -56,7 +56,7 @@ def main() -> None:
     with training_args.main_process_first(desc="tokenization"):
         data = tokenize(data, columns, tokenizer, data_args)
 
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         trainer = WarmupTrainer(
             model=model,
             args=training_args,
@@ -70,7 +70,7 @@ def main() -> None:
         )
 
     if training_args.do_train:
-        with one_sentence_for_mistakes(GOING_ON):
+        with exit_on_user_error(RESUME_HINT):
             output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", output.metrics)

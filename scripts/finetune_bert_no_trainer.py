@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, HfArgumentParser, TrainerState, default_data_collator
 
 from hf_warmup import GradientNormRecorder
-from hf_warmup._validation import check_number, check_updates_or_share, shown
+from hf_warmup._validation import check_number, check_updates_or_share, short_repr
 from hf_warmup.accelerate_utils import (
     check_accelerator,
     create_optimizer,
@@ -45,9 +45,9 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import say_what_is_there
-from hf_warmup.cli import GOING_ON, check_process_count, one_sentence_for_mistakes, parse_arguments
-from hf_warmup.norms import FILE_NAME
+from hf_warmup.checkpoints import warn_existing_checkpoints
+from hf_warmup.cli import RESUME_HINT, check_process_count, exit_on_user_error, parse_arguments
+from hf_warmup.norms import GRADIENT_NORMS_FILE
 from hf_warmup.report.run import write_run_settings
 from hf_warmup.training_args import resolve_kwargs
 from text_classification.arguments import (
@@ -116,7 +116,7 @@ class LoopArguments:
         check_number("process_group_timeout", self.process_group_timeout, 1, 10**9, integer=True)
         steps = self.checkpointing_steps
         if steps is not None and not re.fullmatch("epoch|(?!0+$)[0-9]{1,18}", steps):
-            raise ValueError(f"checkpointing_steps={shown(steps)}: expected an integer in [1, 10^18) or 'epoch'.")
+            raise ValueError(f"checkpointing_steps={short_repr(steps)}: expected an integer in [1, 10^18) or 'epoch'.")
 
     def saves_at(self, step: int, steps_an_epoch: int) -> bool:
         """Whether update `step` is followed by a checkpoint."""
@@ -163,7 +163,7 @@ def train(
     """Update the model from `state.global_step` to `state.max_steps`."""
     recorder = None
     if args.grad_norm_steps:
-        path = Path(args.output_dir) / FILE_NAME if accelerator.is_main_process else None
+        path = Path(args.output_dir) / GRADIENT_NORMS_FILE if accelerator.is_main_process else None
         recorder = GradientNormRecorder(path, args.grad_norm_group_by, args.grad_norm_steps)
         recorder.resume(state.global_step)
     epoch, within = divmod(state.global_step, steps_an_epoch)
@@ -216,7 +216,7 @@ def log(
 
 
 def main() -> None:
-    with one_sentence_for_mistakes(GOING_ON):
+    with exit_on_user_error(RESUME_HINT):
         model_args, data_args, args = parse_arguments(HfArgumentParser((ModelArguments, DataArguments, LoopArguments)))
         kwargs = resolve_kwargs(args.lr_scheduler_kwargs)
         check_sizes(model_args, data_args)
@@ -272,7 +272,7 @@ def main() -> None:
             resume = args.resume_from_checkpoint
             state = load_checkpoint(accelerator, resume, args.output_dir, model, max_steps)
         if accelerator.is_main_process and state.global_step == 0:
-            say_what_is_there(args.output_dir)
+            warn_existing_checkpoints(args.output_dir)
         if accelerator.is_main_process and state.global_step == max_steps:
             print(f"All {max_steps} updates are made: nothing is left to train.")
         state.max_steps = max_steps

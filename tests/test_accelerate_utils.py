@@ -23,7 +23,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import damage
+from hf_warmup.checkpoints import find_corruption
 from hf_warmup.norms import GradientNormRecorder
 from hf_warmup.report.run import read_run_settings, write_run_settings
 from hf_warmup.schedules import with_warmup
@@ -251,7 +251,7 @@ def test_a_checkpoint_keeps_the_settings_that_it_was_made_with(tmp_path):
             train_a_little(Accelerator(cpu=True), tmp_path, 1)
     train_a_little(Accelerator(cpu=True), tmp_path, 0, resume="auto")
     assert read_run_settings(tmp_path)["training_args"] == {"learning_rate": 0.1}
-    assert damage(tmp_path / "checkpoint-1", tiny_bert()) is None
+    assert find_corruption(tmp_path / "checkpoint-1", tiny_bert()) is None
 
 
 def test_a_save_that_fails_leaves_no_half_checkpoint(tmp_path, monkeypatch):

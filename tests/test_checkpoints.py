@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from hf_warmup import WarmupTrainer
-from hf_warmup.checkpoints import checkpoints, damage, full_disk_is_said, resolve_checkpoint
+from hf_warmup.checkpoints import checkpoints, find_corruption, raise_on_full_disk, resolve_checkpoint
 from hf_warmup.norms import GradientNormRecorder, read_gradient_norms
 
 from .tiny import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
@@ -41,7 +41,7 @@ def test_checkpoints_are_listed_by_number(runs):
 
 
 def test_what_the_trainer_saved_is_whole(runs):
-    assert [damage(path, tiny_bert()) for path in checkpoints(runs)] == [None] * 4
+    assert [find_corruption(path, tiny_bert()) for path in checkpoints(runs)] == [None] * 4
     assert resolve_checkpoint(True, runs, tiny_bert()) == runs / "checkpoint-8"
     assert resolve_checkpoint(str(runs / "checkpoint-4"), runs) == runs / "checkpoint-4"
 
@@ -77,7 +77,7 @@ def test_damage_is_named_and_an_older_checkpoint_offered(runs, file, harm):
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer_state.json"])
 def test_a_save_that_did_not_finish_is_seen(runs, file):
     gone(runs / "checkpoint-8" / file)
-    assert damage(runs / "checkpoint-8") is not None
+    assert find_corruption(runs / "checkpoint-8") is not None
     assert resolve_checkpoint(True, runs) == runs / "checkpoint-6"
 
 
@@ -86,13 +86,13 @@ def test_another_models_files_are_refused(runs, tmp_path):
     run(other, model=tiny_bert(hidden_size=8), save_strategy="steps", save_steps=8)
     for file, said in (("model.safetensors", "of another model"), ("optimizer.pt", "of another model")):
         shutil.copy(other / "checkpoint-8" / file, runs / "checkpoint-8" / file)
-        assert said in damage(runs / "checkpoint-8", tiny_bert())
-        assert damage(runs / "checkpoint-8", tiny_bert()).startswith(file)
+        assert said in find_corruption(runs / "checkpoint-8", tiny_bert())
+        assert find_corruption(runs / "checkpoint-8", tiny_bert()).startswith(file)
         shutil.copy(runs / "checkpoint-6" / file, runs / "checkpoint-8" / file)
     save_file({"weight": torch.zeros(1)}, runs / "checkpoint-8" / "model.safetensors")
-    assert damage(runs / "checkpoint-8", tiny_bert()).startswith("model.safetensors is of another model")
+    assert find_corruption(runs / "checkpoint-8", tiny_bert()).startswith("model.safetensors is of another model")
     torch.save([1, 2], runs / "checkpoint-6" / "optimizer.pt")
-    assert damage(runs / "checkpoint-6", tiny_bert()) == "optimizer.pt is not the state of an optimizer"
+    assert find_corruption(runs / "checkpoint-6", tiny_bert()) == "optimizer.pt is not the state of an optimizer"
 
 
 def test_nothing_in_a_checkpoint_is_executed(runs, tmp_path):
@@ -101,7 +101,7 @@ def test_nothing_in_a_checkpoint_is_executed(runs, tmp_path):
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"state": Evil(), "param_groups": []}, runs / "checkpoint-8" / "optimizer.pt")
-    assert damage(runs / "checkpoint-8", tiny_bert()).startswith("optimizer.pt")
+    assert find_corruption(runs / "checkpoint-8", tiny_bert()).startswith("optimizer.pt")
     torch.save({"last_epoch": Evil()}, runs / "checkpoint-6" / "scheduler.pt")
     trainer = WarmupTrainer(tiny_bert(), arguments(runs), train_dataset=examples())
     with pytest.raises(Exception, match=r"(?i)weights.?only"):
@@ -111,8 +111,8 @@ def test_nothing_in_a_checkpoint_is_executed(runs, tmp_path):
 
 def test_a_missing_random_state_of_a_process_is_seen(runs):
     shutil.move(runs / "checkpoint-8" / "rng_state.pth", runs / "checkpoint-8" / "rng_state_0.pth")
-    assert damage(runs / "checkpoint-8", num_processes=1) is None
-    assert "rng_state_1.pth is missing" in damage(runs / "checkpoint-8", num_processes=2)
+    assert find_corruption(runs / "checkpoint-8", num_processes=1) is None
+    assert "rng_state_1.pth is missing" in find_corruption(runs / "checkpoint-8", num_processes=2)
 
 
 def test_no_checkpoint_at_all(tmp_path):
@@ -136,10 +136,10 @@ def test_the_trainer_passes_over_a_half_checkpoint(saved, runs):
 def test_a_full_disk_in_any_librarys_words(runs):
     for error in (OSError(errno.ENOSPC, "No space left"), RuntimeError("I/O error: No space left (os error 28)")):
         with pytest.raises(OSError, match=r"No space left on the disk of .*checkpoint-8 is whole") as caught:  # noqa: SIM117
-            with full_disk_is_said(runs):
+            with raise_on_full_disk(runs):
                 raise error
         assert caught.value.__cause__ is error
-    with pytest.raises(RuntimeError, match="something else"), full_disk_is_said(runs):
+    with pytest.raises(RuntimeError, match="something else"), raise_on_full_disk(runs):
         raise RuntimeError("something else")
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_loops_script_with_that_sentence(script, small_disk
     (line,) = (line for line in said.splitlines() if line.startswith("error: "))
     whole = checkpoints(small_disk)[-1]
     assert line.endswith(f"No space left on the disk of {small_disk}; {whole} is whole: make room and resume from it")
-    assert [damage(path) for path in checkpoints(small_disk)] == [None] * len(checkpoints(small_disk))
+    assert [find_corruption(path) for path in checkpoints(small_disk)] == [None] * len(checkpoints(small_disk))
     assert not list(small_disk.glob("*.unfinished"))
 
 
@@ -227,7 +227,7 @@ def test_auto_refuses_another_models_run(runs):
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
 def test_a_file_that_is_gone_is_damage(runs, file):
     gone(runs / "checkpoint-8" / file)
-    assert damage(runs / "checkpoint-8") == f"{file} is missing"
+    assert find_corruption(runs / "checkpoint-8") == f"{file} is missing"
 
 
 def test_a_runs_folder_is_no_checkpoint(runs):
@@ -260,7 +260,7 @@ def test_a_factored_state_is_of_its_model(tmp_path):
     run(tmp_path / "other", model=tiny_bert(hidden_size=8), **kwargs)
     shutil.copy(tmp_path / "other" / "checkpoint-4" / "optimizer.pt", tmp_path / "checkpoint-4")
     said = "optimizer.pt is of another model (no parameter has the shape [8] of its exp_avg_sq)"
-    assert damage(tmp_path / "checkpoint-4", tiny_bert()) == said
+    assert find_corruption(tmp_path / "checkpoint-4", tiny_bert()) == said
 
 
 def test_a_run_resumed_with_other_settings_says_which(runs, caplog):

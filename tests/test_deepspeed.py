@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_warmup import WarmupTrainer, create_optimizer_and_scheduler
-from hf_warmup._deepspeed import before_engine_step, refuse_swaps
+from hf_warmup._deepspeed import before_engine_step, check_deepspeed_config
 
 from .tiny import arguments, tiny_bert
 
@@ -39,8 +39,10 @@ def test_each_swap_is_refused_by_both_doors(tmp_path, config, sentence):
 
 
 def test_what_the_user_leaves_to_deepspeed_is_its_own(tmp_path):
-    refuse_swaps({"optimizer": {"type": "AdamW"}, "scheduler": {}}, optimizer=None, scheduler=None)
-    refuse_swaps({**OFFLOAD, "zero_force_ds_cpu_optimizer": False}, optimizer="optim='radam'", scheduler="a schedule")
+    check_deepspeed_config({"optimizer": {"type": "AdamW"}, "scheduler": {}}, optimizer=None, scheduler=None)
+    check_deepspeed_config(
+        {**OFFLOAD, "zero_force_ds_cpu_optimizer": False}, optimizer="optim='radam'", scheduler="a schedule"
+    )
     args = arguments(tmp_path)  # adamw_torch and linear: transformers' own
     args.deepspeed_plugin = SimpleNamespace(deepspeed_config={"optimizer": {"type": "AdamW"}, "scheduler": {}})
     with pytest.raises(ValueError, match="use WarmupTrainer"):

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel
-from hf_warmup.norms import FILE_NAME, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
+from hf_warmup.norms import GRADIENT_NORMS_FILE, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
 
 from .tiny import TINY
 
@@ -94,7 +94,7 @@ def parameters(**grads):
 
 def recorded(recorder, steps, size=1.0):
     """Record a gradient of norm `size * step` for each wanted step and flush."""
-    for step in filter(recorder.wants, steps):
+    for step in filter(recorder.should_record, steps):
         recorder.record(parameters(a=[3.0 * step * size / 5, 4.0 * step * size / 5]), step)
     return recorder.flush()
 
@@ -192,7 +192,7 @@ def test_scale(scale):
 
 
 def test_nonfinite_norms(tmp_path):
-    recorder = GradientNormRecorder(tmp_path / FILE_NAME)
+    recorder = GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE)
     recorder.record(parameters(a=[1.0, inf], b=[nan], c=[3.0, 4.0]), step=1)
     recorder.record(parameters(a=[1.0], b=[2.0], c=[2.0]), step=2)
     first = {"step": 1, "grad_norm": None, "grad_norm/a": None, "grad_norm/b": None, "grad_norm/c": 5.0}
@@ -226,7 +226,7 @@ def test_wrong_every(every):
 
 
 def test_flush_writes_returns_and_empties(tmp_path):
-    recorder = GradientNormRecorder(tmp_path / "new" / "folder" / FILE_NAME)
+    recorder = GradientNormRecorder(tmp_path / "new" / "folder" / GRADIENT_NORMS_FILE)
     assert recorder.flush() == []
     assert not recorder.path.exists()
     first = recorded(recorder, [1, 2])
@@ -239,7 +239,7 @@ def test_flush_writes_returns_and_empties(tmp_path):
 
 @pytest.mark.parametrize("step", [0, 4, 6, 9])
 def test_resume_leaves_no_gap_and_no_duplicate(step, tmp_path):
-    path = tmp_path / FILE_NAME
+    path = tmp_path / GRADIENT_NORMS_FILE
     recorded(GradientNormRecorder(path), range(1, 7))
     with path.open("a") as file:
         file.write('{"step": 7, "grad_no')  # killed while writing
@@ -252,11 +252,11 @@ def test_resume_leaves_no_gap_and_no_duplicate(step, tmp_path):
     new = list(range(step + 1, 11))
     expected = [(n, float(n)) for n in kept] + [(n, 2.0 * n) for n in new]
     assert [(record["step"], pytest.approx(record["grad_norm"])) for record in lines(path)] == expected
-    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+    assert [file.name for file in tmp_path.iterdir()] == [GRADIENT_NORMS_FILE]
 
 
 def test_resume_without_a_file(tmp_path):
-    for path in (None, tmp_path / FILE_NAME):
+    for path in (None, tmp_path / GRADIENT_NORMS_FILE):
         recorder = GradientNormRecorder(path)
         recorder.resume(3)
         assert recorder.flush() == []

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
 from hf_warmup import OPTIMIZERS, WarmupTrainingArguments
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import exit_on_user_error, parse_arguments
 from hf_warmup.norms import GROUPINGS
 from hf_warmup.schedules import DECAYS, WARMUPS, host_scheduler_names
 from scripts.text_classification.arguments import DataArguments, ModelArguments
@@ -101,7 +101,7 @@ def outcome(classes, argv):
     """`"runs"`, or `"refused"` after a look at what the user is told."""
     stderr = StringIO()
     try:
-        with redirect_stderr(stderr), one_sentence_for_mistakes():
+        with redirect_stderr(stderr), exit_on_user_error():
             parse_arguments(HfArgumentParser(classes), argv)
     except SystemExit as stop:
         code = stop.code

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_warmup import GIAdam, WarmupArgumentsMixin, WarmupTrainer, WarmupTrainerMixin, get_scheduler
-from hf_warmup.norms import FILE_NAME, read_gradient_norms
+from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 
 from .tiny import arguments, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
 
@@ -193,8 +193,8 @@ class TestLightning:
 
     def test_a_resumed_run_is_the_run_that_never_stopped(self, tmp_path):
         lrs, norms, _ = self.fit(tmp_path)
-        records = (tmp_path / FILE_NAME).read_text()
+        records = (tmp_path / GRADIENT_NORMS_FILE).read_text()
         again = self.fit(tmp_path, ckpt_path=tmp_path / "step=4.ckpt", seed=9)
         assert again[:2] == (lrs[4:], norms[4:])
-        assert (tmp_path / FILE_NAME).read_text() == records
+        assert (tmp_path / GRADIENT_NORMS_FILE).read_text() == records
         assert json.loads(records.splitlines()[-1])["step"] == 6

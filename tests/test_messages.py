@@ -12,7 +12,7 @@ import torch
 from transformers import HfArgumentParser
 
 from hf_warmup._validation import check_name, check_number
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments
+from hf_warmup.cli import exit_on_user_error, parse_arguments
 
 
 @dataclass
@@ -178,7 +178,7 @@ def test_malformed_argument_files(ending, content, message, tmp_path, capsys):
     path = tmp_path / f"arguments.{ending}"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(SystemExit) as stop, one_sentence_for_mistakes():
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
         parse(path)
     assert stop.value.code == 2
     out, err = capsys.readouterr()
@@ -198,7 +198,7 @@ def test_malformed_argument_files(ending, content, message, tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_sentence(mistake, sentence, capsys):
-    with pytest.raises(SystemExit) as stop, one_sentence_for_mistakes():
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
         raise mistake
     assert stop.value.code == 2
     out, err = capsys.readouterr()
@@ -207,15 +207,15 @@ def test_a_mistake_is_one_sentence(mistake, sentence, capsys):
 
 @pytest.mark.parametrize(("going_on", "said"), [("", "stopped"), ("go on.", "stopped: go on.")])
 def test_ctrl_c_is_one_sentence(going_on, said, capsys):
-    with pytest.raises(SystemExit) as stop, one_sentence_for_mistakes(going_on):
+    with pytest.raises(SystemExit) as stop, exit_on_user_error(going_on):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr() == ("", f"\n{said}\n")
 
 
 def test_a_bug_keeps_its_traceback_and_success_is_silent(capsys):
-    with pytest.raises(KeyError, match="inside"), one_sentence_for_mistakes():
+    with pytest.raises(KeyError, match="inside"), exit_on_user_error():
         raise KeyError("inside")
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         pass
     assert capsys.readouterr() == ("", "")

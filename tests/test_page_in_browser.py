@@ -111,7 +111,7 @@ def test_the_slider_moves_the_heat_map(opened):
     assert in_page(driver, "document.getElementById('layers').data[0].z[1][2]") is None  # this run was cut short at 40
 
 
-def shown(driver):
+def short_repr(driver):
     """Visible lines of each run; `null` and absent are the same."""
     lines = in_page(driver, "document.getElementById('curves').data.map(d => [d.meta?.run, d.visible ?? true])")
     return {run: {visible for name, visible in lines if name == run} for run, _ in lines if run}
@@ -122,9 +122,9 @@ def test_a_run_is_switched_off_in_all_plots_at_once(opened):
     box = driver.find_element(By.CSS_SELECTOR, "input[data-run='post-adamw-none-seed1']")
     box.click()
     expected = {"post-adamw-none-seed0": {True}, "post-adamw-none-seed1": {False}, "pre-adamw-none-seed0": {True}}
-    assert shown(driver) == expected
+    assert short_repr(driver) == expected
     box.click()
-    assert shown(driver)["post-adamw-none-seed1"] == {True}
+    assert short_repr(driver)["post-adamw-none-seed1"] == {True}
 
 
 def test_the_legend_switches_an_arm_off(opened):
@@ -133,7 +133,7 @@ def test_the_legend_switches_an_arm_off(opened):
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
     entry.click()
     off = {"post-adamw-none-seed0": {"legendonly"}, "post-adamw-none-seed1": {"legendonly"}}
-    WebDriverWait(driver, 5).until(lambda _: shown(driver) == {**off, "pre-adamw-none-seed0": {True}})
+    WebDriverWait(driver, 5).until(lambda _: short_repr(driver) == {**off, "pre-adamw-none-seed0": {True}})
 
 
 def test_the_menu_shows_another_run(opened):

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_warmup.norms import FILE_NAME
+from hf_warmup.norms import GRADIENT_NORMS_FILE
 
 from .processes import ROOT, environment, torchrun
 from .tiny import FROM_SCRATCH, write_task
@@ -72,7 +72,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def lines(output_dir: Path) -> int:
-    path = output_dir / FILE_NAME
+    path = output_dir / GRADIENT_NORMS_FILE
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
@@ -85,7 +85,7 @@ def result(output_dir: Path) -> tuple[list[tuple[float, float]], bytes]:
     """Loss and learning rate of every update, and the recording to the byte."""
     log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     curve = [(entry["loss"], entry["learning_rate"]) for entry in log if "loss" in entry]
-    return curve, (output_dir / FILE_NAME).read_bytes()
+    return curve, (output_dir / GRADIENT_NORMS_FILE).read_bytes()
 
 
 @pytest.mark.parametrize(("script", "world"), CASES)

@@ -20,7 +20,7 @@ from hf_warmup import (
     with_warmup,
 )
 from hf_warmup._from_args import ignores_num_items_in_batch
-from hf_warmup.norms import FILE_NAME, read_gradient_norms
+from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.schedules import linear_warmup
 
 from .tiny import TINY, arguments, column, examples, run, tiny_bert, train
@@ -112,7 +112,7 @@ def test_every_nth_update_is_recorded_or_none(tmp_path):
     assert [record["step"] for record in records] == [1, 4, 7]
     assert "grad_norm/bert.encoder.layer.0.output.dense" in records[0]
     log = run(tmp_path / "b", grad_norm_steps=0)
-    assert not (tmp_path / "b" / FILE_NAME).exists()
+    assert not (tmp_path / "b" / GRADIENT_NORMS_FILE).exists()
     assert not any(key.startswith("grad_norm/") for key in log[0])
 
 
@@ -147,7 +147,7 @@ def test_a_gradient_that_is_not_finite_is_counted_and_named(tmp_path):
     assert last["grad_norm"] is None
     assert log[-1]["grad_norm_nonfinite_updates"] == 1
     assert "grad_norm_nonfinite_updates" not in log[-2]
-    json.loads((tmp_path / FILE_NAME).read_text().splitlines()[-1], parse_constant=pytest.fail)  # strict JSON
+    json.loads((tmp_path / GRADIENT_NORMS_FILE).read_text().splitlines()[-1], parse_constant=pytest.fail)  # strict JSON
 
 
 def test_adam_warmup_warms_up_once(tmp_path):

@@ -2,13 +2,20 @@
 
 from .grouping import GROUPINGS, GroupBy, group_names, layer_names
 from .measure import gradient_norms, group_norms
-from .recorder import FILE_NAME, KEY, MAX_PENDING, GradientNormRecorder, read_gradient_norms, record_gradient_norms
+from .recorder import (
+    GRADIENT_NORMS_FILE,
+    LOG_PREFIX,
+    MAX_PENDING,
+    GradientNormRecorder,
+    read_gradient_norms,
+    record_gradient_norms,
+)
 
 
 __all__ = [
-    "FILE_NAME",
+    "GRADIENT_NORMS_FILE",
     "GROUPINGS",
-    "KEY",
+    "LOG_PREFIX",
     "MAX_PENDING",
     "GradientNormRecorder",
     "GroupBy",

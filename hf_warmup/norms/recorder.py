@@ -22,8 +22,8 @@ from .measure import measure
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FILE_NAME = "gradient_norms.jsonl"
-KEY = "grad_norm"
+GRADIENT_NORMS_FILE = "gradient_norms.jsonl"
+LOG_PREFIX = "grad_norm"
 MAX_PENDING = 1000  # updates kept on the device where nothing asks for a flush
 
 
@@ -63,7 +63,7 @@ class GradientNormRecorder:
         self._pending: list[tuple[int, list[str], Tensor]] = []
         self._groups: dict[str, str] = {}
 
-    def wants(self, step: int) -> bool:
+    def should_record(self, step: int) -> bool:
         """Whether update `step` (counted from 1) is recorded."""
         return (step - 1) % self.every == 0
 
@@ -141,15 +141,17 @@ def _as_lines(records: list[dict[str, Any]]) -> str:
 def _as_record(step: int, groups: list[str], norms: list[float]) -> dict[str, Any]:
     nonfinite = [group for group, norm in zip(groups, norms, strict=True) if not isfinite(norm)]
     total = None if nonfinite else sqrt(sum(norm * norm for norm in norms))
-    values = {f"{KEY}/{group}": norm if isfinite(norm) else None for group, norm in zip(groups, norms, strict=True)}
-    record = {"step": step, KEY: total, **values}
+    values = {
+        f"{LOG_PREFIX}/{group}": norm if isfinite(norm) else None for group, norm in zip(groups, norms, strict=True)
+    }
+    record = {"step": step, LOG_PREFIX: total, **values}
     return {**record, "nonfinite": nonfinite} if nonfinite else record
 
 
 def read_gradient_norms(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a run folder or of its `gradient_norms.jsonl`, in order; a half last line is left out."""
     path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = path / GRADIENT_NORMS_FILE if path.is_dir() else path
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -185,7 +187,7 @@ def record_gradient_norms(
         optimizer.zero_grad()
     ```
     """
-    if recorder is None or not recorder.wants(step):
+    if recorder is None or not recorder.should_record(step):
         yield
         return
     wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)  # set by Accelerate where DeepSpeed is in use

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._validation import check_name, check_number, shown
+from .._validation import check_name, check_number, short_repr
 from .adam_warmup import AdamWarmup
 from .gi_adam import GIAdam
 from .radam import RAdam
@@ -77,7 +77,7 @@ def parse_optim_args(name: str, optim_args: str | None) -> dict[str, Any]:
     ```
     """
     if not isinstance(optim_args, (str, type(None))):
-        raise ValueError(f"optim_args={shown(optim_args)}: expected text, key=value,key=value.")
+        raise ValueError(f"optim_args={short_repr(optim_args)}: expected text, key=value,key=value.")
     parameters = inspect.signature(OPTIMIZERS[name].cls).parameters
     allowed = set(parameters) - _FLAGS.keys() - {"params"}
     kwargs = {}

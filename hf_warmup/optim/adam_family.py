@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from .._validation import check_flag, check_number, shown
+from .._validation import check_flag, check_number, short_repr
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -94,7 +94,7 @@ class AdamFamily(Optimizer, ABC):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1).")
+            raise ValueError(f"betas={short_repr(betas)}: expected two numbers in [0, 1).")
         group["betas"] = tuple(
             check_number(f"betas[{i}]", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas)
         )

@@ -10,7 +10,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from ..cli import one_sentence_for_mistakes
+from ..cli import exit_on_user_error
 from .figures import draw_comparison
 from .findings import in_words
 from .page import write_page
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", default="report", help="where the page and the figures go (default: report)")
     parser.add_argument("--title", help="of the page (default: the folder's name; of several the one that holds them)")
     args = parser.parse_args(argv)
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         runs = find_runs(args.runs)
         title = args.title or common_name(args.runs)
         page = write_page(runs, Path(args.output_dir) / "report.html", title)

@@ -9,7 +9,7 @@ from math import isfinite, log10, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..norms import KEY
+from ..norms import LOG_PREFIX
 from .findings import DANGER_RATIO
 from .run import Run, by_arm, label, names_of
 
@@ -315,7 +315,7 @@ def _log10(value: float | None) -> float | None:
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:
     """Of the colours of both heat maps, as powers of ten."""
-    keys = [(record, f"{KEY}/{layer}") for run in runs for record in run.gradient_norms for layer in run.layers]
+    keys = [(record, f"{LOG_PREFIX}/{layer}") for run in runs for record in run.gradient_norms for layer in run.layers]
     norms = [record[key] for record, key in keys if record.get(key)] or [1.0]
     high = log10(max(norms))
     return max(log10(min(norms)), high - DECADES), high
@@ -374,7 +374,7 @@ def draw_layers(runs: Sequence[Run]) -> PlotlyFigure | None:
     layers, updates = _all_layers(runs), chosen_updates(runs, SLIDER_STEPS)
     columns = [_records_at(run, updates) for run in runs]
     tables = [
-        [[_log10(column[i].get(f"{KEY}/{layer}")) for column in columns] for layer in layers]
+        [[_log10(column[i].get(f"{LOG_PREFIX}/{layer}")) for column in columns] for layer in layers]
         for i in range(len(updates))
     ]
     start = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
@@ -425,7 +425,7 @@ def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
     for i, run in enumerate(runs):
         updates = chosen_updates([run], COLUMNS)
         records = _records_at(run, updates)
-        table = [[_log10(record.get(f"{KEY}/{layer}")) for record in records] for layer in run.layers]
+        table = [[_log10(record.get(f"{LOG_PREFIX}/{layer}")) for record in records] for layer in run.layers]
         hover = "update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>"
         style = {"name": names[run.folder], "coloraxis": "coloraxis", "hovertemplate": hover}
         figure.add_trace(Heatmap(x=updates, y=run.layers, z=table, visible=i == 0, **style))

@@ -8,7 +8,7 @@ from math import isfinite
 from statistics import mean, median
 from typing import Any
 
-from ..norms import KEY
+from ..norms import LOG_PREFIX
 from ..schedules import NOAM_PEAK
 from .run import Run
 
@@ -116,7 +116,7 @@ def _stalling(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None
     begins, ends = (steps[i + middle] for i in (above[0], above[-1]))
     worst = max(above, key=smooth.__getitem__)
     share = sum(ratio > threshold for ratio in ratios) / len(ratios)
-    first, last = (key.removeprefix(f"{KEY}/") for key in (run.blocks[0], run.blocks[-1]))
+    first, last = (key.removeprefix(f"{LOG_PREFIX}/") for key in (run.blocks[0], run.blocks[-1]))
     recovered = smooth[-1] <= threshold
     text = (
         f"{first}'s gradient is {smooth[worst]:,.0f} times smaller than {last}'s at update {steps[worst + middle]} "

@@ -19,7 +19,7 @@ from statistics import mean
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState
 
-from ..cli import one_sentence_for_mistakes
+from ..cli import exit_on_user_error
 from . import (
     Run,
     by_arm,
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="unknown", help="the Hub's dataset, such as glue")
     parser.add_argument("--license", default="unknown", help="the Hub's name of it, such as apache-2.0")
     args = parser.parse_args(argv)
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         runs = find_runs(args.runs)
         title = args.title or common_name(args.runs)
         path = write_card(runs, args.output_dir, describe(runs, title, (args.task, args.dataset), args.license))

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ..norms import FILE_NAME, KEY, read_gradient_norms
+from ..norms import GRADIENT_NORMS_FILE, LOG_PREFIX, read_gradient_norms
 
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def write_run_settings(
     path.write_text(json.dumps(described, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-STATE_FILE, RESULTS_FILE = "trainer_state.json", "all_results.json"
+TRAINER_STATE_FILE, RESULTS_FILE = "trainer_state.json", "all_results.json"
 # Of evaluations: how long they took is no result.
 _TIMINGS = re.compile(r"_(runtime|samples_per_second|steps_per_second|model_preparation_time)$")
 
@@ -203,8 +203,8 @@ class Run:
     @cached_property
     def layers(self) -> list[str]:
         """Every recorded group, in the model's order, such as `encoder.layer.0`."""
-        keys = {key: None for record in self.gradient_norms for key in record if key.startswith(f"{KEY}/")}
-        return [key.removeprefix(f"{KEY}/") for key in keys]
+        keys = {key: None for record in self.gradient_norms for key in record if key.startswith(f"{LOG_PREFIX}/")}
+        return [key.removeprefix(f"{LOG_PREFIX}/") for key in keys]
 
     @cached_property
     def blocks(self) -> list[str]:
@@ -213,7 +213,7 @@ class Run:
         stacks: dict[str, dict[int, str]] = {}
         for layer in self.layers:
             if numbered := re.fullmatch(r"(.*?)(\d+)", layer):
-                stacks.setdefault(numbered[1], {})[int(numbered[2])] = f"{KEY}/{layer}"
+                stacks.setdefault(numbered[1], {})[int(numbered[2])] = f"{LOG_PREFIX}/{layer}"
         deepest = max(stacks.values(), key=len, default={})
         return [deepest[number] for number in sorted(deepest)]
 
@@ -228,9 +228,9 @@ class Run:
     def total_norm(self) -> tuple[list[int], list[float]]:
         """Updates, and the norm of the whole gradient before clipping: recorded, else as the Trainer logged it."""
         if not self.gradient_norms:
-            return self.series(KEY)
-        records = [record for record in self.gradient_norms if record.get(KEY)]
-        return [record["step"] for record in records], [record[KEY] for record in records]
+            return self.series(LOG_PREFIX)
+        records = [record for record in self.gradient_norms if record.get(LOG_PREFIX)]
+        return [record["step"] for record in records], [record[LOG_PREFIX] for record in records]
 
     @cached_property
     def updates(self) -> int:
@@ -286,11 +286,11 @@ def _read_state(folder: Path) -> tuple[dict[str, Any] | None, int | None]:
     """
     checkpoints = {
         int(path.parent.name.rpartition("-")[2]): path
-        for path in folder.glob(f"checkpoint-*/{STATE_FILE}")
+        for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}")
         if path.parent.name.rpartition("-")[2].isdigit()
     }
     last = [checkpoints[max(checkpoints)]] if checkpoints else []
-    own = [_read_json(folder / STATE_FILE)] if (folder / STATE_FILE).exists() else []
+    own = [_read_json(folder / TRAINER_STATE_FILE)] if (folder / TRAINER_STATE_FILE).exists() else []
     states = [*own, *map(_read_json, last)]
     furthest = max(states, key=lambda state: state.get("global_step", 0), default=None)
     return furthest, own[0].get("global_step") if own else None
@@ -328,11 +328,11 @@ def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
     """
     folder, at_hand = Path(folder), state is not None
     state, ended_at = (state, state.get("global_step")) if at_hand else _read_state(folder)
-    if state is None and not (folder / FILE_NAME).exists():
+    if state is None and not (folder / GRADIENT_NORMS_FILE).exists():
         raise ValueError(
-            f"{folder / STATE_FILE} is missing: expected the folder of a run, or one that holds run folders."
+            f"{folder / TRAINER_STATE_FILE} is missing: expected the folder of a run, or one that holds run folders."
         )
-    recorded = read_gradient_norms(folder) if (folder / FILE_NAME).exists() else []
+    recorded = read_gradient_norms(folder) if (folder / GRADIENT_NORMS_FILE).exists() else []
     settings, described = _read_settings(folder)
     state = state or {}
     return Run(
@@ -351,7 +351,9 @@ def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run's, and not one that holds runs."""
     return (
-        (folder / FILE_NAME).exists() or any(folder.glob(STATE_FILE)) or any(folder.glob(f"checkpoint-*/{STATE_FILE}"))
+        (folder / GRADIENT_NORMS_FILE).exists()
+        or any(folder.glob(TRAINER_STATE_FILE))
+        or any(folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"))
     )
 
 

@@ -23,9 +23,9 @@ from .schedulers import (
     WarmupLR,
     check_scheduler,
     get_scheduler,
-    innermost,
     optimizer_warms_up,
     scheduler_warms_up,
+    unwrap_optimizer,
     with_warmup,
 )
 from .warmups import (
@@ -59,7 +59,6 @@ __all__ = [
     "get_schedule",
     "get_scheduler",
     "host_scheduler_names",
-    "innermost",
     "inverse_time_decay",
     "join",
     "linear_warmup",
@@ -74,5 +73,6 @@ __all__ = [
     "sine_decay",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
+    "unwrap_optimizer",
     "with_warmup",
 ]

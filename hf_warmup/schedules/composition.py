@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .._validation import check_flag, check_name, check_number, shown
+from .._validation import check_flag, check_name, check_number, short_repr
 from .decays import DECAYS
 from .warmups import WARMUPS, no_warmup
 
@@ -230,7 +230,7 @@ def check_schedule(
     if num_training_steps is not None:
         check_number("num_training_steps", num_training_steps, integer=True)
     if warmup_type is not None and "warmup_type" in kwargs:  # a keyword of "warmup_stable_decay" too
-        theirs = shown(kwargs["warmup_type"])
+        theirs = short_repr(kwargs["warmup_type"])
         raise ValueError(f"warmup_type={warmup_type!r} and warmup_type={theirs}: give one of them.")
     decay, warmup = schedule_keywords(name, warmup_type or ("linear" if name in DECAYS else None))
     for key, value in kwargs.items():
@@ -242,7 +242,7 @@ def check_schedule(
     if missing := _needed(name) - kwargs.keys():
         missing = min(missing)
         raise ValueError(
-            f"lr_scheduler_kwargs={shown(kwargs)}: {name!r} needs {missing}, such as {{{missing!r}: 100}}."
+            f"lr_scheduler_kwargs={short_repr(kwargs)}: {name!r} needs {missing}, such as {{{missing!r}: 100}}."
         )
     return name
 

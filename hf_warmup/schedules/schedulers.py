@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from .._validation import check_number, shown
+from .._validation import check_number, short_repr
 from .composition import (
     METRIC_SCHEDULERS,
     NAMES_WITHOUT_WARMUP,
@@ -315,7 +315,7 @@ def with_warmup(
     warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
     if len(warmups) != len(groups) or not all(map(callable, warmups)):
         raise ValueError(
-            f"warmup={shown(warmup)}: expected a function of the step, as of get_schedule, or {len(groups)} of them."
+            f"warmup={short_repr(warmup)}: expected a function of the step, or one for each of {len(groups)} groups."
         )
     if steps_per_epoch is not None:
         check_number("steps_per_epoch", steps_per_epoch, 1, integer=True)
@@ -358,7 +358,7 @@ def _check_one_warmup(lr_scheduler: LRScheduler, warmups: list[Callable[[int], f
         )
 
 
-def innermost(optimizer: Optimizer) -> Optimizer:
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     """The user's own optimizer, out of Accelerate's and DeepSpeed's wrappers."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -366,7 +366,7 @@ def innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def _name(optimizer: Optimizer) -> str:
-    return type(innermost(optimizer)).__name__
+    return type(unwrap_optimizer(optimizer)).__name__
 
 
 def get_scheduler(
@@ -411,7 +411,7 @@ def get_scheduler(
     ```
     """
     if not isinstance(scheduler_specific_kwargs, (dict, type(None))):
-        raise ValueError(f"lr_scheduler_kwargs={shown(scheduler_specific_kwargs)}: expected a dictionary.")
+        raise ValueError(f"lr_scheduler_kwargs={short_repr(scheduler_specific_kwargs)}: expected a dictionary.")
     kwargs = dict(scheduler_specific_kwargs or {})
     warmup_steps = 0 if num_warmup_steps is None else num_warmup_steps
     name = check_schedule(name, warmup_type, warmup_steps, num_training_steps, kwargs)
@@ -435,7 +435,7 @@ def get_scheduler(
         except ZeroDivisionError:  # transformers' "polynomial" over no updates, its "min_lr" of a learning rate of 0
             raise ValueError(
                 f"lr_scheduler_type={name!r} has no learning rate with num_training_steps={num_training_steps} and "
-                f"lr={innermost(optimizer).defaults['lr']}: expected both above 0."
+                f"lr={unwrap_optimizer(optimizer).defaults['lr']}: expected both above 0."
             ) from None
 
     def group_beta2(group: dict[str, Any]) -> float:
@@ -455,7 +455,7 @@ def get_scheduler(
             beta2 = group_beta2(group)
             return get_schedule("constant", num_warmup_steps or 0, warmup_type=warmup_type, beta2=beta2, **own)
         # A limit on the learning rate itself is taken against the optimizer's default, as transformers does.
-        base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else innermost(optimizer).defaults["lr"]
+        base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else unwrap_optimizer(optimizer).defaults["lr"]
         return get_schedule(
             name,
             num_warmup_steps or 0,

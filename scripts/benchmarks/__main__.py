@@ -40,7 +40,7 @@ from transformers import (
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
 from hf_warmup._validation import check_name, check_number
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments, words_first
+from hf_warmup.cli import exit_on_user_error, parse_arguments, words_first
 from hf_warmup.model_card import environment
 
 from .contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, OURS, takes_part
@@ -213,7 +213,7 @@ def trainer(args: BenchmarkArguments) -> dict[str, list[Row]]:
 
 def main() -> None:
     benchmarks = {"optimizers": optimizers, "gradient-norms": gradient_norms, "trainer": trainer}
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         (args,) = parse_arguments(HfArgumentParser(BenchmarkArguments), words_first("what"))
         what = args.what.replace("_", "-")
         if what not in benchmarks:

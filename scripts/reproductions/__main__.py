@@ -26,7 +26,7 @@ import torch
 from transformers import HfArgumentParser
 
 from hf_warmup._validation import check_name
-from hf_warmup.cli import one_sentence_for_mistakes, parse_arguments, words_first
+from hf_warmup.cli import exit_on_user_error, parse_arguments, words_first
 from hf_warmup.report.run import environment
 
 from .card import reproduction_card
@@ -47,7 +47,7 @@ def write(outcome: Outcome, args: ReproduceArguments) -> None:
 
 
 def main() -> None:
-    with one_sentence_for_mistakes():
+    with exit_on_user_error():
         (args,) = parse_arguments(HfArgumentParser(ReproduceArguments), words_first("what"))
         check_name("what", args.what, FIGURES)
         args.check()

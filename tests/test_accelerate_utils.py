@@ -28,7 +28,7 @@ from hf_warmup.norms import GradientNormRecorder
 from hf_warmup.report.run import read_run_settings, write_run_settings
 from hf_warmup.schedules import with_warmup
 
-from .tiny import tiny_bert
+from .testing_utils import tiny_bert
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from hf_warmup import (
     with_warmup,
 )
 
-from .tiny import arguments, column, examples, tiny_bert, train
+from .testing_utils import arguments, column, examples, tiny_bert, train
 
 
 FLAGS = {"optim": "sgd", "lr_scheduler_type": "linear", "learning_rate": 0.1, "max_steps": 10}

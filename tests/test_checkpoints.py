@@ -18,7 +18,7 @@ from hf_warmup import WarmupTrainer
 from hf_warmup.checkpoints import checkpoints, find_corruption, raise_on_full_disk, resolve_checkpoint
 from hf_warmup.norms import GradientNormRecorder, read_gradient_norms
 
-from .tiny import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
+from .testing_utils import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from hf_warmup import WarmupTrainer, create_optimizer_and_scheduler
 from hf_warmup._deepspeed import before_engine_step, check_deepspeed_config
 
-from .tiny import arguments, tiny_bert
+from .testing_utils import arguments, tiny_bert
 
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}

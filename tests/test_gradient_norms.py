@@ -30,7 +30,7 @@ from transformers import (
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel
 from hf_warmup.norms import GRADIENT_NORMS_FILE, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
 
-from .tiny import TINY
+from .testing_utils import TINY
 
 
 GPT2 = GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0)

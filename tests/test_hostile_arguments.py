@@ -22,7 +22,7 @@ from hf_warmup.schedules import DECAYS, WARMUPS, host_scheduler_names
 from scripts.text_classification.arguments import DataArguments, ModelArguments
 
 from .hostile import JUNK, NESTED, assert_one_sentence
-from .tiny import arguments
+from .testing_utils import arguments
 
 
 def script(name):

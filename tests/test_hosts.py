@@ -18,7 +18,7 @@ from transformers import (
 from hf_warmup import GIAdam, WarmupArgumentsMixin, WarmupTrainer, WarmupTrainerMixin, get_scheduler
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 
-from .tiny import arguments, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
+from .testing_utils import arguments, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
 
 
 RECIPE = {"optim": "radam", "lr_scheduler_type": "noam", "warmup_steps": 3, "max_steps": 6}

@@ -24,7 +24,7 @@ from hf_warmup.cli import check_process_count
 from hf_warmup.norms import read_gradient_norms
 
 from .processes import ROOT, environment, run, torchrun
-from .tiny import FROM_SCRATCH, write_task
+from .testing_utils import FROM_SCRATCH, write_task
 
 
 CONFIGS = ROOT / "scripts/accelerate_configs"

@@ -16,7 +16,7 @@ from hf_warmup.model_card import Experiment, experiment_card, main, results_of
 from hf_warmup.report import read_run
 
 from .recorded import recorded, write_run
-from .tiny import arguments, examples, tiny_bert, train
+from .testing_utils import arguments, examples, tiny_bert, train
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from hf_warmup import modeling_bert_pre_ln as ours
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel, make_pair
 
-from .tiny import TINY
+from .testing_utils import TINY
 
 
 SMALL = {**TINY, "num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_warmup.norms import read_gradient_norms
 from hf_warmup.report import read_run
 
-from .tiny import FROM_SCRATCH, write_task
+from .testing_utils import FROM_SCRATCH, write_task
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hf_warmup import OPTIMIZERS, WarmupTrainer, preview_schedule
 from hf_warmup.preview import MAX_POINTS, main
 from hf_warmup.schedules import DECAYS, WARMUPS
 
-from .tiny import arguments, examples, run, tiny_bert, train
+from .testing_utils import arguments, examples, run, tiny_bert, train
 
 
 PNG = b"\x89PNG"

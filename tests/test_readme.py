@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser
 
-from .tiny import examples, tiny_bert
+from .testing_utils import examples, tiny_bert
 
 
 ROOT = Path(__file__).parent.parent

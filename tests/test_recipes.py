@@ -16,7 +16,7 @@ from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, preview
 from hf_warmup.norms import read_gradient_norms
 
 from .stepping import through_file
-from .tiny import TINY, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
+from .testing_utils import TINY, column, examples, sentences, tiny_bert, tiny_gpt2, tiny_tokenizer, train
 
 
 ROOT = Path(__file__).parent.parent

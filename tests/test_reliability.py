@@ -21,7 +21,7 @@ import pytest
 from hf_warmup.norms import GRADIENT_NORMS_FILE
 
 from .processes import ROOT, environment, torchrun
-from .tiny import FROM_SCRATCH, write_task
+from .testing_utils import FROM_SCRATCH, write_task
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]

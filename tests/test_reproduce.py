@@ -18,7 +18,7 @@ from transformers import BertTokenizerFast
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
 
-from .tiny import WORDS
+from .testing_utils import WORDS
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

@@ -9,7 +9,7 @@ import torch
 
 from hf_warmup import RAdam, WarmupTrainer, WarmupUntilCallback
 
-from .tiny import arguments, examples, run, tiny_bert, train
+from .testing_utils import arguments, examples, run, tiny_bert, train
 
 
 def resumed(folder, checkpoint, **kwargs):

@@ -11,7 +11,7 @@ from hf_warmup import WarmupTrainer
 from hf_warmup.report import read_run
 from hf_warmup.report.run import SETTINGS_FILE, command_line, write_run_settings
 
-from .tiny import arguments, examples, run, tiny_bert
+from .testing_utils import arguments, examples, run, tiny_bert
 
 
 SECRET = "hf_" + "aB3" * 10

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 
 from hf_warmup.norms import read_gradient_norms
 
-from .tiny import FROM_SCRATCH, tiny_bert, write_task
+from .testing_utils import FROM_SCRATCH, tiny_bert, write_task
 
 
 ROOT = Path(__file__).parent.parent

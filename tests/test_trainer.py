@@ -23,7 +23,7 @@ from hf_warmup._from_args import ignores_num_items_in_batch
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.schedules import linear_warmup
 
-from .tiny import TINY, arguments, column, examples, run, tiny_bert, train
+from .testing_utils import TINY, arguments, column, examples, run, tiny_bert, train
 
 
 RECIPES = [

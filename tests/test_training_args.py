@@ -16,7 +16,7 @@ from hf_warmup import WarmupTrainingArguments
 from hf_warmup._from_args import optimizer_cls_and_kwargs
 from hf_warmup.cli import parse_arguments
 
-from .tiny import arguments
+from .testing_utils import arguments
 
 
 FLAGS = {

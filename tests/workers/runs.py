@@ -22,7 +22,7 @@ from hf_warmup.accelerate_utils import (
 )
 from hf_warmup.norms import read_gradient_norms
 
-from ..tiny import arguments, column, examples, tiny_bert, train
+from ..testing_utils import arguments, column, examples, tiny_bert, train
 
 
 UPDATES, GLOBAL_BATCH, W = 6, 16, 4

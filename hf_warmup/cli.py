@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,33 @@ def words_first(name: str, argv: list[str] | None = None) -> list[str]:
     """
     argv = sys.argv[1:] if argv is None else argv
     return [f"--{name}", *argv] if argv and not argv[0].startswith("-") else argv
+
+
+def check_minimums(arguments: Any, **minimums: float) -> None:
+    """Check that numeric fields of parsed `arguments` are finite and not below their minimum.
+
+    Args:
+        arguments (`Any`): An object with the fields, such as a dataclass that [`parse_arguments`] returned.
+        **minimums (`float`): Field name to smallest allowed value. `None` is accepted; a list is checked per item.
+
+    Raises:
+        `ValueError`: With the name and the value of the first invalid field.
+
+    Example:
+
+    ```python
+    >>> from types import SimpleNamespace
+    >>> check_minimums(SimpleNamespace(max_steps=0, seeds=[0, 1]), seeds=0, max_steps=1)
+    Traceback (most recent call last):
+    ValueError: max_steps=0: expected a number in [1, inf).
+
+    ```
+    """
+    for name, minimum in minimums.items():
+        field_value = getattr(arguments, name)
+        for value in field_value if isinstance(field_value, list) else [field_value]:
+            if value is not None and not minimum <= value < inf:
+                raise ValueError(f"{name}={value}: expected a number in [{minimum:g}, inf).")
 
 
 def check_process_count(num_processes: int) -> None:

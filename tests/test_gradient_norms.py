@@ -13,6 +13,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
@@ -28,7 +30,15 @@ from transformers import (
 )
 
 from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForMaskedLM, BertPreLNModel
-from hf_warmup.norms import GRADIENT_NORMS_FILE, GradientNormRecorder, gradient_norms, layer_names, read_gradient_norms
+from hf_warmup.norms import (
+    GRADIENT_NORMS_FILE,
+    GradientNormRecorder,
+    find_stacks,
+    gradient_norms,
+    group_names,
+    layer_names,
+    read_gradient_norms,
+)
 
 from .testing_utils import TINY
 
@@ -61,7 +71,6 @@ MODELS = [
     (T5ForConditionalGeneration, T5, ["shared", *both(["block.0", "block.1", "final_layer_norm"])]),
     (BartForConditionalGeneration, BART, ["shared", *both(["embed_positions", "layers.0", "layernorm_embedding"])]),
 ]
-WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."]
 GROUPINGS = {  # a transcription for BertForSequenceClassification
     "layer": lambda name: re.match(r"(bert\.)?(encoder\.layer\.\d+|embeddings|pooler|classifier)\.", name)[2],
     "module": lambda name: name.rsplit(".", 1)[0],
@@ -119,14 +128,72 @@ def test_layer_names_of_real_models(cls, config, expected):
     assert all(layer in name for name, layer in layers.items())
 
 
-@pytest.mark.parametrize("prefix", WRAPPERS)
-def test_wrappers_are_not_part_of_a_name(prefix):
-    names = [name for name, _ in named_model().named_parameters()]
-    inside = [prefix + re.sub(r"(layer\.\d+\.)", rf"\g<1>{prefix}", name) for name in names]
-    assert list(layer_names(inside).values()) == [GROUPINGS["layer"](name) for name in names]
-    plain, wrapped = parameters(**{"a.weight": [1.0]}), parameters(**{f"{prefix}a.weight": [1.0]})
-    for group_by in ("module", "parameter"):
-        assert gradient_norms(wrapped, group_by) == gradient_norms(plain, group_by)
+@pytest.mark.parametrize("cls", [BertForSequenceClassification, BertModel])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module._orig_mod.",
+        "_fsdp_wrapped_module.",
+        "base_model.model.",  # PEFT
+        "model.",  # the attribute of a LightningModule
+        "_forward_module.module.model.",  # the same by Fabric with DDP
+        "module.model.base_model.model.",
+        "0.auto_model.",  # sentence-transformers
+    ],
+)
+def test_layer_names_do_not_contain_the_prefixes_of_wrappers(prefix, cls):
+    names = [name for name, _ in cls(BertConfig(**TINY)).named_parameters()]
+    wrapped = [prefix + name.replace("attention.self.", "attention._checkpoint_wrapped_module.self.") for name in names]
+    assert list(layer_names(wrapped).values()) == list(layer_names(names).values())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
+@pytest.mark.parametrize("group_by", ["module", "parameter"])
+def test_group_names_do_not_contain_the_prefixes_of_wrappers(prefix, group_by):
+    assert (
+        group_names([f"{prefix}a.b.weight"], group_by)[f"{prefix}a.b.weight"]
+        == group_names(["a.b.weight"], group_by)["a.b.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "attention", "mlp"),
+    [
+        ("h.0.", ["attn.c_attn.bias"], ["mlp.c_fc.weight"]),  # GPT-2
+        ("encoder.layer.0.", ["attention.output.dense.bias"], ["intermediate.dense.bias", "output.dense.bias"]),  # BERT
+        ("encoder.block.0.", ["layer.0.SelfAttention.q.weight"], ["layer.1.DenseReluDense.wi.weight"]),  # T5
+        ("decoder.layers.0.", ["encoder_attn.q_proj.bias"], ["fc1.weight", "fc2.weight"]),  # BART
+        ("layers.0.", ["self_attn.q_proj.weight"], ["block_sparse_moe.experts.0.w1.weight"]),  # Mixtral
+    ],
+)
+def test_group_names_by_attention_and_mlp(block, attention, mlp):
+    others = ["ln_1.weight", "post_attention_layernorm.weight"]
+    names = [block + name for name in (*attention, *mlp, *others)] + ["pooler.dense.weight"]
+    layer = block[:-1]
+    for word, chosen in (("attention", attention), ("mlp", mlp)):
+        expected = [f"{layer}.{word}" if name in chosen else layer for name in (*attention, *mlp, *others)]
+        assert list(group_names(names, word).values()) == [*expected, "pooler"]
+
+
+def stacks_of(cls, config):
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in cls(config).named_parameters()}
+    return {
+        prefix: len(stack) for prefix, stack in find_stacks(dict.fromkeys(layer_names(shapes).values()), shapes).items()
+    }
+
+
+def test_find_stacks_of_encoder_and_decoder_and_not_of_growing_stages():
+    assert stacks_of(BertForMaskedLM, BertConfig(**TINY)) == {"encoder.layer": 2}
+    # The first block of T5 alone has relative position biases: it is equal in what both have.
+    assert stacks_of(T5ForConditionalGeneration, T5) == {"encoder.block": 2, "decoder.block": 2}
+    stages = ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
+    assert stacks_of(ConvNextForImageClassification, stages) == {}
+
+
+def test_find_stacks_orders_blocks_by_number():
+    layers = [f"layers.{i}" for i in (10, 2, 1)]
+    assert find_stacks([*layers, "norm", "head.0"]) == {"layers": ["layers.1", "layers.2", "layers.10"]}
 
 
 @pytest.mark.parametrize(("group_by", "transcription"), GROUPINGS.items(), ids=["layer", "module", "parameter", "own"])
@@ -180,7 +247,7 @@ def test_half_precision_is_measured_in_float32(gradient, norm):
     "make", [lambda: GradientNormRecorder(None, group_by="layers"), lambda: gradient_norms([], "x")]
 )
 def test_unknown_group_by(make):
-    with pytest.raises(ValueError, match=r"group_by='(layers|x)'.*layer, module, parameter"):
+    with pytest.raises(ValueError, match=r"group_by='layers'.*Did you mean 'layer'|group_by='x'.*Allowed"):
         make()
 
 

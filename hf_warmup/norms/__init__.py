@@ -1,28 +1,39 @@
-"""Gradient norms of each layer: what to add up, the norms as one tensor, and a recorder that writes them."""
+"""Gradient norms of each layer: which parameters form a layer, their norms as one tensor, and a recorder.
 
-from .grouping import GROUPINGS, GroupBy, group_names, layer_names
-from .measure import gradient_norms, group_norms
-from .recorder import (
-    GRADIENT_NORMS_FILE,
-    LOG_PREFIX,
-    MAX_PENDING,
-    GradientNormRecorder,
-    read_gradient_norms,
-    record_gradient_norms,
-)
+[`grouping`][hf_warmup.norms.grouping] needs no torch. The names of the other modules are loaded when they are used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .grouping import GROUPINGS, GroupBy, find_stacks, group_names, layer_names
 
 
-__all__ = [
-    "GRADIENT_NORMS_FILE",
-    "GROUPINGS",
-    "LOG_PREFIX",
-    "MAX_PENDING",
-    "GradientNormRecorder",
-    "GroupBy",
-    "gradient_norms",
-    "group_names",
-    "group_norms",
-    "layer_names",
-    "read_gradient_norms",
-    "record_gradient_norms",
-]
+if TYPE_CHECKING:
+    from .measure import gradient_norms as gradient_norms
+    from .measure import group_norms as group_norms
+    from .recorder import GRADIENT_NORMS_FILE as GRADIENT_NORMS_FILE
+    from .recorder import LOG_PREFIX as LOG_PREFIX
+    from .recorder import MAX_PENDING as MAX_PENDING
+    from .recorder import GradientNormRecorder as GradientNormRecorder
+    from .recorder import read_gradient_norms as read_gradient_norms
+    from .recorder import record_gradient_norms as record_gradient_norms
+
+_MODULE_OF = {
+    "GRADIENT_NORMS_FILE": "recorder",
+    "LOG_PREFIX": "recorder",
+    "MAX_PENDING": "recorder",
+    "GradientNormRecorder": "recorder",
+    "gradient_norms": "measure",
+    "group_norms": "measure",
+    "read_gradient_norms": "recorder",
+    "record_gradient_norms": "recorder",
+}
+
+__all__ = ["GROUPINGS", "GroupBy", "find_stacks", "group_names", "layer_names", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,0 +1,83 @@
+"""What `mkdocs build` adds: the model cards as pages, and tables made from the tables in the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add `model_cards/`, which lies beside `docs/`."""
+    for path in sorted((ROOT / "model_cards").rglob("*")):
+        if path.is_file():
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File(name, str(ROOT), config["site_dir"], config["use_directory_urls"]))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Fill in the tables, and point links to the model cards at their pages.
+
+    The source links `../model_cards/` as it lies in the repository, so that the pages can be read there too.
+    """
+    depth = page.file.src_uri.count("/")
+    markdown = markdown.replace("../" * (depth + 1) + "model_cards/", "../" * depth + "model_cards/")
+    return re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]](), markdown)
+
+
+def table_of(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def first_sentence(function: Any) -> str:
+    """Return the first line of a docstring."""
+    return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def keywords(row: Any) -> str:
+    return ", ".join(f"`{name}`" for name in row.keywords) or ""
+
+
+def warmups() -> str:
+    from hf_warmup.schedules import WARMUPS
+
+    rows = [[f"`{name}`", first_sentence(row.function), keywords(row)] for name, row in WARMUPS.items()]
+    return table_of(["`warmup_type`", "multiplier", "keywords"], rows)
+
+
+def decays() -> str:
+    from hf_warmup.schedules import DECAYS
+
+    rows = [[f"`{name}`", first_sentence(row.function), keywords(row)] for name, row in DECAYS.items()]
+    return table_of(["`lr_scheduler_type`", "multiplier", "keywords"], rows)
+
+
+def optimizers() -> str:
+    from hf_warmup import OPTIMIZERS
+
+    rows = []
+    for name, spec in OPTIMIZERS.items():
+        paper = spec.paper
+        if paper.startswith("arXiv:"):
+            paper = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
+        module = spec.cls.__module__.partition(".")[0]
+        owner = "torch.optim" if module == "torch" else module
+        rows.append([f"`{name}`", f"`{owner}.{spec.cls.__name__}`", spec.summary, paper])
+    return table_of(["`optim`", "class", "what it is", "paper"], rows)
+
+
+def rules() -> str:
+    from hf_warmup.report import RULES
+
+    rows = [[rule.name, rule.condition, f"{rule.threshold:g}", rule.source] for rule in RULES]
+    return table_of(["rule", "what is asked", "threshold", "source"], rows)
+
+
+TABLES = {"warmups": warmups, "decays": decays, "optimizers": optimizers, "rules": rules}

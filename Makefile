@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 DEEPSPEED := .deepspeed
 
-.PHONY: help demo test test-multiprocess test-slow test-gpu test-oldest style quality clean
+.PHONY: docs help demo test test-multiprocess test-slow test-gpu test-oldest style quality clean
 
 help:
 	@echo "make demo         Post-LN against Pre-LN, with and without warmup: under two minutes"
@@ -15,7 +15,8 @@ help:
 	@echo "make test-gpu     those that need a CUDA device"
 	@echo "make test-oldest  the quick tests on the lower bounds of transformers and accelerate"
 	@echo "make style        format and mend with ruff"
-	@echo "make quality      check with ruff"
+	@echo "make quality      ruff, import-linter, mypy, codespell, word list"
+	@echo "make docs         build the documentation into site/"
 
 # torch by itself first: with it there, nothing else brings another build of it.
 $(STAMP): pyproject.toml constraints.txt
@@ -72,7 +73,7 @@ quality: $(STAMP)
 	$(BIN)/python scripts/check_words.py
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(DEEPSPEED) runs build dist *.egg-info

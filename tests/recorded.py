@@ -31,7 +31,10 @@ def write_run(
     """
     folder.mkdir(parents=True)
     entries = [{"loss": loss(t), "learning_rate": 0.1, **(log or {}), "step": t} for t in range(1, steps + 1)]
-    state = {"log_history": [*entries, {"eval_loss": 1.0, "eval_runtime": 9.0, "step": steps}], "global_step": steps}
+    entries.append({"eval_loss": 1.0, "eval_runtime": 9.0, "step": steps})
+    if stopped or steps >= (planned or 0):
+        entries.append({"train_runtime": 1.0, "train_loss": 1.0, "step": steps})
+    state = {"log_history": entries, "global_step": steps, "best_global_step": None}
     if checkpoint is None and steps < (planned or 0) and not stopped:
         checkpoint = steps
     where = folder / f"checkpoint-{checkpoint}" if checkpoint else folder

@@ -10,6 +10,7 @@ import pytest
 
 from compare_layer_norm import CompareArguments, plan, run_one
 from hf_warmup.report import DANGER_RATIO, RULES, find, read_run
+from hf_warmup.report.run import Columns
 
 from .recorded import recorded, write_run
 
@@ -97,8 +98,7 @@ def test_a_run_that_stalled_and_recovered(tmp_path):
 
 def test_gradients_that_are_not_finite(tmp_path):
     run = recorded(tmp_path / "a", steps=300)
-    spoilt = [{**record, "nonfinite": ["pooler"]} if record["step"] == 7 else record for record in run.gradient_norms]
-    run = replace(run, gradient_norms=spoilt)
+    run.nonfinite[7] = ["pooler"]
     assert "1 of 300 recorded updates (0.333 %) had a gradient that was not finite, first update 7 in pooler" in (
         said(run, "not finite").text
     )
@@ -173,7 +173,7 @@ def test_the_sentence_about_a_short_warmup(tmp_path):
         "raise the rate."
     )
     settings["num_warmup_steps"] = 0
-    unrecorded = replace(recorded(tmp_path / "none", planned=2000, **settings), gradient_norms=[])
+    unrecorded = replace(recorded(tmp_path / "none", planned=2000, **settings), recording=Columns())
     assert said(unrecorded, "short warmup").text == (
         "No warmup, where 2 / (1 - beta2) = 2000 updates are usual at beta2 = 0.999."
     )

@@ -21,9 +21,9 @@ from hf_warmup.report import (
     read_runs,
 )
 from hf_warmup.report.__main__ import main
+from hf_warmup.report.comparison import by_configuration, common_name, names_of
 from hf_warmup.report.figures import chosen_updates, draw_curves, draw_layers, draw_run, thin
 from hf_warmup.report.page import _arms, _findings, draw_page
-from hf_warmup.report.run import by_arm, common_name, names_of
 
 from .recorded import recorded, write_run
 
@@ -31,11 +31,11 @@ from .recorded import recorded, write_run
 def test_a_run_is_read(tmp_path):
     write_run(tmp_path / "post-adamw-none-seed3", layers=12, growth=2.0, log={"scheduled_lr": 0.05})
     run = read_run(tmp_path / "post-adamw-none-seed3")
-    assert run.arm == "post-adamw-none"
-    assert run.series("loss") == ([1, 2, 3, 4, 5], [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
-    assert run.series("scheduled_lr", "learning_rate")[1] == [0.05] * 5
+    assert run.stem == "post-adamw-none"
+    assert run.losses == ([1, 2, 3, 4, 5], [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
+    assert run.learning_rates[1] == [0.05] * 5
     assert run.series("nothing") == ([], [])
-    assert run.blocks[1::9] == ["grad_norm/encoder.layer.1", "grad_norm/encoder.layer.10"]  # by number, not by letter
+    assert run.blocks[1::9] == ["encoder.layer.1", "encoder.layer.10"]  # by number, not by letter
     assert run.ratio() == ([1, 2, 3, 4, 5], pytest.approx([2048.0] * 5))
 
 
@@ -62,7 +62,7 @@ def test_a_run_cut_short_and_a_norm_that_was_not_finite_are_drawn(tmp_path):
         file.write(json.dumps(record) + "\n")
         file.write('{"step": 7, "grad_')
     run = read_run(tmp_path / "a")
-    assert len(run.gradient_norms) == 6
+    assert len(run.steps) == 6
     assert run.ratio()[0] == [1, 2, 3, 4, 5]
     draw_comparison([run], tmp_path)
 
@@ -137,7 +137,7 @@ def test_a_run_cut_short_is_read_from_its_last_checkpoint(tmp_path):
     (tmp_path / "older" / "checkpoint-2").rename(folder / "checkpoint-2")
     run = read_run(folder)
     assert (run.updates, run.num_training_steps, run.cut_short) == (7, 20, True)
-    assert run.status == "cut short, 7 of 20 updates"
+    assert run.status == "unfinished: 7 of 20 updates (still running, or killed)"
     (tmp_path / "b").mkdir()
     (folder / "gradient_norms.jsonl").rename(tmp_path / "b" / "gradient_norms.jsonl")  # crashed before any checkpoint
     assert (read_run(tmp_path / "b").updates, read_run(tmp_path / "b").status) == (7, "7 updates")
@@ -146,12 +146,15 @@ def test_a_run_cut_short_is_read_from_its_last_checkpoint(tmp_path):
 
 def test_a_run_that_ended_itself_early_was_not_cut_short(tmp_path):
     folder = write_run(tmp_path / "a", steps=7, planned=20, stopped=True)
-    assert (read_run(folder).cut_short, read_run(folder).status) == (False, "stopped itself at update 7 of 20")
+    assert (read_run(folder).cut_short, read_run(folder).status) == (False, "stopped early at update 7 of 20")
     # Resumed, then killed: the state of its first end is older than what was recorded.
     state = json.loads((folder / "trainer_state.json").read_text())
     state = {"log_history": [entry for entry in state["log_history"] if entry["step"] <= 4], "global_step": 4}
     (folder / "trainer_state.json").write_text(json.dumps(state | {"max_steps": 20}))
-    assert (read_run(folder).cut_short, read_run(folder).status) == (True, "cut short, 7 of 20 updates")
+    assert (read_run(folder).cut_short, read_run(folder).status) == (
+        True,
+        "unfinished: 7 of 20 updates (still running, or killed)",
+    )
 
 
 def test_a_file_that_is_no_json_is_one_sentence(tmp_path):
@@ -187,7 +190,7 @@ def test_settings_that_differ(tmp_path):
 
 def test_arms_of_one_name_in_two_folders_are_kept_apart(tmp_path):
     runs = [recorded(tmp_path / where / f"a-seed{seed}") for where in ("x", "y") for seed in (0, 1)]
-    assert {arm: [run.seed for run in seeds] for arm, seeds in by_arm(runs).items()} == {
+    assert {arm: [run.seed for run in seeds] for arm, seeds in by_configuration(runs).items()} == {
         "x/a": ["0", "1"],
         "y/a": ["0", "1"],
     }
@@ -322,7 +325,7 @@ def test_command_line_draws_and_ends_with_words(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("folder", "sentence"), [("nothing", "there is no such folder"), (".", "trainer_state.json is missing")]
+    ("folder", "sentence"), [("nothing", "there is no such file or folder"), (".", "trainer_state.json is missing")]
 )
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys, folder, sentence):
     with pytest.raises(SystemExit) as stop:

@@ -63,7 +63,7 @@ def test_a_trainer_writes_it_before_the_first_update(tmp_path):
     with pytest.raises(Crash):
         Crashing(model=tiny_bert(), args=args, train_dataset=examples()).train()
     read = read_run(tmp_path)
-    assert read.status == "cut short, 3 of 8 updates"
+    assert read.status == "unfinished: 3 of 8 updates (still running, or killed)"
     assert read.seed == "7"
     expected = {"optim": "radam", "lr_scheduler_type": "noam", "num_warmup_steps": 4, "num_hidden_layers": 2}
     assert expected.items() <= read.settings.items()
@@ -84,7 +84,7 @@ def test_a_run_that_a_callback_ends_stopped_itself(tmp_path):
     args = arguments(tmp_path, save_strategy="steps", save_steps=2)
     trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[Solved()])
     trainer.train()
-    assert read_run(tmp_path).status == "cut short, 5 of 8 updates"  # so far as its folder knows
+    assert read_run(tmp_path).status == "unfinished: 5 of 8 updates (still running, or killed)"
     trainer.save_state()
-    assert read_run(tmp_path).status == "stopped itself at update 5 of 8"
+    assert read_run(tmp_path).status == "stopped early at update 5 of 8"
     assert not read_run(tmp_path).cut_short

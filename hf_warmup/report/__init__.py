@@ -1,30 +1,63 @@
-"""Run folders in; figures, one self-contained HTML page and findings in words out.
+"""Read run folders: findings in sentences, figures, one self-contained HTML page and a model card.
 
-`python -m hf_warmup.report RUN [RUN ...]` does it all. The libraries that draw are loaded when something is drawn.
+`python -m hf_warmup.report RUN [RUN ...]` does all of it. Names are loaded when they are first used, so that reading a
+log imports neither torch nor transformers nor a library that draws.
 """
 
-from .figures import draw_comparison, plot_gradient_norms, plot_learning_rate, plot_loss, plot_ratio
-from .findings import DANGER_RATIO, RULES, Finding, find, in_words
-from .run import Run, by_arm, differing_settings, find_runs, mean_and_spread, read_run, read_runs, shared_settings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
-__all__ = [
-    "DANGER_RATIO",
-    "RULES",
-    "Finding",
-    "Run",
-    "by_arm",
-    "differing_settings",
-    "draw_comparison",
-    "find",
-    "find_runs",
-    "in_words",
-    "mean_and_spread",
-    "plot_gradient_norms",
-    "plot_learning_rate",
-    "plot_loss",
-    "plot_ratio",
-    "read_run",
-    "read_runs",
-    "shared_settings",
-]
+if TYPE_CHECKING:
+    from .comparison import by_configuration as by_configuration
+    from .comparison import differing_settings as differing_settings
+    from .comparison import mean_and_spread as mean_and_spread
+    from .comparison import shared_settings as shared_settings
+    from .figures import draw_comparison as draw_comparison
+    from .figures import plot_gradient_norms as plot_gradient_norms
+    from .figures import plot_learning_rate as plot_learning_rate
+    from .figures import plot_loss as plot_loss
+    from .figures import plot_ratio as plot_ratio
+    from .findings import DANGER_RATIO as DANGER_RATIO
+    from .findings import RULES as RULES
+    from .findings import Finding as Finding
+    from .findings import find as find
+    from .findings import in_words as in_words
+    from .run import Run as Run
+    from .run import find_runs as find_runs
+    from .run import read_run as read_run
+    from .run import read_runs as read_runs
+
+# Public name -> the module that defines it; the imports above say the same to type checkers.
+_MODULE_OF = {
+    "DANGER_RATIO": "findings",
+    "RULES": "findings",
+    "Finding": "findings",
+    "Run": "run",
+    "by_configuration": "comparison",
+    "differing_settings": "comparison",
+    "draw_comparison": "figures",
+    "find": "findings",
+    "find_runs": "run",
+    "in_words": "findings",
+    "mean_and_spread": "comparison",
+    "plot_gradient_norms": "figures",
+    "plot_learning_rate": "figures",
+    "plot_loss": "figures",
+    "plot_ratio": "figures",
+    "read_run": "run",
+    "read_runs": "run",
+    "shared_settings": "comparison",
+}
+
+__all__ = [*_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_MODULE_OF, *globals()])

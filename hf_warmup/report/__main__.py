@@ -11,10 +11,11 @@ import textwrap
 from pathlib import Path
 
 from ..cli import exit_on_user_error
+from .comparison import common_name, names_of
 from .figures import draw_comparison
 from .findings import in_words
 from .page import write_page
-from .run import common_name, find_runs, names_of
+from .run import find_runs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         figures = draw_comparison(runs, args.output_dir)
     print(f"Wrote {page} and {', '.join(path.name for path in figures)}: {len(runs)} runs.\n")
     names = names_of(runs)
-    findings = in_words(runs, [names[run.folder] for run in runs])
+    findings = in_words(runs, [names[run] for run in runs])
     for finding in findings:
         line = f"{', '.join(finding['runs'])}: {finding['text']}"
         print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))

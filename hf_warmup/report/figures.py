@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
@@ -9,9 +10,9 @@ from math import isfinite, log10, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..norms import LOG_PREFIX
+from .comparison import by_configuration, label, names_of
 from .findings import DANGER_RATIO
-from .run import Run, by_arm, label, names_of
+from .run import Run
 
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def blank_axes(
 
 
 def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: bool = False) -> None:
-    arms = by_arm(runs)
+    arms = by_configuration(runs)
     for i, (arm, members) in enumerate(arms.items()):
         color, dash = line_style(i)
         for j, run in enumerate(members):
@@ -80,22 +81,22 @@ def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: 
 
 
 def _figure_of_lines(runs: Sequence[Run], title: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = blank_figure(8, max(3.6, 0.18 * len(by_arm(runs)) + 0.3))  # as high as the legend
+    figure = blank_figure(8, max(3.6, 0.18 * len(by_configuration(runs)) + 0.3))  # as high as the legend
     return figure, blank_axes(figure, title, ylabel)
 
 
 def plot_learning_rate(runs: Sequence[Run]) -> Figure:
     """The learning rate in force over updates: what an optimizer that warms up by itself really used."""
     figure, axes = _figure_of_lines(runs, "Learning rate in force", "learning rate")
-    firsts = [members[0] for members in by_arm(runs).values()]
-    _lines(axes, firsts, lambda run: run.series("scheduled_lr", "learning_rate"), wide=True)
+    firsts = [members[0] for members in by_configuration(runs).values()]
+    _lines(axes, firsts, lambda run: run.learning_rates, wide=True)
     return figure
 
 
 def plot_loss(runs: Sequence[Run]) -> Figure:
     """Training loss over updates, one line a seed, one colour an arm."""
     figure, axes = _figure_of_lines(runs, "Training loss", "loss")
-    _lines(axes, runs, lambda run: run.series("loss"))
+    _lines(axes, runs, lambda run: run.losses)
     return figure
 
 
@@ -120,7 +121,7 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
     need("matplotlib")
     from matplotlib.colors import LogNorm
 
-    arms = {arm: members[0] for arm, members in by_arm(runs).items() if members[0].blocks}
+    arms = {arm: members[0] for arm, members in by_configuration(runs).items() if members[0].blocks}
     columns = max(1, min(columns, len(arms)))
     rows = -(-len(arms) // columns) or 1
     columns = max(1, -(-len(arms) // rows))  # four are two and two, not three and one
@@ -128,13 +129,10 @@ def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
     if not arms:
         figure.text(0.5, 0.5, "no gradient norms were recorded", ha="center")
         return figure
-    tables = {
-        arm: [[record.get(block) or nan for record in run.gradient_norms] for block in run.blocks]
-        for arm, run in arms.items()
-    }
+    tables = {arm: [[value or nan for value in run.norms[block]] for block in run.blocks] for arm, run in arms.items()}
     finite = [value for table in tables.values() for row in table for value in row if value == value]
     norm = LogNorm(min(finite), max(finite)) if finite else None
-    ends = [(run.gradient_norms[0]["step"] - 0.5, run.gradient_norms[-1]["step"] + 0.5) for run in arms.values()]
+    ends = [(run.steps[0] - 0.5, run.steps[-1] + 0.5) for run in arms.values()]
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(arms) :]:
         axes.set_axis_off()
@@ -227,11 +225,11 @@ _Lines = list[tuple[str, tuple[list[int], list[float]]]]
 def _series(run: Run, panel: str) -> _Lines:
     """The lines of a run in a panel: what is said of each behind the run's name, and its points."""
     if panel == "lr":
-        lines = [("", run.series("scheduled_lr", "learning_rate"))]
-        if run.series("scheduled_lr")[0]:  # an optimizer that warms up by itself
-            lines.append((", of the schedule", run.series("learning_rate")))
+        lines = [("", run.learning_rates)]
+        if run.learning_rates.values != run.scheduled_rates.values:  # an optimizer that warms up by itself
+            lines.append((", of the schedule", run.scheduled_rates))
         return lines
-    points = {"loss": run.series("loss"), "norm": run.total_norm(), "ratio": run.ratio()}[panel]
+    points = {"loss": run.losses, "norm": run.total_norm, "ratio": run.ratio()}[panel]
     return [("", points)]
 
 
@@ -250,14 +248,14 @@ def draw_curves(runs: Sequence[Run]) -> PlotlyFigure:
     )
     limit = min(1000, max(100, POINTS // (len(runs) * len(PANELS))))
     names = names_of(runs)
-    for i, (arm, seeds) in enumerate(by_arm(runs).items()):
+    for i, (arm, seeds) in enumerate(by_configuration(runs).items()):
         color, dash = line_style(i)
         style = {"legendgroup": arm, "line": {"color": color, "dash": dash, "width": 1.5}, "marker": {"color": color}}
         # The legend's entry is a line of its own, so that it stays when a seed is switched off.
         figure.add_scatter(x=[None], y=[None], mode="lines", name=label(arm), **style)
         for run in seeds:
             for row, panel in enumerate(panels, 1):
-                _add_lines(figure, row, _series(run, panel), names[run.folder], limit, style)
+                _add_lines(figure, row, _series(run, panel), names[run], limit, style)
     _lay_out_curves(figure, panels, runs)
     return figure
 
@@ -310,13 +308,12 @@ _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotl
 
 
 def _log10(value: float | None) -> float | None:
-    return round(log10(value), 3) if value else None
+    return round(log10(value), 3) if value and value > 0 else None
 
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:
     """Of the colours of both heat maps, as powers of ten."""
-    keys = [(record, f"{LOG_PREFIX}/{layer}") for run in runs for record in run.gradient_norms for layer in run.layers]
-    norms = [record[key] for record, key in keys if record.get(key)] or [1.0]
+    norms = [norm for run in runs for column in run.norms.values() for norm in column if norm > 0] or [1.0]
     high = log10(max(norms))
     return max(log10(min(norms)), high - DECADES), high
 
@@ -344,7 +341,7 @@ def _all_layers(runs: Sequence[Run]) -> list[str]:
 
 def chosen_updates(runs: Sequence[Run], count: int) -> list[int]:
     """At most `count` of the recorded updates: half of them evenly spread, half denser at the beginning."""
-    steps = sorted({record["step"] for run in runs for record in run.gradient_norms})
+    steps = sorted({step for run in runs for step in run.steps})
     if len(steps) <= count:
         return steps
     half, last = count // 2, len(steps) - 1
@@ -353,14 +350,16 @@ def chosen_updates(runs: Sequence[Run], count: int) -> list[int]:
     return [steps[i] for i in sorted(evenly | early)]
 
 
-def _records_at(run: Run, updates: Sequence[int]) -> list[dict[str, Any]]:
-    """The last record at or before each update; nothing past the end of a run that was cut short."""
-    found, i, records = [], -1, run.gradient_norms
-    for update in updates:
-        while i + 1 < len(records) and records[i + 1]["step"] <= update:
-            i += 1
-        found.append(records[i] if records and i >= 0 and update <= max(records[-1]["step"], run.updates) else {})
-    return found
+def _rows_at(run: Run, updates: Sequence[int]) -> list[int | None]:
+    """Return the index of the last row at or before each update, and `None` after the run's end."""
+    end = max(run.steps[-1], run.updates)
+    rows = (bisect_right(run.steps, update) - 1 for update in updates)
+    return [row if row >= 0 and update <= end else None for row, update in zip(rows, updates, strict=True)]
+
+
+def _norms_at(run: Run, layer: str, rows: Sequence[int | None]) -> list[float | None]:
+    column = run.norms.get(layer)
+    return [None if row is None or column is None else _log10(column[row]) for row in rows]
 
 
 def draw_layers(runs: Sequence[Run]) -> PlotlyFigure | None:
@@ -372,15 +371,13 @@ def draw_layers(runs: Sequence[Run]) -> PlotlyFigure | None:
     if not runs:
         return None
     layers, updates = _all_layers(runs), chosen_updates(runs, SLIDER_STEPS)
-    columns = [_records_at(run, updates) for run in runs]
-    tables = [
-        [[_log10(column[i].get(f"{LOG_PREFIX}/{layer}")) for column in columns] for layer in layers]
-        for i in range(len(updates))
-    ]
+    rows = [_rows_at(run, updates) for run in runs]
+    columns = [[_norms_at(run, layer, each) for run, each in zip(runs, rows, strict=True)] for layer in layers]
+    tables = [[[values[i] for values in layer] for layer in columns] for i in range(len(updates))]
     start = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
     names = names_of(runs)
     heat_map = Heatmap(
-        x=[names[run.folder] for run in runs],
+        x=[names[run] for run in runs],
         y=layers,
         z=tables[start],
         coloraxis="coloraxis",
@@ -392,7 +389,7 @@ def draw_layers(runs: Sequence[Run]) -> PlotlyFigure | None:
     ]
     figure = Figure(heat_map)
     # One label an arm, in the middle of its seeds, and a line between arms.
-    arms = by_arm(runs)
+    arms = by_configuration(runs)
     ends = list(accumulate(map(len, arms.values())))
     middles = [end - (len(seeds) + 1) / 2 for end, seeds in zip(ends, arms.values(), strict=True)]
     figure.update_layout(shapes=[_line_behind(end) for end in ends[:-1]])
@@ -424,10 +421,10 @@ def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
     figure = Figure()
     for i, run in enumerate(runs):
         updates = chosen_updates([run], COLUMNS)
-        records = _records_at(run, updates)
-        table = [[_log10(record.get(f"{LOG_PREFIX}/{layer}")) for record in records] for layer in run.layers]
+        rows = _rows_at(run, updates)
+        table = [_norms_at(run, layer, rows) for layer in run.layers]
         hover = "update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>"
-        style = {"name": names[run.folder], "coloraxis": "coloraxis", "hovertemplate": hover}
+        style = {"name": names[run], "coloraxis": "coloraxis", "hovertemplate": hover}
         figure.add_trace(Heatmap(x=updates, y=run.layers, z=table, visible=i == 0, **style))
     figure.update_layout(**_lay_out_layers(runs, _all_layers(runs), 60))
     # No title of the axis: plotly lays it on the ticks' labels where a map is drawn later than the page.

@@ -8,7 +8,6 @@ from math import isfinite
 from statistics import mean, median
 from typing import Any
 
-from ..norms import LOG_PREFIX
 from ..schedules import NOAM_PEAK
 from .run import Run
 
@@ -116,7 +115,7 @@ def _stalling(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None
     begins, ends = (steps[i + middle] for i in (above[0], above[-1]))
     worst = max(above, key=smooth.__getitem__)
     share = sum(ratio > threshold for ratio in ratios) / len(ratios)
-    first, last = (key.removeprefix(f"{LOG_PREFIX}/") for key in (run.blocks[0], run.blocks[-1]))
+    first, last = run.blocks[0], run.blocks[-1]
     recovered = smooth[-1] <= threshold
     text = (
         f"{first}'s gradient is {smooth[worst]:,.0f} times smaller than {last}'s at update {steps[worst + middle]} "
@@ -127,21 +126,22 @@ def _stalling(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None
 
 
 def _nonfinite(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
-    spoilt = [record for record in run.gradient_norms if record.get("nonfinite")]
-    share = len(spoilt) / max(1, len(run.gradient_norms))
+    spoilt = run.nonfinite
+    share = len(spoilt) / max(1, len(run.steps))
     # With fp16 the loss scale is found by overflowing now and then; those updates are skipped.
     if share <= (threshold if run.settings.get("fp16") else 0.0):
         return None
-    where = ", ".join(spoilt[0]["nonfinite"][:3])
+    first = min(spoilt)
+    where = ", ".join(spoilt[first][:3])
     text = (
-        f"{len(spoilt)} of {len(run.gradient_norms)} recorded updates ({_percent(share)}) had a gradient that was not "
-        f"finite, first update {spoilt[0]['step']} in {where}."
+        f"{len(spoilt)} of {len(run.steps)} recorded updates ({_percent(share)}) had a gradient that was not "
+        f"finite, first update {first} in {where}."
     )
-    return text, {"updates": len(spoilt), "first": spoilt[0]["step"], "share": share}
+    return text, {"updates": len(spoilt), "first": first, "share": share}
 
 
 def _loss_is_lost(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
-    steps, losses = run.series("loss")
+    steps, losses = run.losses
     spoilt = [step for step, loss in zip(steps, losses, strict=True) if not isfinite(loss)]
     if spoilt:
         return f"The training loss was not finite at update {spoilt[0]}: it diverged.", {"update": spoilt[0]}
@@ -161,7 +161,7 @@ def _loss_is_lost(run: Run, threshold: float) -> tuple[str, dict[str, float]] | 
 
 
 def _no_progress(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
-    steps, losses = run.series("loss")
+    steps, losses = run.losses
     smooth = _smooth(losses)
     # A run that is not over may be on a plateau in front of its fall.
     if run.cut_short or len(smooth) < WINDOW or steps[-1] < _LONG_ENOUGH or not all(map(isfinite, losses)):
@@ -178,7 +178,7 @@ def _no_progress(run: Run, threshold: float) -> tuple[str, dict[str, float]] | N
 
 
 def _noam_peak(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
-    _, rates = run.series("learning_rate")
+    _, rates = run.scheduled_rates
     peak, low = max(rates, default=threshold), threshold
     if run.settings.get("lr_scheduler_type") != "noam" or low <= peak <= NOAM_PEAK[1]:
         return None
@@ -210,7 +210,7 @@ def _short_warmup(run: Run, threshold: float) -> tuple[str, dict[str, float]] | 
 
 def _clipping(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
     limit = run.settings.get("max_grad_norm")
-    _, norms = run.total_norm()
+    _, norms = run.total_norm
     if not limit or not norms:
         return None
     share = sum(norm > limit for norm in norms) / len(norms)
@@ -225,7 +225,7 @@ def _clipping(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None
 
 def _wasted_update(run: Run, threshold: float) -> tuple[str, dict[str, float]] | None:
     # The schedule's own: RAdam takes no step before its update 6, and means it.
-    steps, rates = run.series("learning_rate")
+    steps, rates = run.scheduled_rates
     logged = bool(rates) and steps[0] == 1 and rates[0] <= threshold < max(rates)
     host = run.settings.get("warmup_type", "") is None and run.settings.get("lr_scheduler_type") in _FROM_ZERO
     if not logged and not (host and run.settings.get("optim") != "adam_warmup" and _warmup_length(run)):

@@ -22,7 +22,7 @@ from transformers import TrainerState
 from ..cli import exit_on_user_error
 from . import (
     Run,
-    by_arm,
+    by_configuration,
     differing_settings,
     draw_comparison,
     find,
@@ -33,7 +33,8 @@ from . import (
     read_run,
     shared_settings,
 )
-from .run import common_name, decimals, environment
+from .comparison import common_name, decimals
+from .run import environment
 
 
 TAGS = ("hf-warmup", "warmup", "learning-rate", "layer-normalization", "gradient-norm")
@@ -173,8 +174,8 @@ def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     results: dict[str, dict[str, list[float]]] = {}
     evaluated = any(key.startswith("eval_") for run in runs for key in run.results())
     if not any(run.results() for run in runs):
-        return {"updates": {arm: [run.updates for run in seeds] for arm, seeds in by_arm(runs).items()}}
-    for arm, seeds in by_arm(runs).items():
+        return {"updates": {arm: [run.updates for run in seeds] for arm, seeds in by_configuration(runs).items()}}
+    for arm, seeds in by_configuration(runs).items():
         for run in seeds:
             for key, value in run.results().items():
                 if key.startswith("eval_") is evaluated:
@@ -188,7 +189,7 @@ def _count(number: int, noun: str) -> str:
 
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
     """An [`Experiment`] in the words that the runs give: settings, findings, and how they end."""
-    arms, differing = by_arm(runs), differing_settings(runs)
+    arms, differing = by_configuration(runs), differing_settings(runs)
     said = [f"- `{'`, `'.join(each['runs'])}`: {each['text']}" for each in in_words(runs, [run.name for run in runs])]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
     question = [

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .comparison import (
+    by_configuration,
+    decimals,
+    differing_settings,
+    known_settings,
+    mean_and_spread,
+    names_of,
+    shared_settings,
+)
 from .figures import draw_curves, draw_layers, draw_run, need
 from .findings import RULES, find
-from .run import Run, by_arm, decimals, differing_settings, known_settings, mean_and_spread, names_of, shared_settings
+from .run import Run
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -25,7 +34,7 @@ def _table(runs: Sequence[Run]) -> dict[str, Any]:
         "settings": settings,
         "rows": [
             {
-                "name": names[run.folder],
+                "name": names[run],
                 "status": run.status,
                 "cut_short": run.cut_short,
                 "results": [f"{found[key]:.4g}" if key in found else "" for key in results],
@@ -38,7 +47,10 @@ def _table(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _arms(runs: Sequence[Run]) -> dict[str, Any]:
     """The table of arms: how many seeds, and over those that have it each result and the updates made."""
-    arms = {arm: [{**run.results(), "updates": run.updates} for run in seeds] for arm, seeds in by_arm(runs).items()}
+    arms = {
+        arm: [{**run.results(), "updates": run.updates} for run in seeds]
+        for arm, seeds in by_configuration(runs).items()
+    }
     seeds = list(chain(*arms.values()))
     results = [key for key in dict.fromkeys(chain(*seeds)) if key != "updates"]
     digits = {key: decimals(found[key] for found in seeds if key in found) for key in results} | {"updates": 0}
@@ -58,18 +70,18 @@ def _findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     entries: dict[tuple[str, ...], dict[str, Any]] = {}
     names = names_of(runs)
     for rule in sorted(RULES, key=lambda rule: not rule.is_problem):
-        for arm, seeds in by_arm(runs).items():
+        for arm, seeds in by_configuration(runs).items():
             sentences: dict[str, list[str]] = {}
             for run in seeds:
                 for finding in find(run, [rule]):
-                    sentences.setdefault(finding.text, []).append(names[run.folder])
+                    sentences.setdefault(finding.text, []).append(names[run])
             if not sentences:
                 continue
             count = sum(map(len, sentences.values()))
             whole = len(sentences) == 1 and count == len(seeds)
             new = {"rule": rule, "arms": [], "count": 0, "of": 0, "whole": whole, "sentences": sentences}
             entry = entries.setdefault((rule.name, *sentences) if whole else (rule.name, arm, ""), new)
-            entry["arms"].append(arm if len(seeds) > 1 else names[seeds[0].folder])
+            entry["arms"].append(arm if len(seeds) > 1 else names[seeds[0]])
             entry["count"] += count
             entry["of"] += len(seeds)
     return list(entries.values())
@@ -91,7 +103,7 @@ def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
     from plotly.io import templates
     from plotly.offline import get_plotlyjs
 
-    runs = [run for seeds in by_arm(runs).values() for run in seeds]
+    runs = [run for seeds in by_configuration(runs).values() for run in seeds]
     curves = draw_curves(runs)
     plots = {
         "curves": ("Curves", curves),

@@ -1,4 +1,7 @@
-"""The files of a run folder, and what is read of them: settings, log, gradient norms, seeds of one arm."""
+"""The files of a run folder: their names, how they are written, and how they are read into the columns of a [`Run`].
+
+Importing this module imports neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +13,56 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from math import floor, isfinite, log10
-from os.path import commonpath
+from math import inf, nan
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
-
-from ..norms import GRADIENT_NORMS_FILE, LOG_PREFIX, read_gradient_norms
+from typing import Any, BinaryIO, NamedTuple
 
 
 logger = logging.getLogger(__name__)
 
-
 SETTINGS_FILE = "run_settings.json"
+GRADIENT_NORMS_FILE = "gradient_norms.jsonl"
+TRAINER_STATE_FILE = "trainer_state.json"
+RESULTS_FILE = "all_results.json"
+LOG_PREFIX = "grad_norm"  # of the log's and the recording's keys: `grad_norm`, `grad_norm/<layer>`
 PACKAGES = ("hf-warmup", "torch", "transformers", "accelerate", "datasets")
+
+PathLike = str | os.PathLike[str]
+
+
+# --- run_settings.json ---
 
 
 def environment() -> dict[str, str]:
-    """Versions, commit and machine of this process."""
-    import torch
-
+    """Return versions, commit and machine of this process; the device only if torch has been imported."""
     described = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # a checkout that is not installed has no version
             described[name] = version(name)
     described["python"] = platform.python_version()
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
         git = ["git", "rev-parse", "--short", "HEAD"]
         described["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        pass
-    if torch.cuda.is_available():
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        threads = torch.get_num_threads()
-        device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    described["machine"] = f"{platform.system()} {platform.machine()}, {device}"
-    return described
+    machine = f"{platform.system()} {platform.machine()}"
+    if torch := sys.modules.get("torch"):
+        if torch.cuda.is_available():
+            machine += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        else:
+            threads = torch.get_num_threads()
+            machine += f", CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return described | {"machine": machine}
 
 
 def command_line(argv: list[str]) -> str:
-    """`argv` as one would type it, with nothing secret in it.
+    """Return `argv` as a shell command in which secrets are replaced by `...`.
 
     Example:
 
@@ -73,26 +80,26 @@ def command_line(argv: list[str]) -> str:
     return shlex.join(words).replace("'...'", "...")
 
 
-# What makes a resumed run another run; where and how it logs does not.
+# Arguments that change the result of training; a resumed run warns if one of them changed.
 _DECISIVE = re.compile(
     "^optim|learning_rate|weight_decay|^adam_|^lr_scheduler|warmup|train_batch|accumulation|train_epochs|"
     "^max_steps|^max_train_steps|^max_grad_norm|^seed"
 )
 
 
-def read_run_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What [`write_run_settings`] wrote, or `{}`."""
+def read_run_settings(folder: PathLike) -> dict[str, Any]:
+    """Return the content of the `run_settings.json` in `folder`, or `{}` if there is none that can be read."""
     try:
         described = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or not ours to read
+    except (OSError, ValueError):
         return {}
     return described if isinstance(described, dict) else {}
 
 
-def copy_run_settings(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """From a run's folder to its new checkpoint, and back where a run is resumed: a later attempt has its own.
+def copy_run_settings(source: PathLike, target: PathLike) -> None:
+    """Copy `run_settings.json` from one folder to another, such as from a run's folder to its new checkpoint.
 
-    Nothing happens where `source` has none.
+    Nothing happens if `source` has no such file.
     """
     path = Path(source) / SETTINGS_FILE
     if path.is_file():
@@ -100,394 +107,688 @@ def copy_run_settings(source: str | os.PathLike[str], target: str | os.PathLike[
         (Path(target) / SETTINGS_FILE).write_bytes(path.read_bytes())
 
 
-def _changed(before: Mapping[str, Any], training_args: Mapping[str, Any]) -> list[str]:
-    """`"learning_rate was 0.001, is 0.002"` for each decisive argument that differs."""
+def _changes(before: Mapping[str, Any], training_args: Mapping[str, Any]) -> list[str]:
+    """Return `"learning_rate was 0.001, is 0.002"` for each decisive argument that differs."""
     now = json.loads(json.dumps(dict(training_args), default=str))
     keys = [key for key in now if _DECISIVE.search(key) and key in before and before[key] != now[key]]
     return [f"{key} was {before[key]}, is {now[key]}" for key in keys]
 
 
 def write_run_settings(
-    folder: str | os.PathLike[str],
+    folder: PathLike,
     training_args: Mapping[str, Any],
     model_config: Mapping[str, Any],
     num_training_steps: int,
     num_warmup_steps: int,
     resumed: bool = False,
-) -> None:
-    """Write `run_settings.json` into the output folder; a run that is resumed with other settings says so.
+    num_processes: int = 1,
+) -> str:
+    """Write `run_settings.json` into a run's output folder. Log a warning if a resumed run has other settings.
 
     Args:
         folder (`str` or `os.PathLike`): The run's output folder.
-        training_args (`Mapping[str, Any]`): As from `args.to_dict()`, which masks tokens.
-        model_config (`Mapping[str, Any]`): As from `model.config.to_dict()`.
-        num_training_steps (`int`): Updates that the run is planned to take.
-        num_warmup_steps (`int`): Updates of warmup that were asked for, a ratio resolved.
-        resumed (`bool`, defaults to `False`): Whether the run goes on from a checkpoint, whose settings
-            [`copy_run_settings`] has brought to `folder`.
+        training_args (`Mapping[str, Any]`): The training arguments, as from `args.to_dict()`, which masks tokens.
+        model_config (`Mapping[str, Any]`): The model's configuration, as from `model.config.to_dict()`.
+        num_training_steps (`int`): The number of updates that the run is planned to make.
+        num_warmup_steps (`int`): The resolved length of the warmup in updates.
+        resumed (`bool`, defaults to `False`): Whether the run continues from a checkpoint whose settings
+            [`copy_run_settings`] has copied to `folder`. It then keeps the identifier of that run.
+        num_processes (`int`, defaults to 1): The number of processes that train together.
+
+    Returns:
+        `str`: The identifier of the run.
     """
-    notebook = "ipykernel" in sys.modules  # whose command line says nothing about the run
+    before = read_run_settings(folder) if resumed else {}
+    notebook = "ipykernel" in sys.modules  # the command line of a notebook's kernel says nothing about the run
+    run_id = str(before.get("run_id") or uuid.uuid4().hex)
     described = {
+        "run_id": run_id,
         "made_with": environment() | ({} if notebook else {"command": command_line(sys.orig_argv)}),
         "num_training_steps": num_training_steps,
         "num_warmup_steps": num_warmup_steps,
+        "num_processes": num_processes,
         "training_args": dict(training_args),
         "model_config": dict(model_config),
     }
-    before = read_run_settings(folder).get("training_args", {}) if resumed else {}
-    if changed := _changed(before, described["training_args"]):
+    if changes := _changes(before.get("training_args", {}), training_args):
         logger.warning(
-            f"The run is resumed with other settings: {'; '.join(changed)}. Kept from the checkpoint: the optimizer's "
-            "options (peak learning rate, weight decay, betas, the warmup of adam_warmup) and a schedule that follows "
-            "a metric. New, from the second update on: the shape, warmup and length of any other schedule."
+            f"The run is resumed with other settings: {'; '.join(changes)}. The optimizer's options (peak learning "
+            "rate, weight decay, betas, the warmup of adam_warmup) and a schedule that follows a metric are kept from "
+            "the checkpoint. Shape, warmup and length of any other schedule are new from the second update on."
         )
-    path = Path(folder) / SETTINGS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(described, indent=1, default=str) + "\n", encoding="utf-8")
+    _write_json(Path(folder) / SETTINGS_FILE, described)
+    return run_id
 
 
-TRAINER_STATE_FILE, RESULTS_FILE = "trainer_state.json", "all_results.json"
-# Of evaluations: how long they took is no result.
-_TIMINGS = re.compile(r"_(runtime|samples_per_second|steps_per_second|model_preparation_time)$")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder, read.
+def write_run_end(folder: PathLike, step: int, reason: str) -> None:
+    """Note in `run_settings.json` at which update training ended and why.
 
     Args:
-        folder (`Path`): Where it is.
-        log_history (`list[dict]`): The Trainer's log, an entry a logged update or evaluation.
-        gradient_norms (`list[dict]`): As from [`~hf_warmup.gradient_norms.read_gradient_norms`].
-        settings (`dict`): Training arguments and the model's configuration, by their own names; what is not known is
-            not in it.
-        made_with (`dict`): Command, commit, versions and machine, where they were written down.
-        global_step (`int`): Updates by the Trainer's count, as far as it was saved.
-        num_training_steps (`int`, *optional*): Updates that it was planned to take.
-        ended_at (`int`, *optional*): The update at which its program saved the state itself, behind the training.
-        last_evaluation (`dict`): What `save_metrics` wrote of the model that was kept.
+        folder (`str` or `os.PathLike`): The run's output folder. Nothing happens if it has no `run_settings.json`.
+        step (`int`): The number of updates made.
+        reason (`str`): `"finished"`, `"stopped early"` (by a callback) or `"interrupted"` (by Ctrl-C or a signal).
+    """
+    if described := read_run_settings(folder):
+        _write_json(Path(folder) / SETTINGS_FILE, described | {"ended": {"step": step, "reason": reason}})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def set_aside_former_run(folder: PathLike) -> Path | None:
+    """Move the files of a former run in `folder` into a sub-folder, so that a new run does not mix with them.
+
+    Checkpoints stay: each holds the identifier of its run.
+
+    Returns:
+        `Path`, *optional*: The sub-folder `former_run-1`, `former_run-2`, ..., or `None` if there was nothing to move.
+    """
+    folder = Path(folder)
+    names = (SETTINGS_FILE, GRADIENT_NORMS_FILE, TRAINER_STATE_FILE, RESULTS_FILE)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        return None
+    number = 1
+    while (aside := folder / f"former_run-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    return aside
+
+
+# --- gradient_norms.jsonl ---
+
+
+def append_rows(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a recording, one JSON object a line. If the disk is full, append nothing and raise `OSError`.
+
+    A row holds `step` (the update, counted from 1) and further keys with a number, `null`, or a list of numbers (one
+    per parameter group): `grad_norm`, `grad_norm/<layer>`, `learning_rate`, `loss`. The key `nonfinite` lists the
+    layers whose norm was not finite. Rows of the same step are read as one.
+    """
+    path = Path(path)
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end and file.seek(end - 1) and file.read(1) != b"\n":  # a process was killed while it wrote a line
+            lines = b"\n" + lines
+        try:
+            unwritten = memoryview(lines)
+            while unwritten:
+                unwritten = unwritten[file.write(unwritten) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def truncate_rows(path: PathLike, step: int) -> None:
+    """Remove the rows after update `step` from a recording, in place and in constant memory.
+
+    Args:
+        path (`str` or `os.PathLike`): The recording. Nothing happens if there is no such file.
+        step (`int`): The last update that is kept.
+    """
+    with suppress(FileNotFoundError), Path(path).open("r+b") as file:
+        file.truncate(_end_of_step(file, step))
+
+
+_BLOCK = 1 << 16
+
+
+def _end_of_step(file: BinaryIO, step: int) -> int:
+    """Return the offset after the last complete row at or before update `step`, searched from the end."""
+    start, block, limit = file.seek(0, os.SEEK_END), b"", 0
+    while start:
+        size = min(_BLOCK, start)
+        start -= size
+        file.seek(start)
+        block = file.read(size) + block[:limit]
+        limit = len(block)
+        while limit:
+            begin = block.rfind(b"\n", 0, limit - 1) + 1
+            if begin == 0 and start:  # the line begins in the block before
+                break
+            row = parse_row(block[begin:limit]) if block[limit - 1] == ord("\n") else None
+            if row is not None and row["step"] <= step:
+                return start + limit
+            limit = begin
+    return 0
+
+
+def parse_row(line: bytes | str) -> dict[str, Any] | None:
+    """Return the row that a line of a recording holds, or `None` if it holds none.
+
+    Example:
+
+    ```python
+    >>> parse_row('{"step": 3, "grad_norm": 0.5}'), parse_row('{"step": 3, "grad_n'), parse_row("[]")
+    ({'step': 3, 'grad_norm': 0.5}, None, None)
+
+    ```
+    """
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 1 else None
+
+
+def iter_rows(path: PathLike) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a recording in order, one at a time. Warn once if lines had to be skipped."""
+    skipped = 0
+    with Path(path).open("rb") as file:
+        for line in file:
+            if (row := parse_row(line)) is not None:
+                yield row
+            else:
+                skipped += bool(line.strip())
+    if skipped:
+        logger.warning(f"{path}: skipped {skipped} line{'s' if skipped > 1 else ''} that hold no record.")
+
+
+@dataclass
+class Columns:
+    """The rows of a recording as columns.
+
+    Args:
+        steps (`array[int]`): The recorded updates, ascending.
+        values (`dict[str, array[float]]`): Key -> one value per recorded update, `nan` where the row has none.
+        nonfinite (`dict[int, list[str]]`): Update -> the layers whose norm was not finite.
+    """
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: dict[str, array[float]] = field(default_factory=dict)
+    nonfinite: dict[int, list[str]] = field(default_factory=dict)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row. A row of the last step is merged with it; an earlier step replaces the rows from there on."""
+        step, last = row["step"], self.steps[-1] if self.steps else 0
+        if step < last:  # resumed from an earlier checkpoint without truncating the recording
+            self._cut(bisect_left(self.steps, step))
+        if step != last:
+            self.steps.append(step)
+            for column in self.values.values():
+                column.append(nan)
+        for key, value in row.items():
+            if key == "nonfinite":
+                self.nonfinite[step] = [str(each) for each in value]
+            elif key != "step":
+                for name, number in _numbers(key, value):
+                    if name not in self.values:
+                        self.values[name] = array("d", [nan]) * len(self.steps)
+                    self.values[name][-1] = number
+
+    def _cut(self, length: int) -> None:
+        removed = self.steps[length:]
+        del self.steps[length:]
+        for column in self.values.values():
+            del column[length:]
+        for step in removed:
+            self.nonfinite.pop(step, None)
+
+
+def _numbers(key: str, value: Any) -> list[tuple[str, float]]:
+    """Return the columns that a row's value belongs to: `key`, and `key/1`, `key/2`, ... for a list."""
+    if isinstance(value, list):
+        return [pair for i, each in enumerate(value) for pair in _numbers(f"{key}/{i}" if i else key, each)]
+    return [(key, float(value))] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
+def read_columns(path: PathLike) -> Columns:
+    """Read a recording into columns. Memory grows with the numbers in it, 8 bytes each."""
+    columns = Columns()
+    for row in iter_rows(path):
+        columns.append(row)
+    return columns
+
+
+# --- a run ---
+
+
+class Series(NamedTuple):
+    """Values over updates: `steps, values = run.losses`. A series without values is false."""
+
+    steps: list[int] | array[int]
+    values: list[float] | array[float]
+
+    def __bool__(self) -> bool:
+        return len(self.steps) > 0
+
+
+def _series(pairs: Iterable[tuple[int, float]]) -> Series:
+    pairs = list(pairs)
+    return Series([step for step, _ in pairs], [value for _, value in pairs])
+
+
+_EFFECTIVE_RATE = ("effective_learning_rate", "scheduled_lr")  # log keys of an optimizer with its own warmup
+# Keys of an evaluation that are no result: how long it took.
+_TIMINGS = re.compile(r"_(runtime|samples_per_second|steps_per_second|model_preparation_time|jit_compilation_time)$")
+
+
+class Evaluation(NamedTuple):
+    """The value of a metric at an update; `step` is `None` where it is not known."""
+
+    key: str
+    value: float
+    step: int | None
+
+
+@dataclass(repr=False, eq=False)
+class Run:
+    """One run as columns. What was not recorded is missing: an empty series, a key that is not there, or `None`.
+
+    Args:
+        folder (`Path`): The run's folder, or the file that was read.
+        log_history (`list[dict]`): The entries of the Trainer's log, each with an integer `step`.
+        recording (`Columns`): The recorded gradient norms.
+        settings (`dict`): Training arguments and the model's configuration by their own names.
+        made_with (`dict`): Command, commit, versions and machine.
+        state (`dict`): The rest of the Trainer's state.
+        num_training_steps (`int`, *optional*): The number of updates that were planned.
+        final_results (`dict`): The results that `save_metrics` wrote of the model that was kept.
+        ended (`dict`): What [`write_run_end`] noted.
+        unreadable (`int`): The number of log entries and values that were skipped because they hold no number.
     """
 
     folder: Path
-    log_history: list[dict[str, Any]]
-    gradient_norms: list[dict[str, Any]]
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+    recording: Columns = field(default_factory=Columns)
     settings: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
-    global_step: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
     num_training_steps: int | None = None
-    ended_at: int | None = None
-    last_evaluation: dict[str, Any] = field(default_factory=dict)
+    final_results: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, Any] = field(default_factory=dict)
+    unreadable: int = 0
+
+    def __repr__(self) -> str:
+        read = [f"{len(self.losses.steps)} losses", f"{len(self.layers)} layers recorded at {len(self.steps)} updates"]
+        return f"<Run {self.name}: {self.status}; {', '.join(read)}>"
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
+        """The folder's name; for a checkpoint or a file, behind the name of the folder that holds it."""
+        path = self.folder.resolve()
+        if path.is_file() and path.name == TRAINER_STATE_FILE:
+            path = path.parent
+        return f"{path.parent.name}/{path.name}" if re.fullmatch(r"checkpoint-\d+", path.name) else path.name
 
     @property
-    def arm(self) -> str:
+    def stem(self) -> str:
         """The folder's name without its seed."""
-        return re.sub(r"-seed\d+$", "", self.name)
+        return re.sub(r"[-_.]seed[-_=]?\d+$", "", self.name)
 
     @property
     def seed(self) -> str:
-        """Of the settings, else of the folder's name; empty where neither says it."""
+        """The seed from the settings, else from the folder's name (`-seed3`), else `""`."""
         named = re.search(r"-seed(\d+)$", self.name)
         return str(self.settings.get("seed", named[1] if named else ""))
 
-    def series(self, *keys: str) -> tuple[list[int], list[float]]:
-        """Updates and values of the first of `keys` that the training log holds."""
-        key = next((key for key in keys if any(key in entry for entry in self.log_history)), keys[0])
-        entries = [entry for entry in self.log_history if key in entry]
-        return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+    def series(self, *keys: str) -> Series:
+        """Return the logged values of the first of `keys` that the training log holds."""
+        for key in keys:
+            if found := _series((entry["step"], entry[key]) for entry in self.log_history if _is_number(entry, key)):
+                return found
+        return Series([], [])
+
+    def recorded(self, key: str) -> Series:
+        """Return the recorded values of `key`, without the updates at which it was not recorded."""
+        column = self.recording.values.get(key, ())
+        return _series(pair for pair in zip(self.steps, column, strict=False) if pair[1] == pair[1])
 
     @cached_property
+    def losses(self) -> Series:
+        """The logged training loss, else the recorded one. A loss that is not finite is a value."""
+        return self.series("loss") or self.recorded("loss")
+
+    @cached_property
+    def scheduled_rates(self) -> Series:
+        """The logged learning rate of the schedule, by the update that it was used for."""
+        logged = self.series("learning_rate")
+        # Until transformers 4.5x the Trainer logged the rate after the scheduler's step, which is the next update's.
+        late = bool(self.state) and "best_global_step" not in self.state
+        return Series([step + late for step in logged.steps], logged.values)
+
+    @cached_property
+    def learning_rates(self) -> Series:
+        """The effective learning rate over updates: recorded, else logged, else the schedule's."""
+        return self.recorded("learning_rate") or self.series(*_EFFECTIVE_RATE) or self.scheduled_rates
+
+    @cached_property
+    def total_norm(self) -> Series:
+        """The norm of the whole gradient before clipping: recorded, else as the Trainer logged it."""
+        return self.recorded(LOG_PREFIX) or self.series(LOG_PREFIX)
+
+    @property
+    def steps(self) -> array[int]:
+        """The recorded updates, which the columns in `norms` belong to."""
+        return self.recording.steps
+
+    @cached_property
+    def norms(self) -> dict[str, array[float]]:
+        """Layer -> its recorded gradient norm at each of `steps`; `nan` where it is missing or was not finite."""
+        prefix = f"{LOG_PREFIX}/"
+        return {key.removeprefix(prefix): values for key, values in self._values.items() if key.startswith(prefix)}
+
+    @property
+    def _values(self) -> dict[str, array[float]]:
+        return self.recording.values
+
+    @property
+    def nonfinite(self) -> dict[int, list[str]]:
+        """Update -> the layers whose gradient norm was not finite."""
+        return self.recording.nonfinite
+
+    @property
     def layers(self) -> list[str]:
-        """Every recorded group, in the model's order, such as `encoder.layer.0`."""
-        keys = {key: None for record in self.gradient_norms for key in record if key.startswith(f"{LOG_PREFIX}/")}
-        return [key.removeprefix(f"{LOG_PREFIX}/") for key in keys]
+        """The recorded layers in the model's order, such as `encoder.layer.0`."""
+        return list(self.norms)
 
     @cached_property
     def blocks(self) -> list[str]:
-        """The keys of the numbered layers in order, such as `grad_norm/encoder.layer.0`; of several stacks the
-        deepest."""
+        """The numbered layers in order, such as `encoder.layer.0`; of several stacks the deepest."""
         stacks: dict[str, dict[int, str]] = {}
         for layer in self.layers:
             if numbered := re.fullmatch(r"(.*?)(\d+)", layer):
-                stacks.setdefault(numbered[1], {})[int(numbered[2])] = f"{LOG_PREFIX}/{layer}"
+                stacks.setdefault(numbered[1], {})[int(numbered[2])] = layer
         deepest = max(stacks.values(), key=len, default={})
         return [deepest[number] for number in sorted(deepest)]
 
-    def ratio(self) -> tuple[list[int], list[float]]:
-        """Updates, and the last block's gradient norm over the first's."""
+    def ratio(self) -> Series:
+        """Return the last block's gradient norm over the first's, `inf` where the first's is 0."""
         if len(self.blocks) < 2:
-            return [], []
-        first, last = self.blocks[0], self.blocks[-1]
-        records = [record for record in self.gradient_norms if record.get(first) and record.get(last)]
-        return [record["step"] for record in records], [record[last] / record[first] for record in records]
+            return Series([], [])
+        first, last = self.norms[self.blocks[0]], self.norms[self.blocks[-1]]
+        pairs = zip(self.steps, first, last, strict=True)
+        return _series((step, b / a if a else inf) for step, a, b in pairs if a == a and b == b and (a or b))
 
-    def total_norm(self) -> tuple[list[int], list[float]]:
-        """Updates, and the norm of the whole gradient before clipping: recorded, else as the Trainer logged it."""
-        if not self.gradient_norms:
-            return self.series(LOG_PREFIX)
-        records = [record for record in self.gradient_norms if record.get(LOG_PREFIX)]
-        return [record["step"] for record in records], [record[LOG_PREFIX] for record in records]
+    @cached_property
+    def evaluations(self) -> dict[str, Series]:
+        """Metric of the evaluations, such as `eval_loss`, -> its values over updates."""
+        keys = {key: None for entry in self.log_history for key in entry if _is_metric(key)}
+        found = {key: self.series(key) for key in keys}
+        return {key: series for key, series in found.items() if series}
 
     @cached_property
     def updates(self) -> int:
         """The last update that anything is known of."""
-        entries = [*self.gradient_norms[-1:], *self.log_history]
-        return max([self.global_step, *(entry.get("step", 0) for entry in entries)])
+        logged = (entry["step"] for entry in self.log_history)
+        return max(_integer(self.state.get("global_step")), *self.steps[-1:], *logged, 0)
+
+    @property
+    def end(self) -> str:
+        """How the run ended, as far as there is evidence.
+
+        `"finished"`, `"stopped early"` (a callback ended it), `"interrupted"`, `"unfinished"` (recorded by this
+        package and no end was noted: it is still running, or was killed), `"checkpoint"` (how it continued is not in
+        the file), or `"unknown"` (the planned number of updates is not known).
+        """
+        if self.num_training_steps and self.updates >= self.num_training_steps:
+            return "finished"
+        if self.ended and _integer(self.ended.get("step")) >= self.updates:
+            return str(self.ended.get("reason"))
+        if self._was_stopped:
+            return "stopped early"
+        if self.num_training_steps is None:
+            return "unknown"
+        recorded = self.made_with or self.steps
+        return "unfinished" if recorded and not self.folder.name.startswith("checkpoint-") else "checkpoint"
+
+    @property
+    def _was_stopped(self) -> bool:
+        """Whether the log has the closing entry, or a saved callback had asked for the end of training."""
+        if any("train_runtime" in entry and entry["step"] >= self.updates for entry in self.log_history):
+            return True
+        if self.updates > _integer(self.state.get("global_step")):
+            return False
+        callbacks = _table(self.state.get("stateful_callbacks"))
+        control = _table(_table(callbacks.get("TrainerControl")).get("args"))
+        stopper = _table(callbacks.get("EarlyStoppingCallback"))
+        patience = _integer(_table(stopper.get("args")).get("early_stopping_patience"))
+        waited = _integer(_table(stopper.get("attributes")).get("early_stopping_patience_counter"))
+        return control.get("should_training_stop") is True or 0 < patience <= waited
 
     @property
     def cut_short(self) -> bool:
-        """Whether it was killed: it made fewer updates than planned, and never came to save its state at the end."""
-        return self.updates < (self.num_training_steps or 0) and self.ended_at != self.updates
+        """Whether the run made fewer updates than planned and no callback ended it, as far as is known."""
+        return self.end in ("unfinished", "interrupted")
 
     @property
     def status(self) -> str:
-        """`finished`, `stopped itself` (a callback ended it early) or `cut short`, with the number of updates."""
-        if self.num_training_steps is None:
-            return f"{self.updates} updates"
-        if self.cut_short:
-            return f"cut short, {self.updates} of {self.num_training_steps} updates"
-        if self.updates < self.num_training_steps:
-            return f"stopped itself at update {self.updates} of {self.num_training_steps}"
-        return f"finished, {self.updates} updates"
+        """How the run ended, in words with the number of updates."""
+        of = f"{self.updates} of {self.num_training_steps}"
+        return {
+            "finished": f"finished, {self.updates} updates",
+            "stopped early": f"stopped early at update {of}",
+            "interrupted": f"interrupted at update {of}",
+            "unfinished": f"unfinished: {of} updates (still running, or killed)",
+            "checkpoint": f"checkpoint at update {of}",
+        }.get(self.end, f"{self.updates} updates")
 
     def results(self) -> dict[str, float]:
-        """The last logged training loss and the last value of each evaluation metric."""
-        found: dict[str, float] = {}
-        for entry in [*self.log_history, self.last_evaluation]:
-            found |= {
-                key: value
-                for key, value in entry.items()
-                if isinstance(value, (int, float))
-                and (key == "loss" or key.startswith("eval_"))
-                and not _TIMINGS.search(key)
-            }
-        return found
+        """Return the last logged training loss and each metric of the model that was kept."""
+        found = {"loss": self.losses.values[-1]} if self.losses else {}
+        return found | {key: each.values[-1] for key, each in self.evaluations.items()} | self.final_results
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _integer(value: Any) -> int:
+    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < inf else 0
+
+
+def _is_metric(key: str) -> bool:
+    return key.startswith("eval_") and not _TIMINGS.search(key)
+
+
+def _is_number(entry: Mapping[str, Any], key: str) -> bool:
+    return isinstance(entry.get(key), (int, float)) and not isinstance(entry[key], bool)
+
+
+# --- reading ---
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}).") from None
+    except json.JSONDecodeError as error:
+        if text.startswith("version https://git-lfs"):
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull`.") from None
         raise ValueError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected one JSON object.")
     return content
 
 
-def _read_state(folder: Path) -> tuple[dict[str, Any] | None, int | None]:
-    """The Trainer's state that went furthest, the folder's own or its last checkpoint's; the update of its own.
-
-    `save_state`, behind `train`, writes the folder's own, and so does the end of an Accelerate loop; a run that was
-    killed has checkpoints only.
-    """
-    checkpoints = {
-        int(path.parent.name.rpartition("-")[2]): path
-        for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}")
-        if path.parent.name.rpartition("-")[2].isdigit()
-    }
-    last = [checkpoints[max(checkpoints)]] if checkpoints else []
-    own = [_read_json(folder / TRAINER_STATE_FILE)] if (folder / TRAINER_STATE_FILE).exists() else []
-    states = [*own, *map(_read_json, last)]
-    furthest = max(states, key=lambda state: state.get("global_step", 0), default=None)
-    return furthest, own[0].get("global_step") if own else None
+def _checkpoints(folder: Path, run_id: str | None) -> list[Path]:
+    """Return the states in the checkpoints of this run, the latest last; a former run's in the same folder not."""
+    found: dict[int, Path] = {}
+    for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"):
+        number = path.parent.name.rpartition("-")[2]
+        if number.isdigit() and run_id in (None, read_run_settings(path.parent).get("run_id", run_id)):
+            found[int(number)] = path
+    return [found[number] for number in sorted(found)]
 
 
-def _read_last_evaluation(folder: Path) -> dict[str, Any]:
-    """Of the model that was kept, as `save_metrics` writes it: the log's last may be of another."""
-    path = folder / RESULTS_FILE
-    return {key: value for key, value in _read_json(path).items() if key.startswith("eval_")} if path.exists() else {}
+def _read_state(folder: Path, run_id: str | None) -> dict[str, Any]:
+    """Return the Trainer's state that went furthest: the folder's own, or that of its last checkpoint."""
+    own = folder / TRAINER_STATE_FILE
+    paths = [*([own] if own.exists() else []), *_checkpoints(folder, run_id)[-1:]]
+    return max(map(_read_json, paths), key=lambda state: _integer(state.get("global_step")), default={})
+
+
+def _clean_log(path: Path, state: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """Return the entries that have a step, and the number of entries and values that hold no number."""
+    if not isinstance(state.get("log_history"), list):
+        raise ValueError(f"{path} holds no log_history, so it is not the state of a Trainer.")
+    entries, skipped = [], 0
+    for entry in state["log_history"]:
+        step = entry.get("step") if isinstance(entry, dict) else None
+        if isinstance(step, (int, float)) and not isinstance(step, bool) and step == step and abs(step) < inf:
+            skipped += sum(
+                entry.get(key, 0) is None or isinstance(entry.get(key), str) for key in ("loss", "learning_rate")
+            )
+            entries.append({**entry, "step": int(step)})
+        else:
+            skipped += 1
+    return entries, skipped
+
+
+def _recording_in(folder: Path) -> Path | None:
+    """Return the recording in `folder`: under its usual name, else any `.jsonl` file that begins like one."""
+    usual = folder / GRADIENT_NORMS_FILE
+    return usual if usual.exists() else next(filter(_is_recording, sorted(folder.glob("*.jsonl"))), None)
+
+
+def _is_recording(path: Path) -> bool:
+    with path.open("rb") as file:
+        row = parse_row(file.readline(_BLOCK))
+    return row is not None and LOG_PREFIX in row
 
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings by their names, and the whole of what was written down."""
+    """Return the settings by their names, and all that `run_settings.json` holds."""
     described = _read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
     settings: dict[str, Any] = {}
     for name in ("config.json", "settings.json"):  # of runs that wrote no settings of their own
         if not described and (folder / name).exists():
-            settings |= _read_json(folder / name)
-    settings |= described.get("model_config", {}) | described.get("training_args", {})
+            with suppress(ValueError):
+                settings |= _read_json(folder / name)
+    settings |= _table(described.get("model_config")) | _table(described.get("training_args"))
     if "num_warmup_steps" in described:
         settings["num_warmup_steps"] = described["num_warmup_steps"]
     return settings, described
 
 
-def read_run(folder: str | Path, state: Mapping[str, Any] | None = None) -> Run:
-    """Read a run folder.
+def read_run(folder: PathLike, state: Mapping[str, Any] | None = None) -> Run:
+    """Read one run.
 
     Args:
-        folder (`str` or `Path`): A Trainer's output folder.
-        state (`Mapping[str, Any]`, *optional*): The Trainer's state, where it is still at hand, instead of the saved
-            one.
+        folder (`str` or `os.PathLike`): The output folder of a run, one of its checkpoints, a `trainer_state.json`
+            under any name, or a recording (`.jsonl`).
+        state (`Mapping[str, Any]`, *optional*): The Trainer's state, if it is at hand, instead of the saved one.
 
     Raises:
-        `ValueError`: If there is nothing of a run in it, or a file of it is no valid JSON.
+        `ValueError`: If there is nothing of a run, or a file of it is not valid.
     """
-    folder, at_hand = Path(folder), state is not None
-    state, ended_at = (state, state.get("global_step")) if at_hand else _read_state(folder)
-    if state is None and not (folder / GRADIENT_NORMS_FILE).exists():
-        raise ValueError(
-            f"{folder / TRAINER_STATE_FILE} is missing: expected the folder of a run, or one that holds run folders."
-        )
-    recorded = read_gradient_norms(folder) if (folder / GRADIENT_NORMS_FILE).exists() else []
+    path = Path(folder)
+    folder = path.parent if path.is_file() else path
     settings, described = _read_settings(folder)
-    state = state or {}
-    return Run(
-        folder,
-        state.get("log_history", []),
-        recorded,
+    made_with, run_id = _table(described.get("made_with")), described.get("run_id")
+    recording = _recording_in(folder)
+    if path.is_file() and path.suffix == ".jsonl":
+        recording, state = path, {}
+    elif path.is_file():
+        recording = recording if path.name == TRAINER_STATE_FILE else None
+        state = _read_json(path)
+    at_hand = state is not None
+    state = dict(_read_state(folder, run_id) if state is None else state)
+    if not state and recording is None:
+        raise ValueError(_no_run(folder))
+    entries, skipped = _clean_log(path, state) if state else ([], 0)
+    state.pop("log_history", None)
+    results = folder / RESULTS_FILE
+    final = _read_json(results) if results.exists() and not at_hand else {}
+    planned = [described.get("num_training_steps"), state.get("max_steps"), settings.get("max_steps")]
+    run = Run(
+        path,
+        entries,
+        read_columns(recording) if recording else Columns(),
         settings,
-        described.get("made_with", {}),
-        state.get("global_step", 0),
-        described.get("num_training_steps") or state.get("max_steps") or settings.get("max_steps"),
-        ended_at,
-        {} if at_hand else _read_last_evaluation(folder),
+        made_with,
+        state,
+        next((count for count in map(_integer, planned) if count > 0), None),
+        {key: final[key] for key in final if _is_number(final, key) and _is_metric(key)},
+        _table(described.get("ended")),
+        skipped,
     )
+    if not run.updates and recording is None and not at_hand:
+        raise ValueError(f"{path} holds no update: training had not begun when it was saved.")
+    return run
+
+
+def _no_run(folder: Path) -> str:
+    return f"{folder / TRAINER_STATE_FILE} is missing: expected the folder of a run, or a folder of runs."
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run's, and not one that holds runs."""
+    """Return whether `folder` is the folder of a run, rather than a folder that holds runs."""
     return (
-        (folder / GRADIENT_NORMS_FILE).exists()
-        or any(folder.glob(TRAINER_STATE_FILE))
+        (folder / TRAINER_STATE_FILE).exists()
         or any(folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"))
+        or _recording_in(folder) is not None
     )
 
 
-def read_runs(folder: str | Path) -> list[Run]:
-    """Read every run folder directly inside `folder`, in the order of their names, so that each keeps its colour."""
-    folders = [path for path in Path(folder).iterdir() if path.is_dir() and is_run(path)]
-    return [read_run(path) for path in sorted(folders, key=_by_number)]
+def _by_number(path: Path) -> list[list[str | float]]:
+    """Return a sorting key that takes numbers in a path as numbers: lr5e-4 before lr1e-3, seed2 before seed10."""
+    parts = [re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)", part) for part in path.parts]
+    return [[float(each) if i % 2 else each for i, each in enumerate(part)] for part in parts]
 
 
-def _by_number(folder: Path) -> list[str | float]:
-    """A folder's name with its numbers as such: lr5e-4 before lr1e-3, seed2 before seed10."""
-    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)", folder.name)
-    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Yield the run folders in `folder` at any depth, in the order of their names; a run is not searched further."""
+    if is_run(folder):
+        yield folder
+        return
+    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    for path in sorted(inside, key=_by_number):
+        yield from _run_folders(path)
 
 
-def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs of `folders`: each a run's, or one that holds run folders; none twice.
+def read_runs(folder: PathLike) -> list[Run]:
+    """Read every run in `folder`, at any depth, in the order of the folders' names. Warn about unreadable ones."""
+    runs, problems = [], []
+    for path in _run_folders(Path(folder)):
+        try:
+            runs.append(read_run(path))
+        except (ValueError, OSError) as error:
+            problems.append(error)
+    if problems and not runs:
+        raise problems[0]
+    for problem in problems:
+        logger.warning(f"Left out: {problem}")
+    return runs
+
+
+def find_runs(folders: Iterable[PathLike]) -> list[Run]:
+    """Read the runs of `folders`, none twice: each a run, a folder of runs, a checkpoint or a file of a run.
 
     Raises:
-        `ValueError`: For a folder that is neither.
+        `ValueError`: If nothing at all can be read. If some runs can be read, the others are named in a warning.
     """
     runs: dict[Path, Run] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: there is no such folder.")
-        found = [] if is_run(folder) else read_runs(folder)
-        for run in found or [read_run(folder)]:  # which says what is missing
-            runs.setdefault(run.folder.resolve(), run)
+    problems: list[Exception] = []
+    for path in map(Path, folders):
+        try:
+            if not path.exists():
+                raise ValueError(f"{path}: there is no such file or folder.{_suggestion(path)}")
+            found = read_runs(path) if path.is_dir() else [read_run(path)]
+            if not found:
+                raise ValueError(_no_run(path))
+            for run in found:
+                runs.setdefault(run.folder.resolve(), run)
+        except (ValueError, OSError) as error:
+            problems.append(error)
+    if problems and not runs:
+        raise problems[0]
+    for problem in problems:
+        logger.warning(f"Left out: {problem}")
     return list(runs.values())
 
 
-# What every run has and no reader compares.
-_NO_SETTINGS = {
-    "output_dir", "logging_dir", "run_name", "seed", "data_seed", "local_rank", "_name_or_path", "architectures",
-    "transformers_version", "project", "trackio_space_id", "hub_model_id", "num_training_steps",
-}  # fmt: skip
-MAIN_SETTINGS = (
-    "model_type", "norm_placement", "num_hidden_layers", "hidden_size", "optim", "optim_args", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_type", "warmup_steps", "num_warmup_steps", "max_steps",
-    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16",
-)  # fmt: skip
+def _suggestion(path: Path) -> str:
+    from .._validation import closest
 
-
-def known_settings(run: Run) -> dict[str, str]:
-    """Settings as text; lists and tables have no place in a cell, and the resolved warmup's length stands for both."""
-    resolved = {"warmup_steps", "warmup_epochs"} if "num_warmup_steps" in run.settings else set()
-    return {
-        key: f"{value:g}" if isinstance(value, float) else str(value)
-        for key, value in run.settings.items()
-        if key not in _NO_SETTINGS | resolved and not isinstance(value, (list, dict))
-    }
-
-
-def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Names of the settings in which runs that know them differ, the main ones first."""
-    known = [known_settings(run) for run in runs]
-    names = dict.fromkeys(key for settings in known for key in (*MAIN_SETTINGS, *sorted(settings)))
-    return [key for key in names if len({settings[key] for settings in known if key in settings}) > 1]
-
-
-def shared_settings(runs: Sequence[Run]) -> dict[str, str]:
-    """The main settings that every run which knows them has."""
-    found = {key: {known_settings(run)[key] for run in runs if key in known_settings(run)} for key in MAIN_SETTINGS}
-    return {key: min(values) for key, values in found.items() if len(values) == 1 and values != {"None"}}
-
-
-def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Arm -> its seeds, in the order of `runs`; arms of one name in different folders are kept apart."""
-    runs = list(runs)
-    parents: dict[str, set[Path]] = {}
-    for run in runs:
-        parents.setdefault(run.arm, set()).add(run.folder.resolve().parent)
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        parent = f"{run.folder.resolve().parent.name}/" if len(parents[run.arm]) > 1 else ""
-        arms.setdefault(parent + run.arm, []).append(run)
-    return arms
-
-
-def names_of(runs: Iterable[Run]) -> dict[Path, str]:
-    """Folder -> what the run is called: the folder's name, behind its parent's where another arm has the same."""
-    return {run.folder: arm + run.name.removeprefix(run.arm) for arm, seeds in by_arm(runs).items() for run in seeds}
-
-
-def common_name(folders: Iterable[str | Path]) -> str:
-    """What `folders` are called together: the name of the one folder, or of the nearest that holds them all."""
-    return Path(commonpath([Path(folder).resolve() for folder in folders])).name or "Runs"
-
-
-def label(arm: str) -> str:
-    """`post-adamw-none-lr2e-3` as people write it; any other folder's name as it is.
-
-    Example:
-
-    ```python
-    >>> label("post-adamw-none-lr2e-3")
-    'Post-LN, adamw, no warmup, lr 2e-3'
-
-    ```
-    """
-    placement, *rest = re.split(r"-(?=[a-z])", arm)
-    if placement not in ("post", "pre") or not rest:
-        return arm
-    words = ["no warmup" if part == "none" else re.sub(r"^lr(?=\d)", "lr ", part) for part in rest]
-    return ", ".join([f"{placement.capitalize()}-LN", *words])
-
-
-def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """`mean ± sample standard deviation`; of values that are not all finite the mean alone.
-
-    Example:
-
-    ```python
-    >>> mean_and_spread([0.8, 0.82])
-    '0.810 ± 0.014'
-
-    ```
-    """
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and all(map(isfinite, values)) else ""
-    return f"{mean(values):.{digits}f}{spread}"
-
-
-def decimals(values: Iterable[float]) -> int:
-    """Decimals of a column of numbers: three, fewer for hundreds of updates, more for small losses.
-
-    Example:
-
-    ```python
-    >>> decimals([0.5, 0.25]), decimals([300, 197]), decimals([4e-4, 2e-4])
-    (3, 1, 6)
-
-    ```
-    """
-    largest = max((abs(value) for value in values if isfinite(value) and value), default=1.0)
-    power = floor(log10(largest))
-    return min(6, max(0, 3 - max(0, power) + max(0, -1 - power)))
+    parent = path.parent
+    close = closest(path.name, [each.name for each in parent.iterdir()]) if parent.is_dir() else None
+    return f" Did you mean {parent / close}?" if close else ""

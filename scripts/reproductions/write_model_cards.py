@@ -95,7 +95,7 @@ def write_demo() -> Path:
     for run, result in zip(runs, results, strict=True):
         for metric, key in keys.items():
             if result[key] is not None:
-                table[metric].setdefault(run.arm, []).append(result[key])
+                table[metric].setdefault(run.stem, []).append(result[key])
     DEMO.figures = draw("compare_layer_norm", runs)
     shutil.copytree(CARDS / "images" / "compare_layer_norm", ROOT / "docs" / "images", dirs_exist_ok=True)
     experiment_card(DEMO, table, runs).save(CARDS / "compare_layer_norm.md")
@@ -120,14 +120,14 @@ def write_sst2() -> Path:
     for run in runs:
         evaluated = json.loads((run.folder / "eval_results.json").read_text())
         for metric, values in table.items():
-            values.setdefault(run.arm, []).append(evaluated[f"eval_{metric}"])
-        placement, optim, warmup_type, rate = run.arm.split("-", 3)
+            values.setdefault(run.stem, []).append(evaluated[f"eval_{metric}"])
+        placement, optim, warmup_type, rate = run.stem.split("-", 3)
         steps = " --warmup_steps 200" if warmup_type == "linear" else ""
-        settings[run.arm] = (
+        settings[run.stem] = (
             f"--norm_placement {placement} --optim {optim} --warmup_type {warmup_type}{steps} "
             f"--learning_rate {rate.removeprefix('lr')}"
         )
-    at_2e3 = [run for run in runs if run.arm.endswith("lr2e-3")]
+    at_2e3 = [run for run in runs if run.stem.endswith("lr2e-3")]
     SST2.figures, SST2.settings = draw("sst2", at_2e3), settings
     experiment_card(SST2, table, runs).save(CARDS / "sst2_from_scratch.md")
     return CARDS / "sst2_from_scratch.md"

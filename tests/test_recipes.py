@@ -1,4 +1,4 @@
-"""docs/how-to/schedules.md: each well-known snippet against the line that replaces it, over 1,000 updates in float64."""
+"""docs/how-to/schedules.md: each known snippet against the line that replaces it, over 1,000 updates in float64."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .optim import OPTIMIZERS, AdamWarmup, optimizer_kwargs
-from .schedules import NAMES_WITHOUT_WARMUP, NOAM_PEAK, get_scheduler, optimizer_warms_up, unwrap_optimizer
+from .schedules import NOAM_PEAK, TRANSFORMERS_SCHEDULES, get_scheduler, optimizer_warms_up, unwrap_optimizer
 from .training_args import WarmupArgumentsMixin
 
 
@@ -71,7 +71,7 @@ def scheduler_on(
     if isinstance(own, AdamWarmup):
         _hand_warmup_over(own, num_warmup_steps, warmup_type)
         warmup_type = "none"
-    elif num_warmup_steps and warmup_type is None and name in NAMES_WITHOUT_WARMUP and not optimizer_warms_up(own):
+    elif num_warmup_steps and warmup_type is None and _has_no_warmup(name) and not optimizer_warms_up(own):
         logger.warning(
             f"lr_scheduler_type={name!r} has no warmup of its own: warmup_steps={num_warmup_steps} is not used. "
             "Add warmup_type='linear'."
@@ -84,6 +84,10 @@ def scheduler_on(
         if name == "noam":
             _report_noam_peak(own.defaults["lr"], peak)
     return scheduler
+
+
+def _has_no_warmup(name: str) -> bool:
+    return name in TRANSFORMERS_SCHEDULES and not TRANSFORMERS_SCHEDULES[name].has_warmup
 
 
 def _hand_warmup_over(optimizer: AdamWarmup, num_warmup_steps: int, warmup_type: str | None) -> None:

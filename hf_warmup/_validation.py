@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from math import inf, isfinite
+from fractions import Fraction
+from importlib import import_module
+from math import ceil, inf, isfinite
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 
@@ -76,3 +80,67 @@ def check_name(name: str, value: Any, allowed: Iterable[str], *, of: str | None 
     unknown = f"{name}={short_repr(value)} is unknown{f' to {of!r}' if of else ''}."
     hint = f" Did you mean {close!r}?" if close else ""
     raise ValueError(f"{unknown}{hint} Allowed: {', '.join(allowed) or 'none'}.")
+
+
+def updates_of_share(share: float, total: int, whole: float = 1) -> int:
+    """Return `share / whole` of `total` updates, rounded up: 0.07 of 100 is 7.
+
+    The decimals are taken as they are written. In binary, `0.07 * 100` is 7.000000000000001, which rounds up to 8.
+
+    Args:
+        share (`float`): A part of `whole`, at least 0.
+        total (`int`): The number of updates that `whole` stands for.
+        whole (`float`, defaults to 1): For example the number of epochs, if `share` is a number of epochs.
+
+    Example:
+
+    ```python
+    >>> updates_of_share(0.07, 100), updates_of_share(0.001, 100), updates_of_share(2.5, 700, whole=7)
+    (7, 1, 250)
+
+    ```
+    """
+    return ceil(Fraction(str(share)) / Fraction(str(whole)) * total) if share else 0
+
+
+def is_import_path(name: Any) -> bool:
+    """Return whether `name` is an import path such as `my_curves:quadratic` instead of a name of a table."""
+    return isinstance(name, str) and ":" in name
+
+
+def import_from_path(kind: str, path: str) -> Callable[..., Any]:
+    """Return the function or class at an import path, `module:name`.
+
+    The module is searched where Python finds modules, and then in the current directory.
+
+    Args:
+        kind (`str`): The argument that `path` was given for, as error messages call it.
+        path (`str`): For example `my_curves:quadratic`.
+
+    Raises:
+        `ValueError`: If the module cannot be imported, or has nothing of that name that can be called.
+
+    Example:
+
+    ```python
+    >>> import_from_path("warmup_type", "math:sqrt")(4)
+    2.0
+
+    ```
+    """
+    module_name, _, name = path.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(
+            f"{kind}={short_repr(path)}: importing {module_name!r} failed with {type(error).__name__}: {error}. "
+            "Expected the import path module:name of a function or class, such as my_curves:quadratic."
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        close = closest(name, (each for each in vars(module) if callable(vars(module)[each])))
+        hint = f" Did you mean {module_name}:{close}?" if close else ""
+        raise ValueError(f"{kind}={short_repr(path)}: module {module_name!r} has no function {name!r}.{hint}")
+    return found

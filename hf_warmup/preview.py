@@ -32,7 +32,7 @@ from ._validation import check_number
 from .cli import exit_on_user_error, parse_arguments
 from .optim.adam_family import AdamFamily
 from .report.figures import DASHES, blank_axes, blank_figure, line_style
-from .schedules import DECAYS, METRIC_SCHEDULERS, WarmupLR, schedule_keywords
+from .schedules import METRIC_SCHEDULERS, WarmupLR, schedule_keywords
 from .trainer import create_optimizer_and_scheduler
 from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -199,8 +199,8 @@ def _replaced(args: WarmupArgumentsMixin, entry: str) -> WarmupArgumentsMixin:
     args.warmup_type = warmup_type if colon else args.warmup_type
     kwargs, args.lr_scheduler_kwargs = args.lr_scheduler_kwargs, {}
     args._check_warmup_arguments()
-    decay, warmup = schedule_keywords(name, args.warmup_type or ("linear" if name in DECAYS else None))
-    args.lr_scheduler_kwargs = {key: value for key, value in kwargs.items() if key in decay | warmup}
+    decay, warmup = schedule_keywords(name, args.warmup_type)
+    args.lr_scheduler_kwargs = {key: value for key, value in kwargs.items() if key in {**decay, **warmup}}
     return args
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ._validation import check_name, check_number, check_updates_or_share, short_repr
+from ._validation import check_name, check_number, check_updates_or_share, short_repr, updates_of_share
 from .norms import GROUPINGS
 from .optim import OPTIMIZERS, parse_optim_args
-from .schedules import DECAYS, WARMUPS, check_schedule, host_scheduler_names
+from .schedules import DECAYS, WARMUPS, check_schedule, schedule_names
 
 
 class Name(str):
@@ -41,7 +41,7 @@ def _resolve_optim(name: Any) -> Any:
 
 def _resolve_scheduler(name: Any) -> Any:
     value = name.value if isinstance(name, Enum) else name
-    check_name("lr_scheduler_type", value, {*DECAYS, *host_scheduler_names()})
+    check_name("lr_scheduler_type", value, schedule_names())
     return Name(value) if value in DECAYS else SchedulerType(value)
 
 
@@ -167,7 +167,9 @@ class WarmupArgumentsMixin:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), -math.inf)
         self.warmup_steps = check_updates_or_share("warmup_steps", self.warmup_steps)
-        check_schedule(self.lr_scheduler_type.value, self.warmup_type, 0, None, self.lr_scheduler_kwargs)
+        self.lr_scheduler_kwargs = check_schedule(
+            self.lr_scheduler_type.value, self.warmup_type, self.lr_scheduler_kwargs
+        )
 
     def _check_warmup_length(self) -> None:
         if self.warmup_epochs is not None:
@@ -218,10 +220,9 @@ class WarmupArgumentsMixin:
             `ValueError`: If it is longer than the run.
         """
         if self.warmup_epochs is not None:
-            exact = num_training_steps * (self.warmup_epochs / self.num_train_epochs if self.warmup_epochs else 0.0)
-            return math.ceil(round(exact, 6))  # 7.000000000000001 is 7
+            return updates_of_share(self.warmup_epochs, num_training_steps, whole=self.num_train_epochs)
         if 0 < self.warmup_steps < 1:
-            return math.ceil(num_training_steps * self.warmup_steps)
+            return updates_of_share(self.warmup_steps, num_training_steps)
         warmup_steps = int(super().get_warmup_steps(num_training_steps))
         if warmup_steps > num_training_steps > 0:
             raise ValueError(

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 from hf_warmup import OPTIMIZERS, WarmupTrainingArguments
 from hf_warmup.cli import exit_on_user_error, parse_arguments
 from hf_warmup.norms import GROUPINGS
-from hf_warmup.schedules import DECAYS, WARMUPS, host_scheduler_names
+from hf_warmup.schedules import WARMUPS, schedule_names
 from scripts.text_classification.arguments import DataArguments, ModelArguments
 
 from .hostile import JUNK, NESTED, assert_one_sentence
@@ -54,7 +54,7 @@ SCRIPTS = {
 MEANT = {
     "optim": st.sampled_from([*OPTIMIZERS, "adamw_torch", "adafactor"]),
     "optim_args": st.sampled_from([None, "eps=1e-6", "warmup_steps=3", "momentum=0.5", "eps=nan", "a=b=c"]),
-    "lr_scheduler_type": st.sampled_from([*DECAYS, *host_scheduler_names()]),
+    "lr_scheduler_type": st.sampled_from(schedule_names()),
     "lr_scheduler_kwargs": st.sampled_from(
         [{}, {"d_model": 9}, {"num_cycles": "2"}, '{"gamma": 0.5}', {"patience": 1}]
     ),

@@ -51,10 +51,13 @@ def schedules(draw, names=tuple(KEYWORDS), warmup_types=(None, *WARMUPS), length
     """Arguments of `get_schedule`, all of them meant."""
     name = draw(st.sampled_from(names))
     kwargs = NEEDED.get(name, {}) | draw(st.fixed_dictionaries({}, optional=KEYWORDS[name]))
+    W, T = draw(lengths), draw(lengths)
+    if "num_decay_steps" in kwargs:
+        kwargs["num_decay_steps"] = min(kwargs["num_decay_steps"], max(0, T - W))
     kwargs["warmup_type"] = draw(st.sampled_from(warmup_types))
     kwargs["base_lr"] = draw(st.floats(1e-5, 1.0) | (st.floats(0.0, 1.0) if name in DECAYS else st.nothing()))
     kwargs["beta2"] = draw(st.floats(0.67, 1.0, exclude_max=True))
-    return (name, draw(lengths), draw(lengths)), kwargs
+    return (name, W, T), kwargs
 
 
 @settings(max_examples=400)
@@ -117,7 +120,7 @@ def test_resumes_anywhere(arguments, kind, stop, after):
 
     def build():
         scheduler = get_scheduler(name, sgd(max(lr, 1e-5), 0.01), W, max(T, W + 1), kwargs, warmup_type)
-        return KINDS[kind](scheduler, partial(WARMUPS["linear"], num_warmup_steps=7))
+        return KINDS[kind](scheduler, partial(WARMUPS["linear"].function, num_warmup_steps=7))
 
     scheduler, fresh = build(), build()
     lrs_of(scheduler, stop)
@@ -140,7 +143,7 @@ def mistaken(draw, names=tuple(KEYWORDS)):
     """Arguments of which one is anything at all, and its name."""
     (name, W, T), kwargs = draw(schedules(names))
     kwargs |= {"num_warmup_steps": W, "num_training_steps": T}
-    decay, warmup = schedule_keywords(name, kwargs["warmup_type"] or ("linear" if name in DECAYS else None))
+    decay, warmup = schedule_keywords(name, kwargs["warmup_type"])
     key = draw(st.sampled_from(sorted({*kwargs, *decay, *warmup, "name"})))
     return ({"name": name} | kwargs) | {key: draw(SHARE | COUNT | JUNK)}, key
 
@@ -171,7 +174,7 @@ def test_an_argument_that_is_anything_runs_or_is_one_sentence():
 
 def test_a_metric_scheduler_with_any_keyword_runs_or_is_one_sentence():
     outcomes = set()
-    known = METRIC_SCHEDULERS.keys() & {each.value for each in SchedulerType}  # the oldest transformers has no "greedy"
+    known = {*METRIC_SCHEDULERS} & {each.value for each in SchedulerType}  # the oldest transformers has no "greedy"
 
     @settings(max_examples=200)
     @given(st.data(), st.sampled_from(sorted(known)), st.sampled_from([None, "linear"]))

@@ -1,33 +1,32 @@
 """Learning-rate schedules: functions `step -> multiplier of the base learning rate`.
 
 `step` counts optimizer updates from 0 (the papers' `t` is `step + 1`), `W` is `num_warmup_steps`, `T` is
-`num_training_steps`. A warmup ends at `W` and a decay begins there, so any warmup in front of any decay is their
-product. All are closed forms, finite and non-negative at every step; bound with `functools.partial` they pickle and
-survive a `weights_only` load.
+`num_training_steps`. A warmup ends at `W` and a decay begins there, so any warmup goes with any decay: the schedule is
+their product. All are closed forms, finite and non-negative at every step. Bound with `functools.partial` they pickle
+and survive a `weights_only` load. Only the schedulers of torch, in `schedulers.py`, import torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .composition import (
     METRIC_SCHEDULERS,
-    NAMES_WITHOUT_WARMUP,
+    TRANSFORMERS_SCHEDULES,
     Schedule,
+    TransformersSchedule,
     check_length,
     check_schedule,
+    find_schedule,
+    find_warmup,
     get_schedule,
-    host_scheduler_names,
     join,
     multiply,
+    plain_name,
     schedule_keywords,
+    schedule_names,
 )
+from .curve import Curve
 from .decays import DECAYS, NOAM_PEAK, exponential_decay, inverse_time_decay, noam_decay, power_decay, sine_decay
-from .schedulers import (
-    WarmupLR,
-    check_scheduler,
-    get_scheduler,
-    optimizer_warms_up,
-    scheduler_warms_up,
-    unwrap_optimizer,
-    with_warmup,
-)
 from .warmups import (
     WARMUPS,
     constant_warmup,
@@ -41,38 +40,62 @@ from .warmups import (
 )
 
 
+if TYPE_CHECKING:
+    from .schedulers import WarmupLR as WarmupLR
+    from .schedulers import check_scheduler as check_scheduler
+    from .schedulers import get_scheduler as get_scheduler
+    from .schedulers import optimizer_warms_up as optimizer_warms_up
+    from .schedulers import scheduler_warms_up as scheduler_warms_up
+    from .schedulers import unwrap_optimizer as unwrap_optimizer
+    from .schedulers import with_warmup as with_warmup
+
+_OF_SCHEDULERS = (
+    "WarmupLR",
+    "check_scheduler",
+    "get_scheduler",
+    "optimizer_warms_up",
+    "scheduler_warms_up",
+    "unwrap_optimizer",
+    "with_warmup",
+)
+
 __all__ = [
     "DECAYS",
     "METRIC_SCHEDULERS",
-    "NAMES_WITHOUT_WARMUP",
     "NOAM_PEAK",
+    "TRANSFORMERS_SCHEDULES",
     "WARMUPS",
+    "Curve",
     "Schedule",
-    "WarmupLR",
+    "TransformersSchedule",
     "check_length",
     "check_schedule",
-    "check_scheduler",
     "constant_warmup",
     "cosine_warmup",
     "exponential_decay",
     "exponential_warmup",
+    "find_schedule",
+    "find_warmup",
     "get_schedule",
-    "get_scheduler",
-    "host_scheduler_names",
     "inverse_time_decay",
     "join",
     "linear_warmup",
     "multiply",
     "no_warmup",
     "noam_decay",
-    "optimizer_warms_up",
+    "plain_name",
     "power_decay",
     "radam_warmup",
     "schedule_keywords",
-    "scheduler_warms_up",
+    "schedule_names",
     "sine_decay",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
-    "unwrap_optimizer",
-    "with_warmup",
+    *_OF_SCHEDULERS,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_SCHEDULERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".schedulers", __name__), name)

@@ -1,21 +1,24 @@
 """Decays of our own: `step -> multiplier`, 1 until the warmup is over at `num_warmup_steps`."""
 
-from collections.abc import Callable
 from math import exp, expm1, log, sin, sqrt
+
+from .curve import COUNT, SHARE, Curve, Number
 
 
 NOAM_PEAK = (1e-6, 1e-1)  # a peak outside was hardly meant: the paper's is 7e-4
 
 
-def noam_decay(step: int, *, num_warmup_steps: int) -> float:
-    """`sqrt(W / t)` from `t = W` on: behind a linear warmup, the schedule of Vaswani et al. 2017 with its peak at 1.
+def noam_decay(step: int, *, num_warmup_steps: int, d_model: int | None = None) -> float:
+    """Return `sqrt(W / t)` from `t = W` on, times `(d_model W)^-0.5` if `d_model` is given.
 
-    https://arxiv.org/abs/1706.03762, section 5.3. [`get_schedule`] multiplies by `(d_model W)^-0.5` when it is given
-    `d_model`; the learning rate is then the paper's factor.
+    After a linear warmup this is the schedule of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 5.3:
+    `d_model^-0.5 min(t^-0.5, t W^-1.5)`. The learning rate is then the paper's factor. Without `d_model` the same curve
+    is scaled to a peak of 1, and the learning rate is the peak.
 
     Args:
-        step (`int`): 0-based index of the update.
+        step (`int`): 0-based index of the update; `t = step + 1`.
         num_warmup_steps (`int`): `W`, the update of the peak; 0 counts as 1.
+        d_model (`int`, *optional*): Width of the model, at least 1.
 
     Returns:
         `float`: Multiplier in (0, 1].
@@ -25,10 +28,13 @@ def noam_decay(step: int, *, num_warmup_steps: int) -> float:
     ```python
     >>> [noam_decay(step, num_warmup_steps=4) for step in (0, 3, 15)]
     [1.0, 1.0, 0.5]
+    >>> f"{noam_decay(3999, num_warmup_steps=4000, d_model=512):.2e}"
+    '6.99e-04'
 
     ```
     """
-    return sqrt(max(1, num_warmup_steps) / max(1, num_warmup_steps, step + 1))
+    peak = 1.0 if d_model is None else d_model**-0.5 * max(1, num_warmup_steps) ** -0.5
+    return peak * sqrt(max(1, num_warmup_steps) / max(1, num_warmup_steps, step + 1))
 
 
 def exponential_decay(step: int, *, num_warmup_steps: int, gamma: float = 0.999) -> float:
@@ -152,10 +158,12 @@ def _iterated_sine(x: float, k: int) -> float:
     return y
 
 
-DECAYS: dict[str, Callable[..., float]] = {
-    "noam": noam_decay,
-    "exponential": exponential_decay,
-    "power": power_decay,
-    "sine": sine_decay,
-    "inverse_time": inverse_time_decay,
+_LENGTH = {"num_warmup_steps": COUNT}
+
+DECAYS: dict[str, Curve] = {
+    "noam": Curve(noam_decay, _LENGTH, {"d_model": Number(low=1, integer=True)}),
+    "exponential": Curve(exponential_decay, _LENGTH, {"gamma": Number(high=1.0, open_low=True)}),
+    "power": Curve(power_decay, {**_LENGTH, "base_lr": SHARE}, {"power": Number(low=1.0)}),
+    "sine": Curve(sine_decay, {**_LENGTH, "base_lr": SHARE}),
+    "inverse_time": Curve(inverse_time_decay, _LENGTH, {"decay_rate": Number()}),
 }

@@ -25,17 +25,17 @@ from torch.optim.lr_scheduler import (
 
 from .._validation import check_number, short_repr
 from .composition import (
-    METRIC_SCHEDULERS,
-    NAMES_WITHOUT_WARMUP,
     Schedule,
+    TransformersSchedule,
     check_length,
     check_schedule,
+    find_schedule,
+    find_warmup,
     get_schedule,
-    host_scheduler,
     multiply,
+    plain_name,
     schedule_keywords,
 )
-from .decays import DECAYS
 from .warmups import WARMUPS, no_warmup
 
 
@@ -83,7 +83,7 @@ def scheduler_warms_up(lr_scheduler: LRScheduler, group: int = 0) -> bool:
 def _rises(multiplier: Callable[[int], float]) -> bool:
     if isinstance(multiplier, partial) and multiplier.func is multiply:
         return any(map(_rises, multiplier.keywords["schedules"]))
-    if isinstance(multiplier, partial) and multiplier.func in WARMUPS.values():
+    if isinstance(multiplier, partial) and multiplier.func in [row.function for row in WARMUPS.values()]:
         return multiplier(0) < 1.0  # "constant" and "radam" are flat at first
     return multiplier(0) < multiplier(1)
 
@@ -412,53 +412,51 @@ def get_scheduler(
     """
     if not isinstance(scheduler_specific_kwargs, (dict, type(None))):
         raise ValueError(f"lr_scheduler_kwargs={short_repr(scheduler_specific_kwargs)}: expected a dictionary.")
+    warmup_steps = check_number("num_warmup_steps", 0 if num_warmup_steps is None else num_warmup_steps, integer=True)
+    row, warmup = find_schedule(name), find_warmup(name, warmup_type)
     kwargs = dict(scheduler_specific_kwargs or {})
-    warmup_steps = 0 if num_warmup_steps is None else num_warmup_steps
-    name = check_schedule(name, warmup_type, warmup_steps, num_training_steps, kwargs)
-    if warmup_type is not None or name in DECAYS:
+    beta2 = kwargs.pop("beta2", None) if warmup and warmup.needs_beta2 else None
+    name, kwargs = plain_name(name), check_schedule(name, warmup_type, kwargs)
+    of_transformers = isinstance(row, TransformersSchedule)
+    if warmup is not None:
         check_length(warmup_steps, num_training_steps)
-    if not warmup_steps and warmup_type and "num_warmup_steps" in inspect.signature(WARMUPS[warmup_type]).parameters:
+    if not warmup_steps and warmup_type and warmup.needs_length:
         logger.warning(
-            f"warmup_type={warmup_type!r} with num_warmup_steps={num_warmup_steps} is no warmup: expected its length "
-            "(as training arguments: warmup_steps)."
+            f"warmup_type={warmup_type!r} has no effect because num_warmup_steps is {num_warmup_steps}. Set "
+            "num_warmup_steps (warmup_steps in the training arguments)."
         )
-    beta2 = kwargs.pop("beta2", None)
-    warms = warmup_type or (warmup_steps and name not in NAMES_WITHOUT_WARMUP)
+    warms = warmup_type or (warmup_steps and (not of_transformers or row.has_warmup))
     if warms and warmup_type != "none" and optimizer_warms_up(optimizer):
         raise ValueError(
             f"warmup_type={warmup_type!r}, num_warmup_steps={num_warmup_steps}: the optimizer warms up already "
             f'({_name(optimizer)} with warmup_steps > 0); give warmup_type="none".'
         )
-    if (name not in DECAYS and warmup_type is None) or (name in METRIC_SCHEDULERS and warmup_type == "none"):
-        try:
-            return host_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
-        except ZeroDivisionError:  # transformers' "polynomial" over no updates, its "min_lr" of a learning rate of 0
-            raise ValueError(
-                f"lr_scheduler_type={name!r} has no learning rate with num_training_steps={num_training_steps} and "
-                f"lr={unwrap_optimizer(optimizer).defaults['lr']}: expected both above 0."
-            ) from None
+    follows_metric = of_transformers and row.follows_metric
+    if of_transformers and (warmup_type is None or (follows_metric and warmup_type == "none")):
+        return transformers_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
 
     def group_beta2(group: dict[str, Any]) -> float:
         value = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
-        if value is None and "beta2" in inspect.signature(WARMUPS[warmup_type or "linear"]).parameters:
+        if value is None and warmup.needs_beta2:
             raise ValueError(
                 f"warmup_type={warmup_type!r} follows from beta2, which {_name(optimizer)} does not have: "
                 'give it as {"beta2": 0.999} in the scheduler\'s keywords or choose a warmup with a length.'
             )
-        return 0.999 if value is None else float(value)
+        return 0.999 if value is None else value
 
     decay_keywords, warmup_keywords = schedule_keywords(name, warmup_type)
 
     def schedule(group: dict[str, Any]) -> Schedule:
-        if name in METRIC_SCHEDULERS:
+        if follows_metric:
             own = {key: value for key, value in kwargs.items() if key in warmup_keywords}
-            beta2 = group_beta2(group)
-            return get_schedule("constant", num_warmup_steps or 0, warmup_type=warmup_type, beta2=beta2, **own)
+            return get_schedule("constant", warmup_steps, warmup_type=warmup_type, beta2=group_beta2(group), **own)
         # A limit on the learning rate itself is taken against the optimizer's default, as transformers does.
-        base_lr = group.get("initial_lr", group["lr"]) if name in DECAYS else unwrap_optimizer(optimizer).defaults["lr"]
+        base_lr = (
+            unwrap_optimizer(optimizer).defaults["lr"] if of_transformers else group.get("initial_lr", group["lr"])
+        )
         return get_schedule(
             name,
-            num_warmup_steps or 0,
+            warmup_steps,
             num_training_steps,
             warmup_type=warmup_type,
             base_lr=base_lr,
@@ -467,7 +465,29 @@ def get_scheduler(
         )
 
     schedules = [schedule(group) for group in optimizer.param_groups]
-    if name in METRIC_SCHEDULERS:
+    if follows_metric:
         own = {key: value for key, value in kwargs.items() if key in decay_keywords}
-        return with_warmup(host_scheduler(name, optimizer, None, None, own), schedules)
+        return with_warmup(transformers_scheduler(name, optimizer, None, None, own), schedules)
     return LambdaLR(optimizer, schedules)
+
+
+def transformers_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    num_warmup_steps: int | None,
+    num_training_steps: int | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Return transformers' own scheduler; raise a `ValueError` for a floor above the full learning rate."""
+    from transformers import get_scheduler
+
+    lr = unwrap_optimizer(optimizer).defaults["lr"]
+    if isinstance(kwargs.get("min_lr"), float) and "num_cycles" in schedule_keywords(name)[0]:
+        check_number("min_lr in lr_scheduler_kwargs", kwargs["min_lr"], 0.0, float(lr))
+    try:
+        return get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
+    except ZeroDivisionError:  # transformers' "polynomial" over no updates, its "min_lr" of a learning rate of 0
+        raise ValueError(
+            f"lr_scheduler_type={name!r} has no learning rate with num_training_steps={num_training_steps} and "
+            f"lr={lr}: expected both above 0."
+        ) from None

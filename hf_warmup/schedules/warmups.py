@@ -1,7 +1,8 @@
 """Warmups: `step -> multiplier in [0, 1]`, 1 (or on its way to 1) once the warmup is over."""
 
-from collections.abc import Callable
 from math import expm1, log, pi, sin, sqrt
+
+from .curve import BETA2, COUNT, SHARE, Curve, Number
 
 
 # The authors' code and torch both start to rectify above 5; the paper's text says 4, one update earlier.
@@ -233,13 +234,16 @@ def radam_warmup(step: int, *, beta2: float = 0.999) -> float:
     return r_t(step + 1, beta2)
 
 
-WARMUPS: dict[str, Callable[..., float]] = {
-    "linear": linear_warmup,
-    "constant": constant_warmup,
-    "exponential": exponential_warmup,
-    "cosine": cosine_warmup,
-    "untuned_linear": untuned_linear_warmup,
-    "untuned_exponential": untuned_exponential_warmup,
-    "radam": radam_warmup,
-    "none": no_warmup,
+_LENGTH = {"num_warmup_steps": COUNT}
+
+WARMUPS: dict[str, Curve] = {
+    "linear": Curve(linear_warmup, _LENGTH, {"warmup_factor": SHARE}),
+    "constant": Curve(constant_warmup, _LENGTH, {"warmup_factor": SHARE}),
+    "exponential": Curve(exponential_warmup, _LENGTH),
+    "cosine": Curve(cosine_warmup, _LENGTH),
+    "untuned_linear": Curve(untuned_linear_warmup, keywords={"beta2": BETA2}),
+    "untuned_exponential": Curve(untuned_exponential_warmup, keywords={"beta2": BETA2}),
+    # With a beta2 of at most 2/3 RAdam never rectifies, and its warmup would be 0 forever.
+    "radam": Curve(radam_warmup, keywords={"beta2": Number(2.0 / 3.0, 1.0, open_low=True, open_high=True)}),
+    "none": Curve(no_warmup),
 }

@@ -134,7 +134,7 @@ def test_the_command_shows_what_training_would_say(capsys, caplog):
     main(["--optim", "adam_warmup", "--max_steps", "9", "--compare", "cosine"])
     assert capsys.readouterr().err.count("warning: AdamWarmup with warmup_steps=0 does not warm up") == 1
     main(["--warmup_type", "linear", "--max_steps", "9"])
-    assert "warmup_type='linear' with num_warmup_steps=0 is no warmup" in caplog.text
+    assert "warmup_type='linear' has no effect because num_warmup_steps is 0" in caplog.text
 
 
 def test_one_name_to_compare_with_is_a_list(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,17 @@ def test_importing_the_modeling_module_registers_pre_ln_bert():
         "assert AutoConfig.for_model('bert-pre-ln').norm_placement == 'pre'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_mypy_accepts_a_typed_program_and_refuses_a_wrong_one(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is in the extra `dev`")
+    program = Path(__file__).with_name("typed_program.py")
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(program.read_text() + '\nRAdam([torch.zeros(1)], lr="fast")\nmultiplier("first").upper()\n')
+    flags = ["-m", "mypy", "--config-file=", "--strict", "--follow-imports=silent", "--ignore-missing-imports"]
+    checked = subprocess.run([sys.executable, *flags, program, wrong], capture_output=True, text=True)
+    complaints = [line for line in checked.stdout.splitlines() if "error:" in line]
+    assert len(complaints) == 3, checked.stdout
+    assert all(line.startswith(str(wrong)) for line in complaints), checked.stdout
+    assert 'Argument "lr" to "RAdam" has incompatible type "str"' in checked.stdout

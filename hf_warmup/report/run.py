@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from math import inf, nan
+from math import inf, isclose, nan
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -369,12 +369,19 @@ _EFFECTIVE_RATE = ("effective_learning_rate", "scheduled_lr")  # log keys of an 
 _TIMINGS = re.compile(r"_(runtime|samples_per_second|steps_per_second|model_preparation_time|jit_compilation_time)$")
 
 
+_LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|(^|_)(wer|cer|ter|mse|mae|rmse|mape|nll)($|_)")
+_TASK_METRIC = re.compile(
+    "eval_(.*_)?(accuracy|f1|exact(_match)?|(sacre)?bleu|rouge-?[1L]|chrf|matthews_correlation|pearson|spearmanr?|"
+    "(roc_)?auc|(mean_)?iou|wer|cer|map|mrr|ndcg|r2)"
+)
+
+
 class Evaluation(NamedTuple):
-    """The value of a metric at an update; `step` is `None` where it is not known."""
+    """A metric, its value, and the update at which it was evaluated."""
 
     key: str
     value: float
-    step: int | None
+    step: int
 
 
 @dataclass(repr=False, eq=False)
@@ -569,10 +576,77 @@ class Run:
             "checkpoint": f"checkpoint at update {of}",
         }.get(self.end, f"{self.updates} updates")
 
+    @cached_property
+    def metric(self) -> str | None:
+        """The evaluation metric that matters.
+
+        The metric that selected the best model, else the first of the usual task metrics, else `eval_loss`.
+        """
+        chosen = str(self.settings.get("metric_for_best_model"))
+        for key in (chosen, f"eval_{chosen}"):
+            if key in self.evaluations:
+                return key
+        best = self.state.get("best_metric")
+        if isinstance(best, (int, float)):
+            for key, series in self.evaluations.items():
+                if any(isclose(value, best, rel_tol=1e-9) for value in series.values):
+                    return key
+        # Not one of a single class or a subset: those have a longer name.
+        task = [key for key in self.evaluations if _TASK_METRIC.fullmatch(key)]
+        usual = sorted(task, key=lambda key: (key.count("_") > 1, "overall" not in key))
+        return next(iter([*usual, *(key for key in self.evaluations if key == "eval_loss"), *self.evaluations]), None)
+
+    def greater_is_better(self, key: str) -> bool:
+        """Return whether higher values of a metric are better: by the settings, else by its name."""
+        told = self.settings.get("greater_is_better")
+        if isinstance(told, bool) and key == self.metric and self.settings.get("metric_for_best_model"):
+            return told
+        return not _LOWER_IS_BETTER.search(key)
+
+    def best(self, key: str | None = None) -> Evaluation | None:
+        """Return the best evaluation by `key`, which defaults to [`metric`][Run.metric].
+
+        If the Trainer noted its best checkpoint by that metric, it is the evaluation of that checkpoint.
+        """
+        key = key or self.metric
+        known = [pair for pair in zip(*self.evaluations.get(key or "", ((), ())), strict=True) if pair[1] == pair[1]]
+        if key is None or not known:
+            return None
+        at_best = [pair for pair in known if pair[0] == self._best_step] if key == self.metric else []
+        pick = max if self.greater_is_better(key) else min
+        step, value = at_best[0] if at_best else pick(known, key=lambda pair: pair[1])
+        return Evaluation(key, value, step)
+
+    def last(self, key: str | None = None) -> Evaluation | None:
+        """Return the last evaluation during training by `key`, which defaults to [`metric`][Run.metric]."""
+        key = key or self.metric
+        series = self.evaluations.get(key or "")
+        if key is None or not series:
+            return None
+        # A further evaluation at the last update is of the model that was loaded after training.
+        first = list(series.steps).index(series.steps[-1])
+        return Evaluation(key, series.values[first], series.steps[first])
+
+    @property
+    def _best_step(self) -> int | None:
+        """The update of the best checkpoint, as the Trainer noted it."""
+        if not isinstance(self.state.get("best_metric"), (int, float)):
+            return None
+        named = re.search(r"checkpoint-(\d+)", str(self.state.get("best_model_checkpoint")))
+        return _integer(self.state.get("best_global_step")) or (int(named[1]) if named else None)
+
     def results(self) -> dict[str, float]:
-        """Return the last logged training loss and each metric of the model that was kept."""
+        """Return the last training loss and each metric of the model that was kept.
+
+        That is the best checkpoint's if the Trainer loaded it at the end, else the last evaluation's. What
+        `save_metrics` wrote after training replaces both.
+        """
         found = {"loss": self.losses.values[-1]} if self.losses else {}
-        return found | {key: each.values[-1] for key, each in self.evaluations.items()} | self.final_results
+        loaded = self._best_step if self.settings.get("load_best_model_at_end") else None
+        for key, series in self.evaluations.items():
+            at_best = [value for step, value in zip(*series, strict=True) if step == loaded]
+            found[key] = at_best[0] if at_best else series.values[-1]
+        return found | self.final_results
 
 
 def _table(value: Any) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import inf, isfinite, log, nan
 from statistics import mean, median
 from typing import Any, NamedTuple
+
+from ..norms.grouping import find_stacks
 
 
 WINDOW = 5  # consecutive records whose median is taken, so that one odd batch makes no finding
@@ -91,7 +93,7 @@ class Records:
         A first block whose norm is exactly 0 gives an infinite ratio.
         """
         found = {}
-        for stack, blocks in stacks_of(self.norms).items():
+        for stack, blocks in find_stacks(self.norms).items():
             pairs = zip(self.steps, self.norms[blocks[0]], self.norms[blocks[-1]], strict=True)
             known = [(step, first, last) for step, first, last in pairs if isfinite(first) and isfinite(last) and last]
             found[stack] = (
@@ -177,24 +179,6 @@ class Rule:
         return [need for need in self.needs if not present & set(need.split("|"))]
 
 
-def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Return the stacks of numbered blocks among `layers`, each with its blocks in order.
-
-    Example:
-
-    ```python
-    >>> stacks_of(["embeddings", "encoder.layer.0", "encoder.layer.1", "encoder.layer.10", "head"])
-    {'encoder.layer': ['encoder.layer.0', 'encoder.layer.1', 'encoder.layer.10']}
-
-    ```
-    """
-    stacks: dict[str, dict[int, str]] = {}
-    for layer in layers:
-        if numbered := re.fullmatch(r"(.*?)\.?(\d+)", layer):
-            stacks.setdefault(numbered[1], {})[int(numbered[2])] = layer
-    return {name: [blocks[i] for i in sorted(blocks)] for name, blocks in stacks.items() if len(blocks) > 1}
-
-
 def smooth(values: Sequence[float], width: int = WINDOW) -> list[float]:
     """Return the median of every `width` consecutive values, or of all values if there are fewer.
 
@@ -245,7 +229,7 @@ def check_stalling(records: Records, threshold: float) -> Verdict | None:
     onset = bisect_left(log_steps, begins)
     if records.judged_by_loss and 0 < onset < len(losses) and losses[-1] < 0.5 * losses[onset - 1]:
         return None  # the loss has halved since: the layers learn
-    blocks = stacks_of(records.norms)[stack]
+    blocks = find_stacks(records.norms)[stack]
     size = f"{ratio:,.0f} times smaller than" if isfinite(ratio) else "exactly 0, unlike"
     share = sum(value > threshold for value in ratios) / len(ratios)
     state = f"The run stalled until update {above[-1]}." if smoothed[-1] <= threshold else "The run is stalling."
@@ -301,7 +285,10 @@ def check_nonfinite_in_a_row(records: Records, threshold: float) -> Verdict | No
         count = count + 1 if step in records.nonfinite else 0
         if count >= limit:
             layers = records.nonfinite[step]
-            text = f"The gradient was not finite in {count} recorded updates in a row, up to update {step}, in {', '.join(layers[:3])}."
+            text = (
+                f"The gradient was not finite in {count} recorded updates in a row, up to update {step}, in "
+                f"{', '.join(layers[:3])}."
+            )
             return Verdict(text, {"update": step, "in_a_row": count}, _LOWER_RATE, layers[0])
     return None
 
@@ -310,7 +297,7 @@ def check_nonfinite_loss(records: Records, threshold: float) -> Verdict | None:
     steps, losses = records.log.get("loss", ((), ()))
     norms = dict(zip(*records.log.get("grad_norm", ((), ())), strict=True))
     lost = [step for step, loss in zip(steps, losses, strict=True) if not isfinite(loss)]
-    hidden = [step for step in records.log.get("nonfinite_losses", ((), ()))[0]]
+    hidden = list(records.log.get("nonfinite_losses", ((), ()))[0])
     # transformers logs 0 for a loss that is not finite (`logging_nan_inf_filter`).
     collapsed = [s for s, loss in zip(steps, losses, strict=True) if loss == 0 and not isfinite(norms.get(s, 0.0))]
     if not (lost or hidden or len(collapsed) > threshold):
@@ -358,7 +345,7 @@ def check_loss_rises(records: Records, threshold: float) -> Verdict | None:
                 f"above {lowest_after[i]:.3g}: the run diverges."
             )
             return Verdict(text, {"update": steps[i], "before": before, "after": lowest_after[i]}, _LOWER_RATE)
-    if 0 < max(first) and min(last) > threshold * max(first):
+    if max(first) > 0 and min(last) > threshold * max(first):
         text = (
             f"The training loss rises from {median(first):.3g} in the first tenth of the log to {median(last):.3g} in "
             f"the last: the run diverges."
@@ -379,7 +366,10 @@ def check_loss_is_lost(records: Records, threshold: float) -> Verdict | None:
     if begun - best <= 0.1 * abs(begun) or (lost := (now - best) / (begun - best)) <= threshold:
         return None
     at = steps[smoothed.index(best) + width // 2]
-    text = f"The training loss fell from {begun:.3g} to {best:.3g} at update {at} and is back at {now:.3g}: {percent(lost)} of the fall is lost."
+    text = (
+        f"The training loss fell from {begun:.3g} to {best:.3g} at update {at} and is back at {now:.3g}: "
+        f"{percent(lost)} of the fall is lost."
+    )
     return Verdict(text, {"update": at, "first": begun, "best": best, "last": now, "lost": lost}, _LOWER_RATE)
 
 
@@ -393,7 +383,10 @@ def check_flat_loss(records: Records, threshold: float) -> Verdict | None:
     level, spread = median(tenths), max(tenths) - min(tenths)
     if level <= 0 or spread >= threshold * level:
         return None
-    text = f"The training loss is flat at {level:.4g} from update {steps[width]} to {steps[-1]} (it moves by {percent(spread / level)}): nothing is learned."
+    text = (
+        f"The training loss is flat at {level:.4g} from update {steps[width]} to {steps[-1]} (it moves by "
+        f"{percent(spread / level)}): nothing is learned."
+    )
     classes = next(
         (k for k in (records.settings.get("num_labels"), records.settings.get("vocab_size"), *range(2, 21))
          if k and k > 1 and abs(log(k) - level) < 0.01 * log(k)), None,
@@ -413,7 +406,10 @@ def check_overfitting(records: Records, threshold: float) -> Verdict | None:
     if best <= 0 or losses[-1] <= (1 + threshold) * best:
         return None
     at = steps[losses.index(best)]
-    text = f"eval_loss was lowest, {best:.4g}, at update {at} and is {percent(losses[-1] / best - 1)} higher, {losses[-1]:.4g}, at update {steps[-1]}"
+    text = (
+        f"eval_loss was lowest, {best:.4g}, at update {at} and is {percent(losses[-1] / best - 1)} higher, "
+        f"{losses[-1]:.4g}, at update {steps[-1]}"
+    )
     task = _task_metric(records)
     if task:
         updates, values = records.series(task)
@@ -482,7 +478,10 @@ def check_never_left_warmup(records: Records, threshold: float) -> Verdict | Non
     steps, rates = records.series("learning_rate")
     if len(rates) < 2 or not records.ended or not all(low < high for low, high in pairwise(rates)):
         return None
-    text = f"The learning rate still rises at the end of the log, to {rates[-1]:.3g} at update {steps[-1]}: the run never left its warmup."
+    text = (
+        f"The learning rate still rises at the end of the log, to {rates[-1]:.3g} at update {steps[-1]}: the run never "
+        "left its warmup."
+    )
     return Verdict(
         text,
         {"update": steps[-1], "rate": rates[-1]},
@@ -547,7 +546,10 @@ def check_norm_at_loss_scale(records: Records, threshold: float) -> Verdict | No
     steps, norms = records.series("grad_norm")
     if records.norms or not norms or median(norms) <= threshold:
         return None
-    text = f"The logged gradient norm is {median(norms):,.0f} in the median: it was logged at the fp16 loss scale, before unscaling."
+    text = (
+        f"The logged gradient norm is {median(norms):,.0f} in the median: it was logged at the fp16 loss scale, before "
+        "unscaling."
+    )
     return Verdict(text, {"update": steps[0], "norm": median(norms)}, "Do not read it as a gradient norm.")
 
 
@@ -607,7 +609,7 @@ def check_planned_length(records: Records, threshold: float) -> Verdict | None:
     if not planned or not records.ended or records.updates >= threshold * planned:
         return None
     text = f"The run ended at update {records.updates} of {planned} planned"
-    steps, rates = records.series("learning_rate")
+    rates = records.series("learning_rate")[1]
     if rates and 0 < rates[-1] < max(rates):
         text += f", where the decay had reached {percent(rates[-1] / max(rates))} of the peak learning rate"
     return Verdict(f"{text}.", {"update": records.updates, "planned": planned})
@@ -655,8 +657,8 @@ RULES = (
         ("norms",), live=True,
     ),
     Rule(
-        "no finite gradient", True, "recorded updates in a row with a gradient that is not finite, at least (fp16: four "
-        "times that)", WINDOW, "by definition", check_nonfinite_in_a_row, ("norms",), live=True, acts=True,
+        "no finite gradient", True, "recorded updates in a row with a gradient that is not finite, at least (with fp16 "
+        "four times that)", WINDOW, "by definition", check_nonfinite_in_a_row, ("norms",), live=True, acts=True,
     ),
     Rule(
         "loss not finite", True, "log entries with a loss of 0 whose gradient norm is not finite, more than", 1,
@@ -722,9 +724,9 @@ RULES = (
         "clipping", False, "share of updates whose norm is above max_grad_norm, above", 0.5,
         "Pascanu et al. 2013, §3.2: half to ten times the mean norm", check_clipping, ("norms|grad_norm", "settings"),
     ),
-    Rule("wasted update", False, "first update's learning rate at most", 0.0, "transformers #34754", check_wasted_update),
+    Rule("wasted update", False, "first learning rate at most", 0.0, "transformers #34754", check_wasted_update),
     Rule("planned length", False, "share of the planned updates taken, below", 1.0, "max_steps", check_planned_length),
     Rule("rewound", False, "rewinds by the guard, more than", 0, "hf_warmup.guard", check_rewinds),
-    Rule("reward log", False, "logged keys of preference or reinforcement learning, more than", 0, "TRL", check_reward_log),
+    Rule("reward log", False, "logged keys such as reward or kl, more than", 0, "TRL", check_reward_log),
     Rule("little logged", False, "logged training losses, fewer than", 3, LOGS, check_little_logged),
 )  # fmt: skip

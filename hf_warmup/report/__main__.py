@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 from ..cli import exit_on_user_error
-from .comparison import common_name, names_of
+from .comparison import common_name
 from .figures import draw_comparison
 from .findings import in_words
 from .page import write_page
@@ -30,10 +30,9 @@ def main(argv: list[str] | None = None) -> None:
         page = write_page(runs, Path(args.output_dir) / "report.html", title)
         figures = draw_comparison(runs, args.output_dir)
     print(f"Wrote {page} and {', '.join(path.name for path in figures)}: {len(runs)} runs.\n")
-    names = names_of(runs)
-    findings = in_words(runs, [names[run] for run in runs])
-    for finding in findings:
-        line = f"{', '.join(finding['runs'])}: {finding['text']}"
+    findings = in_words(runs)
+    for names, text in findings:
+        line = f"{names}: {text}"
         print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
     if not findings:
         print("The recordings give no reason to worry.")

@@ -190,7 +190,7 @@ def _count(number: int, noun: str) -> str:
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
     """An [`Experiment`] in the words that the runs give: settings, findings, and how they end."""
     arms, differing = by_configuration(runs), differing_settings(runs)
-    said = [f"- `{'`, `'.join(each['runs'])}`: {each['text']}" for each in in_words(runs, [run.name for run in runs])]
+    said = [f"- `{names}`: {text}" for names, text in in_words(runs)]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
     question = [
         f"{_count(len(runs), 'run')} of {_count(len(arms), 'arm')}"

@@ -19,7 +19,7 @@ from .comparison import (
     shared_settings,
 )
 from .figures import draw_curves, draw_layers, draw_run, need
-from .findings import RULES, find
+from .findings import RULES, group_findings
 from .run import Run
 
 
@@ -62,31 +62,6 @@ def _arms(runs: Sequence[Run]) -> dict[str, Any]:
     return {"columns": [*digits, "seeds"], "rows": rows}
 
 
-def _findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry for a rule and an arm, problems first, with each sentence and whose it is.
-
-    Arms of which the same is to be said, in one sentence about all of their seeds, share an entry.
-    """
-    entries: dict[tuple[str, ...], dict[str, Any]] = {}
-    names = names_of(runs)
-    for rule in sorted(RULES, key=lambda rule: not rule.is_problem):
-        for arm, seeds in by_configuration(runs).items():
-            sentences: dict[str, list[str]] = {}
-            for run in seeds:
-                for finding in find(run, [rule]):
-                    sentences.setdefault(finding.text, []).append(names[run])
-            if not sentences:
-                continue
-            count = sum(map(len, sentences.values()))
-            whole = len(sentences) == 1 and count == len(seeds)
-            new = {"rule": rule, "arms": [], "count": 0, "of": 0, "whole": whole, "sentences": sentences}
-            entry = entries.setdefault((rule.name, *sentences) if whole else (rule.name, arm, ""), new)
-            entry["arms"].append(arm if len(seeds) > 1 else names[seeds[0]])
-            entry["count"] += count
-            entry["of"] += len(seeds)
-    return list(entries.values())
-
-
 def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
     """The page as text: no network, no other file; it opens from disk.
 
@@ -120,7 +95,7 @@ def draw_page(runs: Sequence[Run], title: str = "Runs compared") -> str:
         table=_table(runs),
         shared=shared_settings(runs),
         arms=_arms(runs),
-        findings=_findings(runs),
+        findings=group_findings(runs),
         rules=RULES,
         plotly_js=get_plotlyjs(),
         themes=json.dumps(themes),

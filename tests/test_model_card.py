@@ -75,7 +75,9 @@ def test_run_folders_become_a_card(tmp_path, capsys):
     for arm, rate in (("low", 1e-3), ("high", 2e-3)):
         for seed in (0, 1):
             settings = {"learning_rate": rate, "optim": "adamw", "seed": seed}
-            write_run(tmp_path / "runs" / f"{arm}-seed{seed}", growth=10.0 if arm == "high" else 1.0, **settings)
+            growth = 10.0 if arm == "high" else 1.0
+            folder = tmp_path / "runs" / f"{arm}-seed{seed}"
+            write_run(folder, growth=growth, onset=2, loss=lambda t: 1.0, **settings)
     main([str(tmp_path / "runs"), "--output_dir", str(tmp_path / "card"), "--dataset", "toy", "--license", "mit"])
     assert "README.md" in capsys.readouterr().out
     card = check_metadata(ModelCard.load(tmp_path / "card" / "README.md"))
@@ -83,7 +85,7 @@ def test_run_folders_become_a_card(tmp_path, capsys):
     assert {result.metric_type for result in card.data.eval_results} == {"loss"}
     for part in (
         "# runs", "4 runs of 2 arms, which differ in learning_rate.", "All have optim = adamw.",
-        "- `high-seed0`, `high-seed1`: encoder.layer.0's gradient is 100 times smaller",
+        "- `high`: The gradient of encoder.layer.0 is 100 times smaller",
         "over the seeds 0, 1; 5 updates a run",
         "| `high` | 1.000 ± 0.000 | `learning_rate=0.002` |", "- machine: ", "At least 2 seeds an arm",
     ):  # fmt: skip

@@ -44,7 +44,7 @@ def driver(tmp_path_factory):
 def page(tmp_path_factory):
     """Three runs: two seeds of an arm that stalls, one cut short."""
     folder = tmp_path_factory.mktemp("runs")
-    stuck = {"growth": 10.0, "steps": 60, "layers": 12, "learning_rate": 2e-3}
+    stuck = {"growth": 10.0, "onset": 2, "loss": lambda t: 3.3, "steps": 60, "layers": 12, "learning_rate": 2e-3}
     runs = [recorded(folder / f"post-adamw-none-seed{seed}", **stuck) for seed in (0, 1)]
     runs.append(recorded(folder / "pre-adamw-none-seed0", steps=40, planned=60, layers=12, learning_rate=1e-3))
     return write_page(runs, folder / "report.html", "Three runs")

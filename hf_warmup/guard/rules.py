@@ -50,7 +50,8 @@ class Records:
         steps (`Sequence[int]`): Updates, counted from 1, whose gradient norms were recorded.
         norms (`Mapping[str, Sequence[float]]`): Layer -> its gradient norm at each of `steps`.
         nonfinite (`Mapping[int, Sequence[str]]`): Update -> layers whose gradient was not finite.
-        log (`Mapping[str, Series]`): Key of the training log -> updates and values.
+        log (`Mapping[str, Series]`): Key of the training log -> updates and values. `grad_norm` is the norm of the
+            whole gradient before clipping, recorded or logged.
         settings (`Mapping[str, Any]`): Training arguments and model configuration, by their own names.
         num_training_steps (`int`, *optional*): Planned updates.
         updates (`int`): Last update that anything is known of.
@@ -75,16 +76,6 @@ class Records:
         steps, values = self.log.get(key, ((), ()))
         known = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
         return [step for step, _ in known], [value for _, value in known]
-
-    @cached_property
-    def total_norm(self) -> Series:
-        """Updates and the norm of the whole gradient before clipping: as recorded, else as logged."""
-        columns = list(self.norms.values())
-        if not columns:
-            return self.series("grad_norm")
-        totals = [sum(norm * norm for norm in row) ** 0.5 for row in zip(*columns, strict=True)]
-        known = [(step, total) for step, total in zip(self.steps, totals, strict=True) if isfinite(total)]
-        return [step for step, _ in known], [total for _, total in known]
 
     @cached_property
     def ratios(self) -> dict[str, Series]:
@@ -295,7 +286,7 @@ def check_nonfinite_in_a_row(records: Records, threshold: float) -> Verdict | No
 
 def check_nonfinite_loss(records: Records, threshold: float) -> Verdict | None:
     steps, losses = records.log.get("loss", ((), ()))
-    norms = dict(zip(*records.log.get("grad_norm", ((), ())), strict=True))
+    norms = dict(zip(*records.log.get("grad_norm", ((), ())), strict=True)) | dict.fromkeys(records.nonfinite, nan)
     lost = [step for step, loss in zip(steps, losses, strict=True) if not isfinite(loss)]
     hidden = list(records.log.get("nonfinite_losses", ((), ()))[0])
     # transformers logs 0 for a loss that is not finite (`logging_nan_inf_filter`).
@@ -441,7 +432,7 @@ def check_spike(records: Records, threshold: float) -> Verdict | None:
         if losses[i] <= max(past[-PAST[0] :]) or _deviations(losses[i], past) <= threshold:
             continue
         span = steps[i - 2], steps[i]  # from the log entry before
-        score, reached, usual = _peak(records.total_norm, span)
+        score, reached, usual = _peak(records.series("grad_norm"), span)
         if score <= threshold:
             continue
         layers = {layer: _peak((records.steps, norms), span)[0] for layer, norms in records.norms.items()}
@@ -583,7 +574,7 @@ def check_short_warmup(records: Records, threshold: float) -> Verdict | None:
 
 
 def check_clipping(records: Records, threshold: float) -> Verdict | None:
-    limit, norms = records.settings.get("max_grad_norm"), records.total_norm[1]
+    limit, norms = records.settings.get("max_grad_norm"), records.series("grad_norm")[1]
     if not limit or not norms or (share := sum(norm > limit for norm in norms) / len(norms)) <= threshold:
         return None
     text = (

@@ -176,9 +176,8 @@ def test_a_wide_table_scrolls_under_its_first_column(opened):
 def test_the_words_are_on_it(opened):
     driver = opened()
     words = driver.find_element(By.ID, "findings").text
-    assert words.startswith("post-adamw-none: stalling, 2 of 2 runs. encoder.layer.0's gradient is")
-    assert "this run is stalling" in words
-    assert "pre-adamw-none-seed0: cut short. The run ends at update 40 of 60." in words
+    assert words.startswith("post-adamw-none: stalling, 2 of 2 runs. The gradient of encoder.layer.0 is")
+    assert "The run is stalling." in words
     assert driver.find_element(By.ID, "arms").text.endswith("pre-adamw-none 0.0250 1.000 40 1")
     table = driver.find_element(By.ID, "runs").text
     assert "cut short, 40 of 60 updates" in table

@@ -303,9 +303,7 @@ def test_command_line_draws_and_ends_with_words(tmp_path, capsys):
     out = capsys.readouterr().out
     assert ": 3 runs.\n" in out
     assert f"<title>{tmp_path.name}</title>" in (tmp_path / "out" / "report.html").read_text()
-    assert out.splitlines()[2].startswith(
-        "- stuck-seed0, stuck-seed1: The gradient of encoder.layer.0 is 900 times smaller"
-    )
+    assert out.splitlines()[2].startswith("- stuck: The gradient of encoder.layer.0 is 900 times smaller")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "gradient_norm_ratio.png", "gradient_norms.png", "learning_rate.png", "loss.png", "report.html",
     ]  # fmt: skip

@@ -1,33 +1,43 @@
-"""Post-LN against Pre-LN, with and without warmup, on a task that takes seconds: was the warmup needed?
+"""Compare Post-LN and Pre-LN with and without warmup on a task that trains in seconds.
 
-    python scripts/compare_layer_norm.py                                   # the five default arms, three seeds
+    python scripts/compare_layer_norm.py                                   # five configurations, three seeds
     python scripts/compare_layer_norm.py --arms post:gi_adam:none --seeds 0 1 2 3 4
     python scripts/compare_layer_norm.py --arms post:adamw:none --learning_rate 5e-4 --output_dir runs/low_lr
 
-Each arm is `norm_placement:optim:warmup_type`. A small BERT learns to reverse 16 random tokens: masked-LM loss on every
-position, a fresh batch each update, the same batches and the same initial values in every arm of a seed. Runs are kept
-in `--output_dir`; those that are there already with the same settings are not run again.
+A configuration (`--arms`) is `norm_placement:optim:warmup_type`. Optimizer and warmup may be import paths, such as
+`post:my_optim:MyAdam:my_curves:quadratic`. If only one of them is, as in `post:adamw:my_curves:quadratic`, the second
+word decides: it is the optimizer if it is the name of one. Put the folder of your modules on `PYTHONPATH`.
+
+A small BERT learns to reverse 16 random tokens from a masked-LM loss at every position, with a new batch per update.
+All configurations of a seed have the same batches and the same initial values. The output folder receives the runs,
+`results.json`, the figures, `report.html` and a model card, `README.md`. A finished run with the same settings is not
+repeated.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.training_args import OptimizerNames
 
-from hf_warmup._validation import check_number
-from hf_warmup.cli import check_process_count, exit_on_user_error, parse_arguments
-from hf_warmup.report import draw_comparison, mean_and_spread, read_run
+from hf_warmup import OPTIMIZERS
+from hf_warmup.cli import check_minimums, check_process_count, exit_on_user_error, parse_arguments
+from hf_warmup.model_card import Experiment, experiment_card
+from hf_warmup.report import Run, draw_comparison, mean_and_spread, read_run
 from hf_warmup.report.page import write_page
-from reproductions.kept_runs import run_all
+from reproductions.card import publish_card
+from reproductions.kept_runs import Result, Settings, run_all
 from reproductions.reversal import CHANCE_LOSS, FIRST_SYMBOL, VOCAB_SIZE, run_one, training_arguments
 
 
 DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
+DOCS_IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 @dataclass
@@ -36,73 +46,139 @@ class CompareArguments:
 
     arms: list[str] = field(
         default_factory=lambda: list(DEFAULT_ARMS),
-        metadata={"help": "norm_placement:optim:warmup_type, for example post:adamw:linear"},
+        metadata={"help": "Configurations: norm_placement:optim:warmup_type, for example post:adamw:linear."},
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each arm for each."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "The full learning rate, constant after the warmup."})
-    warmup_steps: int = field(default=100, metadata={"help": "Updates of warmup in the arms that have one."})
-    max_steps: int = field(default=300, metadata={"help": "Updates of each run."})
-    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of the small BERT."})
-    output_dir: str = field(default="runs/compare_layer_norm", metadata={"help": "Where runs and figures go."})
-    num_workers: int = field(default=0, metadata={"help": "Runs at a time; 0 for one on each core."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "One run per seed and configuration."}
+    )
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate, constant after the warmup."})
+    warmup_steps: int = field(default=100, metadata={"help": "Updates of warmup in configurations that have one."})
+    max_steps: int = field(default=300, metadata={"help": "Updates per run."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Layers of the BERT."})
+    output_dir: str = field(default="runs/compare_layer_norm", metadata={"help": "Folder for runs and figures."})
+    num_workers: int = field(default=0, metadata={"help": "Runs at a time; 0 for one per core."})
+    card: bool = field(default=False, metadata={"help": "Also store the model card and its figures in model_cards/."})
 
 
-def parse_arm(arm: str, args: CompareArguments) -> dict[str, Any]:
-    """Settings of an arm, checked by the training arguments before anything runs."""
-    parts = arm.split(":")
-    if len(parts) != 3 or parts[0] not in ("post", "pre"):
+def split_arm(arm: str) -> tuple[str, str, str]:
+    """Split a configuration into norm placement, optimizer and warmup.
+
+    Raises:
+        `ValueError`: If it does not have three parts, or the first is neither `post` nor `pre`.
+
+    Example:
+
+    ```python
+    >>> split_arm("post:adamw:my_curves:quadratic")
+    ('post', 'adamw', 'my_curves:quadratic')
+    >>> split_arm("pre:my_optim:MyAdam:linear")
+    ('pre', 'my_optim:MyAdam', 'linear')
+
+    ```
+    """
+    placement, *words = arm.split(":")
+    if placement not in ("post", "pre") or len(words) not in (2, 3, 4):
         raise ValueError(f"arms={arm!r}: expected post or pre:optim:warmup_type, such as post:adamw:linear.")
-    settings = {
-        "norm_placement": parts[0],
-        "optim": parts[1],
-        "warmup_type": parts[2],
-        "warmup_steps": args.warmup_steps,
-        "learning_rate": args.learning_rate,
-        "max_steps": args.max_steps,
-        "num_hidden_layers": args.num_hidden_layers,
-    }
-    training_arguments({**settings, "seed": 0}, Path(args.output_dir))
-    return settings
+    optimizer_names = {*OPTIMIZERS, *(name.value for name in OptimizerNames)}
+    has_name = len(words) == 2 or (len(words) == 3 and words[0] in optimizer_names)
+    end = 1 if has_name else 2
+    return placement, ":".join(words[:end]), ":".join(words[end:])
 
 
-def plan(args: CompareArguments) -> dict[Path, dict[str, Any]]:
-    """Run folder -> settings, for every arm with every seed; wrong arguments are refused here."""
-    for name, low in {"max_steps": 1, "num_hidden_layers": 1, "warmup_steps": 0, "num_workers": 0}.items():
-        check_number(name, getattr(args, name), low, integer=True)
+def plan(args: CompareArguments) -> dict[Path, Settings]:
+    """Return run folder to settings for all configurations and seeds; raise `ValueError` for invalid arguments."""
+    check_minimums(args, max_steps=1, num_hidden_layers=1, warmup_steps=0, num_workers=0, seeds=0)
+    jobs = {}
     for seed in args.seeds:
-        check_number("seeds", seed, integer=True)
-    arms = {arm: parse_arm(arm, args) for arm in args.arms}
-    return {
-        Path(args.output_dir) / f"{arm.replace(':', '-')}-seed{seed}": {**settings, "seed": seed}
-        for seed in args.seeds
-        for arm, settings in arms.items()
-    }
+        for arm in args.arms:
+            placement, optim, warmup_type = split_arm(arm)
+            settings = {
+                "norm_placement": placement,
+                "optim": optim,
+                "warmup_type": warmup_type,
+                "warmup_steps": args.warmup_steps,
+                "learning_rate": args.learning_rate,
+                "max_steps": args.max_steps,
+                "num_hidden_layers": args.num_hidden_layers,
+                "seed": seed,
+            }
+            folder = Path(args.output_dir) / f"{arm.replace(':', '-')}-seed{seed}"
+            training_arguments(settings, folder)  # checks the settings before anything runs
+            jobs[folder] = settings
+    return jobs
 
 
-def arm_name(result: dict[str, Any]) -> str:
+def name_of(result: Settings | Result) -> str:
+    """Return the configuration of a run."""
     return ":".join(result[key] for key in ("norm_placement", "optim", "warmup_type"))
 
 
-def summarize(results: list[dict[str, Any]]) -> tuple[str, str]:
-    """The table and the conclusion in words."""
-    lines = [f"{'arm':<24}{'solved':>8}{'final loss':>18}{'accuracy':>18}{'updates to loss 0.5':>22}"]
-    verdicts = {"failed on every seed": [], "solved the task on every seed": [], "solved it on some seeds": []}
-    for arm in dict.fromkeys(map(arm_name, results)):
-        runs = [result for result in results if arm_name(result) == arm]
-        reached = [run["steps_to_loss_0.5"] for run in runs if run["steps_to_loss_0.5"] is not None]
+def by_configuration(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return configuration to its results, one per seed."""
+    return {name: [each for each in results if name_of(each) == name] for name in dict.fromkeys(map(name_of, results))}
+
+
+def solved(results: Sequence[Result]) -> list[int]:
+    """Return the updates to loss 0.5 of the runs that reached it."""
+    return [each["steps_to_loss_0.5"] for each in results if each["steps_to_loss_0.5"] is not None]
+
+
+def summarize(results: Sequence[Result]) -> tuple[str, str]:
+    """Return the table of results, and the conclusion in words."""
+    lines = [f"{'configuration':<24}{'solved':>8}{'final loss':>18}{'accuracy':>18}{'updates to loss 0.5':>22}"]
+    conclusions: dict[str, list[str]] = {
+        "failed on every seed": [],
+        "solved the task on every seed": [],
+        "solved the task on some seeds": [],
+    }
+    none, all_of_them, some = conclusions
+    for name, runs in by_configuration(results).items():
+        updates = solved(runs)
         lines.append(
-            f"{arm:<24}{f'{len(reached)}/{len(runs)}':>8}"
+            f"{name:<24}{f'{len(updates)}/{len(runs)}':>8}"
             f"{mean_and_spread([run['final_loss'] for run in runs]):>18}"
             f"{mean_and_spread([run['accuracy'] for run in runs]):>18}"
-            f"{mean_and_spread(reached, digits=0) if reached else 'never':>22}"
+            f"{mean_and_spread(updates, digits=0) if updates else 'never':>22}"
         )
-        verdict = ("solved it on some seeds", "failed on every seed", "solved the task on every seed")[
-            1 if not reached else 2 if len(reached) == len(runs) else 0
-        ]
-        verdicts[verdict].append(arm)
-    words = [f"{', '.join(arms)} {verdict}." for verdict, arms in verdicts.items() if arms]
-    words.append(f"Chance is loss {CHANCE_LOSS:.3f}, accuracy {1 / (VOCAB_SIZE - FIRST_SYMBOL):.3f}.")
+        conclusions[none if not updates else all_of_them if len(updates) == len(runs) else some].append(name)
+    words = [f"{', '.join(names)} {conclusion}." for conclusion, names in conclusions.items() if names]
+    words.append(f"Chance level: loss {CHANCE_LOSS:.3f}, accuracy {1 / (VOCAB_SIZE - FIRST_SYMBOL):.3f}.")
     return "\n".join(lines), " ".join(words)
+
+
+def write_card(results: Sequence[Result], runs: Sequence[Run], args: CompareArguments) -> None:
+    """Write the model card of the comparison, `README.md`, into the output folder."""
+    configurations = by_configuration(results)
+    metrics: dict[str, dict[str, list[float]]] = {
+        metric: {name: [each[key] for each in group] for name, group in configurations.items()}
+        for metric, key in {"accuracy": "accuracy", "loss": "final_loss"}.items()
+    }
+    metrics["updates to loss 0.5"] = {
+        name: [float(value) for value in solved(group)] for name, group in configurations.items() if solved(group)
+    }
+    is_default = args == CompareArguments(output_dir=args.output_dir, num_workers=args.num_workers, card=args.card)
+    experiment = Experiment(
+        title="Post-LN and Pre-LN BERT on sequence reversal, with and without warmup",
+        question=(
+            f"Does a Post-LN BERT need a warmup, and does a Pre-LN BERT not? A {args.num_hidden_layers}-layer BERT of "
+            f"width 64 learns to reverse 16 random tokens at learning rate {args.learning_rate:g}. All configurations "
+            f"of a seed have the same batches and the same initial values. {summarize(results)[1]} The experiment "
+            "follows Xiong et al. 2020, https://arxiv.org/abs/2002.04745."
+        ),
+        command="make demo" if is_default else " ".join(["python", "scripts/compare_layer_norm.py", *sys.argv[1:]]),
+        task=("fill-mask", "sequence-reversal"),
+        limits=(
+            "A synthetic task that separates the configurations in seconds, one learning rate, one depth. At 5e-4 "
+            "Post-LN learns without a warmup, too. The ratio of last to first layer compares whole layers, not one "
+            "matrix as in the paper."
+        ),
+        figures={
+            "loss.png": "Training loss, one line per seed",
+            "gradient_norms.png": "Gradient norm of each layer before clipping, first seed",
+            "gradient_norm_ratio.png": "Gradient norm of the last layer divided by that of the first",
+        },
+    )
+    experiment_card(experiment, metrics, runs).save(Path(args.output_dir) / "README.md")
 
 
 def main() -> None:
@@ -112,14 +188,23 @@ def main() -> None:
         jobs = plan(args)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     try:
-        table, conclusion = summarize(run_all(run_one, jobs, Path(args.output_dir), args.num_workers))
+        results = run_all(run_one, jobs, Path(args.output_dir), args.num_workers)
     except (KeyboardInterrupt, BrokenProcessPool):
-        print(f"\nstopped: the same command goes on with what is in {args.output_dir}", file=sys.stderr)
+        print(f"\nstopped: the same command continues with the finished runs in {args.output_dir}", file=sys.stderr)
         sys.exit(130)
     runs = [read_run(folder) for folder in jobs]
-    written = [*draw_comparison(runs, args.output_dir), write_page(runs, Path(args.output_dir) / "report.html")]
-    print(f"\n{table}\n\n{conclusion}\n\nWrote results.json, the runs and their recordings to {args.output_dir}:")
-    print("\n".join(f"  {path}" for path in written))
+    figures = draw_comparison(runs, args.output_dir)
+    page = write_page(runs, Path(args.output_dir) / "report.html")
+    write_card(results, runs, args)
+    table, conclusion = summarize(results)
+    print(
+        f"\n{table}\n\n{conclusion}\n\nWrote results.json, the runs and the model card README.md to {args.output_dir}:"
+    )
+    print("\n".join(f"  {path}" for path in (*figures, page)))
+    if args.card:
+        for figure in figures:
+            shutil.copy(figure, DOCS_IMAGES)
+        print(f"Wrote {publish_card(Path(args.output_dir), 'compare_layer_norm')}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""Fine-tune a BERT for sentence classification with `WarmupTrainer`: the flags of transformers' `run_glue.py` and ours.
+"""Fine-tune a BERT for sentence classification with `WarmupTrainer`.
 
-From a checkpoint, of the hub or of a folder:
+The script takes the flags of transformers' `run_glue.py` and those of hf_warmup. A checkpoint and two files are enough:
+
+    python scripts/finetune_bert.py --model_name_or_path bert-base-uncased --train_file train.csv \
+        --validation_file validation.csv --do_train --do_eval --optim radam --output_dir runs/mine
+
+With a GLUE task from the Hub:
 
     python scripts/finetune_bert.py --model_name_or_path bert-base-uncased --task_name sst2 --do_train --do_eval \
         --optim radam --lr_scheduler_type linear --warmup_type linear --warmup_steps 0.06 --output_dir runs/sst2
 
-A small one from scratch, in minutes on a CPU, from files:
+A small model from scratch, from files, in minutes on a CPU:
 
     python scripts/finetune_bert.py --tokenizer_name path/to/vocabulary --task_name sst2 \
         --train_file SST-2/train.tsv --validation_file SST-2/dev.tsv --do_train --do_eval --norm_placement post \
@@ -30,7 +35,7 @@ from text_classification.arguments import (
     DataArguments,
     ModelArguments,
     build_model,
-    check_sizes,
+    describe_data,
     load_data,
     load_tokenizer,
     tokenize,
@@ -47,16 +52,15 @@ def main() -> None:
         flags = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
         wanted = [split for split, flag in flags.items() if getattr(training_args, flag)]
         if not wanted:
-            raise ValueError("do_train, do_eval and do_predict are all off: expected at least one of them.")
+            raise ValueError("`do_train`, `do_eval` and `do_predict` are all off. Pass at least one of them.")
         check_process_count(training_args.world_size)
-        check_sizes(model_args, data_args)
         data, columns = load_data(data_args, wanted)
+        if training_args.process_index == 0:
+            print(describe_data(data, columns))
         tokenizer = load_tokenizer(model_args)
         model = build_model(model_args, tokenizer, data, data_args.max_seq_length)
-    with training_args.main_process_first(desc="tokenization"):
-        data = tokenize(data, columns, tokenizer, data_args)
-
-    with exit_on_user_error():
+        with training_args.main_process_first(desc="tokenization"):
+            data = tokenize(data, columns, tokenizer, data_args)
         trainer = WarmupTrainer(
             model=model,
             args=training_args,
@@ -83,7 +87,7 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-        trainer.save_state()  # with this evaluation in its log, which reports and model cards read
+        trainer.save_state()  # reports and model cards read this evaluation from the log
     if training_args.do_predict:
         names = data["train"].features["label"].names
         predicted = trainer.predict(data["test"].remove_columns("label"), metric_key_prefix="predict").predictions

@@ -1,12 +1,12 @@
-"""Fine-tune a BERT as `finetune_bert.py` does, in an Accelerate loop that is yours to change.
+"""Fine-tune a BERT for sentence classification in an Accelerate loop, as a template for your own loop.
 
-The flags of transformers' `run_glue_no_trainer.py`, and ours:
+The script takes the flags of transformers' `run_glue_no_trainer.py` and those of hf_warmup:
 
     accelerate launch --config_file scripts/accelerate_configs/ddp.yaml scripts/finetune_bert_no_trainer.py \
         --model_name_or_path bert-base-uncased --task_name sst2 --max_length 128 --learning_rate 2e-5 \
         --optim radam --lr_scheduler_type cosine --warmup_type linear --num_warmup_steps 500 --output_dir runs/sst2
 
-One process on a CPU, a small model from scratch, from files, stopped and resumed as you like:
+A small model from scratch, from files, in one process on a CPU, which resumes after an interruption:
 
     python scripts/finetune_bert_no_trainer.py --tokenizer_name path/to/vocabulary --task_name sst2 \
         --train_file SST-2/train.tsv --validation_file SST-2/dev.tsv --num_hidden_layers 2 --hidden_size 128 \
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,7 +35,6 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, HfArgumentParser, TrainerState, default_data_collator
 
 from hf_warmup import GradientNormRecorder
-from hf_warmup._validation import check_number, check_updates_or_share, short_repr
 from hf_warmup.accelerate_utils import (
     check_accelerator,
     create_optimizer,
@@ -46,7 +44,7 @@ from hf_warmup.accelerate_utils import (
     save_checkpoint,
 )
 from hf_warmup.checkpoints import warn_existing_checkpoints
-from hf_warmup.cli import RESUME_HINT, check_process_count, exit_on_user_error, parse_arguments
+from hf_warmup.cli import RESUME_HINT, check_minimums, check_process_count, exit_on_user_error, parse_arguments
 from hf_warmup.norms import GRADIENT_NORMS_FILE
 from hf_warmup.report.run import write_run_settings
 from hf_warmup.training_args import resolve_kwargs
@@ -54,7 +52,7 @@ from text_classification.arguments import (
     DataArguments,
     ModelArguments,
     build_model,
-    check_sizes,
+    describe_data,
     load_data,
     load_tokenizer,
     tokenize,
@@ -67,66 +65,60 @@ class LoopArguments:
     """How to train."""
 
     output_dir: str = field(metadata={"help": "Where checkpoints, the model and the recording go."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Examples a process and micro-batch."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Examples a process."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "The peak, where the schedule has one."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Of all but biases and LayerNorms."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "Of the Adam family."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "Of the Adam family; the untuned warmups follow it."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "Of the Adam family."})
-    num_train_epochs: int = field(default=3, metadata={"help": "Epochs, without max_train_steps."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "Updates, instead of epochs."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches an update."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the total norm; 0 for never."})
-    optim: str = field(default="adamw", metadata={"help": "A name of hf_warmup.OPTIMIZERS."})
-    optim_args: str | None = field(default=None, metadata={"help": "key=value,key=value for the optimizer."})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "A decay of ours or of transformers'."})
-    lr_scheduler_kwargs: str | None = field(default=None, metadata={"help": "As JSON, for decay and warmup."})
-    warmup_type: str | None = field(default=None, metadata={"help": "The warmup in front of the decay."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Examples per process and micro-batch."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Examples per process."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate, if the schedule has a peak."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay, except for biases and LayerNorms."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "For the Adam family."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "For the Adam family and the untuned warmups."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "For the Adam family."})
+    num_train_epochs: int = field(default=3, metadata={"help": "Epochs, unless max_train_steps is given."})
+    max_train_steps: int | None = field(default=None, metadata={"help": "Updates; overrides num_train_epochs."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches per update."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0 for no clipping."})
+    optim: str = field(default="adamw", metadata={"help": "A name in hf_warmup.OPTIMIZERS, or an import path."})
+    optim_args: str | None = field(default=None, metadata={"help": "Options of the optimizer as key=value,key=value."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "A decay, or a schedule of transformers."})
+    lr_scheduler_kwargs: str | None = field(default=None, metadata={"help": "Options of decay and warmup as JSON."})
+    warmup_type: str | None = field(default=None, metadata={"help": "The warmup before the decay."})
     num_warmup_steps: float = field(
-        default=0, metadata={"help": "Updates, whatever the number of processes; below 1 a share of the run."}
+        default=0, metadata={"help": "Updates of warmup for any number of processes; a value below 1 is a ratio."}
     )
-    seed: int = field(default=42, metadata={"help": "Of the model, the order of the data, and dropout."})
-    split_batches: bool = field(default=False, metadata={"help": "The batch size is of all processes together."})
-    checkpointing_steps: str | None = field(default=None, metadata={"help": "Save every so many updates, or 'epoch'."})
-    checkpoints_total_limit: int | None = field(default=None, metadata={"help": "Keep the newest so many."})
+    seed: int = field(default=42, metadata={"help": "Seed of the model, the order of the data, and dropout."})
+    split_batches: bool = field(default=False, metadata={"help": "The batch size is the total over all processes."})
+    checkpointing_steps: str | None = field(default=None, metadata={"help": "Updates between checkpoints, or 'epoch'."})
+    checkpoints_total_limit: int | None = field(default=None, metadata={"help": "Number of checkpoints to keep."})
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "A folder; 'true' for the last whole one; 'auto': if there is one."},
+        metadata={"help": "A checkpoint; 'true': the latest complete one; 'auto': the same, if there is one."},
     )
-    grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every so many updates; 0: never."})
+    grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every N updates; 0 for never."})
     grad_norm_group_by: str = field(default="layer", metadata={"help": "layer, module or parameter."})
-    logging_steps: int = field(default=10, metadata={"help": "Log every so many updates; each waits for the device."})
-    with_tracking: bool = field(default=False, metadata={"help": "Log to the trackers of report_to."})
-    report_to: str = field(default="all", metadata={"help": "tensorboard, wandb, ... for with_tracking."})
-    process_group_timeout: int = field(default=1800, metadata={"help": "Seconds without a word until a run ends."})
+    logging_steps: int = field(default=10, metadata={"help": "Log every N updates; each entry waits for the device."})
+    with_tracking: bool = field(default=False, metadata={"help": "Log to the trackers in report_to."})
+    report_to: str = field(default="all", metadata={"help": "Trackers for with_tracking, such as tensorboard."})
+    process_group_timeout: int = field(default=1800, metadata={"help": "Seconds to wait for another process."})
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps"):
-            check_number(name, getattr(self, name), 1, integer=True)
-        check_number("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, integer=True)
-        for name in ("num_train_epochs", "max_train_steps", "checkpoints_total_limit"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 1, integer=True)
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            check_number(name, getattr(self, name))
-        check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
-        self.num_warmup_steps = check_updates_or_share("num_warmup_steps", self.num_warmup_steps)
-        check_number("seed", self.seed, high=2**32 - 1, integer=True)
-        check_number("process_group_timeout", self.process_group_timeout, 1, 10**9, integer=True)
+        check_minimums(self, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
+        check_minimums(self, num_train_epochs=1, max_train_steps=1, checkpoints_total_limit=1, logging_steps=1)
+        check_minimums(self, learning_rate=0, weight_decay=0, max_grad_norm=0, grad_norm_steps=0, num_warmup_steps=0)
+        check_minimums(self, seed=0, process_group_timeout=1)
+        if self.num_warmup_steps > 1 and self.num_warmup_steps % 1:
+            raise ValueError(f"num_warmup_steps={self.num_warmup_steps}: expected an integer, or a ratio in (0, 1).")
         steps = self.checkpointing_steps
-        if steps is not None and not re.fullmatch("epoch|(?!0+$)[0-9]{1,18}", steps):
-            raise ValueError(f"checkpointing_steps={short_repr(steps)}: expected an integer in [1, 10^18) or 'epoch'.")
+        if steps not in (None, "epoch") and not (steps.isdecimal() and int(steps) > 0):
+            raise ValueError(f"checkpointing_steps={steps!r}: expected an integer in [1, inf) or 'epoch'.")
 
     def saves_at(self, step: int, steps_an_epoch: int) -> bool:
-        """Whether update `step` is followed by a checkpoint."""
+        """Return whether a checkpoint is saved after update `step`."""
         every = {None: 0, "epoch": steps_an_epoch}.get(self.checkpointing_steps)
         every = int(self.checkpointing_steps) if every is None else every
         return every > 0 and step % every == 0
 
 
 def batches(accelerator: Accelerator, loader: Any, epoch: int, skipped: int) -> Iterator[Any]:
-    """Micro-batches, epoch after epoch, without the first `skipped` of the first; an epoch's order follows from it."""
+    """Yield micro-batches of one epoch after the other, without the first `skipped` ones of the first epoch."""
     while True:
         loader.set_epoch(epoch)
         yield from accelerator.skip_first_batches(loader, skipped) if skipped else loader
@@ -134,7 +126,7 @@ def batches(accelerator: Accelerator, loader: Any, epoch: int, skipped: int) -> 
 
 
 def evaluate(accelerator: Accelerator, model: Any, loader: Any) -> dict[str, float]:
-    """Metrics over the whole validation split, the duplicates that fill the last batch left out."""
+    """Return metrics of the whole validation split, without the duplicates that fill the last batch."""
     model.eval()
     predictions, references = [], []
     for batch in loader:
@@ -171,7 +163,7 @@ def train(
     losses = []
     model.train()
     while state.global_step < state.max_steps:
-        batch = next(micro_batches)  # before `accumulate`, which asks whether it is an epoch's last
+        batch = next(micro_batches)  # before `accumulate`, which asks whether it is the last of an epoch
         with accelerator.accumulate(model):
             loss = model(**batch).loss
             losses.append(loss.detach())
@@ -193,7 +185,7 @@ def train(
             loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses.clear()
             entry = {"loss": loss, "learning_rate": learning_rate}
-            if "scheduled_lr" in optimizer.param_groups[0]:  # of an optimizer that warms up by itself
+            if "scheduled_lr" in optimizer.param_groups[0]:  # the optimizer has a built-in warmup
                 entry["scheduled_lr"] = optimizer.param_groups[0]["scheduled_lr"]
             log(accelerator, state, entry, recorder)
             progress.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.3g}")
@@ -207,7 +199,7 @@ def train(
 def log(
     accelerator: Accelerator, state: TrainerState, entry: dict[str, float], recorder: GradientNormRecorder | None = None
 ) -> None:
-    """To the state, as the Trainer does, and to the trackers, with the latest gradient norms."""
+    """Log an entry to the state, as the Trainer does, and to the trackers with the latest gradient norms."""
     state.log_history.append({**entry, "epoch": state.epoch, "step": state.global_step})
     if recorder is not None:
         recorder.flush()
@@ -219,7 +211,6 @@ def main() -> None:
     with exit_on_user_error(RESUME_HINT):
         model_args, data_args, args = parse_arguments(HfArgumentParser((ModelArguments, DataArguments, LoopArguments)))
         kwargs = resolve_kwargs(args.lr_scheduler_kwargs)
-        check_sizes(model_args, data_args)
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=args.report_to if args.with_tracking else None,
@@ -234,14 +225,14 @@ def main() -> None:
         set_seed(args.seed)
         with accelerator.main_process_first():
             data, columns = load_data(data_args, ["train", "validation"])
+            accelerator.print(describe_data(data, columns))
             tokenizer = load_tokenizer(model_args)
             data = tokenize(data, columns, tokenizer, data_args)
         model = build_model(model_args, tokenizer, data, data_args.max_seq_length)
         multiple = 8 if accelerator.mixed_precision == "fp16" else None
         pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
         collate = default_data_collator if data_args.pad_to_max_length else pad
-        # Generators of their own: the loaders take nothing from the random numbers that dropout uses, so a resumed run
-        # has those of one that never stopped.
+        # Separate generators: loaders that draw from torch's global one would change the dropout of a resumed run.
         train_loader = DataLoader(
             data["train"], args.per_device_train_batch_size, True, collate_fn=collate, generator=torch.Generator()
         )
@@ -274,11 +265,11 @@ def main() -> None:
         if accelerator.is_main_process and state.global_step == 0:
             warn_existing_checkpoints(args.output_dir)
         if accelerator.is_main_process and state.global_step == max_steps:
-            print(f"All {max_steps} updates are made: nothing is left to train.")
+            print(f"The run is complete: all {max_steps} updates were made.")
         state.max_steps = max_steps
         if args.with_tracking:
             accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
-        if accelerator.is_main_process:  # what reports and model cards read
+        if accelerator.is_main_process:  # for reports and model cards
             config = accelerator.unwrap_model(model).config.to_dict()
             resumed = state.global_step > 0
             write_run_settings(args.output_dir, vars(args), config, max_steps, num_warmup_steps, resumed)
@@ -287,7 +278,7 @@ def main() -> None:
             train(accelerator, args, state, steps_an_epoch, progress, *prepared)
 
     accelerator.wait_for_everyone()
-    weights = accelerator.get_state_dict(model)  # every process takes part where the model is sharded
+    weights = accelerator.get_state_dict(model)  # a collective call if the model is sharded
     if accelerator.is_main_process:
         folder = Path(args.output_dir)
         accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)

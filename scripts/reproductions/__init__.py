@@ -1,1 +1,1 @@
-"""What `reproduce.py` reproduces: a module a figure, each with a `run` from arguments to an `Outcome`."""
+"""Claims of papers about warmup, tested again: `python -m scripts.reproductions depth`."""

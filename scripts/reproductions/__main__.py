@@ -1,23 +1,22 @@
-"""The papers' figures behind warmup, computed again: what the paper says, what we measured, and whether it holds.
+"""Test claims of papers about warmup again: what the paper says, what we measured, and whether the claim holds.
 
-    python -m scripts.reproductions untuned         # effective warmup lengths of the rules that follow from beta2
-    python -m scripts.reproductions variance        # variance of Adam's and RAdam's adaptive rate, and its formula
-    python -m scripts.reproductions depth           # gradient norm of the last layer against depth, at initialisation
-    python -m scripts.reproductions profile         # gradient norm over layers, at initialisation and after warmup
+    python -m scripts.reproductions untuned         # effective lengths of the warmups that follow from beta2
+    python -m scripts.reproductions variance        # variance of the adaptive learning rate of Adam and RAdam
+    python -m scripts.reproductions depth           # gradient norm of the last layer against depth, at initialization
+    python -m scripts.reproductions profile         # gradient norm over layers, at initialization and after the warmup
     python -m scripts.reproductions warmup          # which optimizer needs which warmup, at which learning rates
-    python -m scripts.reproductions optimizers      # fifteen optimizers on one task, with warmup and without
-    python -m scripts.reproductions pretrain --data_dir path/to/texts     # Post-LN against Pre-LN on real text
-    python -m scripts.reproductions finetune --data_dir path/to/texts     # their checkpoints on SST-2, with and without
+    python -m scripts.reproductions optimizers      # fifteen optimizers on one task, with and without warmup
+    python -m scripts.reproductions pretrain --data_dir path/to/texts     # Post-LN and Pre-LN on real text
+    python -m scripts.reproductions finetune --data_dir path/to/texts     # their checkpoints on SST-2
 
-Each takes `--quick` (under a minute), `--seeds 0 1 2` and `--output_dir`. Training runs are kept there, and those that
-are finished are not run again: the same command goes on after a stop. `results.json`, `figure.png` and a model card,
-`README.md`, lie beside them.
+Options: `--quick` (under a minute), `--seeds 0 1 2`, `--output_dir`, `--card`. Training runs are kept in the output
+folder and a finished run is not repeated, so the same command continues after an interruption. The output folder also
+receives `results.json`, `figure.png` and a model card, `README.md`.
 """
 
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
@@ -25,22 +24,17 @@ from importlib import import_module
 import torch
 from transformers import HfArgumentParser
 
-from hf_warmup._validation import check_name
 from hf_warmup.cli import exit_on_user_error, parse_arguments, words_first
-from hf_warmup.report.run import environment
+from hf_warmup.model_card import environment
 
-from .card import reproduction_card
-from .outcome import FIGURES, Outcome, ReproduceArguments
+from .card import publish_card, reproduction_card
+from .outcome import Outcome, ReproduceArguments
 
 
-def write(outcome: Outcome, args: ReproduceArguments) -> None:
-    """`results.json`, into the figure's folder."""
-    machine = {
-        **environment(),
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+def write_results(outcome: Outcome, args: ReproduceArguments) -> None:
+    """Write `results.json` into the output folder."""
     verdicts = [{**vars(verdict), "verdict": verdict.word} for verdict in outcome.verdicts]
+    machine = {**environment(), "threads": torch.get_num_threads()}
     results = {"environment": machine, "arguments": vars(args), "verdicts": verdicts, "numbers": outcome.numbers}
     args.folder.mkdir(parents=True, exist_ok=True)
     (args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -49,21 +43,22 @@ def write(outcome: Outcome, args: ReproduceArguments) -> None:
 def main() -> None:
     with exit_on_user_error():
         (args,) = parse_arguments(HfArgumentParser(ReproduceArguments), words_first("what"))
-        check_name("what", args.what, FIGURES)
         args.check()
+    module = import_module(f".{args.what}", __package__)
     try:
-        module = import_module(f".{args.what}", __package__)
         outcome = module.run(args)
     except (KeyboardInterrupt, BrokenProcessPool):
-        print(f"\nstopped: the same command goes on with what is in {args.folder}", file=sys.stderr)
+        print(f"\nstopped: the same command continues with the finished runs in {args.folder}", file=sys.stderr)
         sys.exit(130)
-    write(outcome, args)
+    write_results(outcome, args)
     reproduction_card(module.ABOUT, module.__doc__.strip(), outcome, args).save(args.folder / "README.md")
     print(f"\n{outcome.table}\n")
     print("\n\n".join(map(str, outcome.verdicts)))
     if args.quick:
-        print("\nA quick look: the verdicts that count are those of the full size.")
-    print(f"\nWrote results.json, figure.png and a model card, README.md, to {args.folder}")
+        print("\nThis was the small version: only verdicts at full size count.")
+    print(f"\nWrote results.json, figure.png and the model card README.md to {args.folder}")
+    if args.card:
+        print(f"Wrote {publish_card(args.folder, f'reproduce_{args.what}')}")
 
 
 if __name__ == "__main__":

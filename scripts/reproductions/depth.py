@@ -1,4 +1,4 @@
-"""How the last layer's gradient depends on depth at initialisation: Xavier's, and transformers' own."""
+"""How does the gradient of the last layer depend on depth at initialization, with Xavier's and transformers' values?"""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, make_pair
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
+from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 
 ABOUT = About(
     "Gradient norm of the last layer against depth, Post-LN and Pre-LN",
     ("fill-mask", "random-tokens"),
-    "Gradient norm of the last feed-forward matrix against the number of layers, a faint line a seed",
-    "At initialisation only, width 128, random tokens. The exponent is a least-squares fit over five depths.",
+    "Gradient norm of the last feed-forward matrix against the number of layers; one faint line per seed",
+    "At initialization only, width 128, random tokens. The exponent is a least-squares fit over five depths.",
 )
 WIDTH, VOCAB, BATCH, LENGTH = 128, 1000, 16, 32
 DEPTHS, QUICK_DEPTHS = (2, 4, 8, 16, 24), (2, 4, 8, 12)
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, theorem 1 and figure 3"
-# Initialisation -> `initializer`, and whether the Pre-LN model keeps the LayerNorm behind its embeddings.
-INITIALISATIONS = {
+# Initialization -> `initializer`, and whether the Pre-LN model keeps the LayerNorm after its embeddings.
+INITIALIZATIONS = {
     "Xavier": ("xavier_uniform", False),
     "transformers' (std 0.02)": ("normal", False),
     "transformers', embedding LayerNorm": ("normal", True),
@@ -35,14 +35,17 @@ PLACEMENTS = ("post", "pre")
 
 
 def last_ffn_norm(model: BertPreLNForMaskedLM, tokens: torch.Tensor) -> float:
-    """L2 norm of the gradient of the last layer's second feed-forward matrix, of a masked-LM loss on every token."""
+    """Return the L2 norm of the gradient of the last layer's second feed-forward matrix.
+
+    The loss is a masked-LM loss at every position.
+    """
     weight = model.bert.encoder.layer[-1].output.dense.weight
     (gradient,) = torch.autograd.grad(model(input_ids=tokens, labels=tokens.flip(0)).loss, [weight])
     return gradient.norm().item()
 
 
 def build(depth: int, initializer: str, keeps: bool, seed: int) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
-    """`(post, pre)` of that depth, without dropout."""
+    """Return the Post-LN and the Pre-LN model of that depth, without dropout."""
     config = BertPreLNConfig(
         initializer=initializer,
         vocab_size=VOCAB,
@@ -61,7 +64,7 @@ def build(depth: int, initializer: str, keeps: bool, seed: int) -> tuple[BertPre
 
 
 def exponent(depths: tuple[int, ...], norms: list[float]) -> float:
-    """Slope of the logarithms: `a` in `norm ~ L^a`.
+    """Return the exponent `a` in `norm ~ L^a`, the slope of the logarithms.
 
     Example:
 
@@ -75,10 +78,10 @@ def exponent(depths: tuple[int, ...], norms: list[float]) -> float:
 
 
 def measure(depths: tuple[int, ...], seeds: list[int]) -> dict[str, dict[str, list[list[float]]]]:
-    """Initialisation -> placement -> one list a seed of norms, one a depth."""
+    """Return initialization -> placement -> one list per seed, with one norm per depth."""
     norms: dict[str, dict[str, list[list[float]]]] = {}
-    with tqdm(total=len(INITIALISATIONS) * len(seeds) * len(depths), desc="models", unit="pair") as bar:
-        for name, (initializer, keeps) in INITIALISATIONS.items():
+    with tqdm(total=len(INITIALIZATIONS) * len(seeds) * len(depths), desc="models", unit="pair") as bar:
+        for name, (initializer, keeps) in INITIALIZATIONS.items():
             norms[name] = {placement: [[] for _ in seeds] for placement in PLACEMENTS}
             for i, seed in enumerate(seeds):
                 tokens = torch.randint(5, VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(seed))
@@ -90,7 +93,7 @@ def measure(depths: tuple[int, ...], seeds: list[int]) -> dict[str, dict[str, li
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Norms, exponents with their spread over seeds, and three panels that share their axes."""
+    """Measure norms, fit exponents, and draw three panels that share their axes."""
     depths, seeds = QUICK_DEPTHS if args.quick else DEPTHS, args.seeds_or(full=5, quick=2)
     norms = measure(depths, seeds)
     exponents = {
@@ -98,7 +101,7 @@ def run(args: ReproduceArguments) -> Outcome:
         for name, pair in norms.items()
     }
     everything = [norm for pair in norms.values() for rows in pair.values() for row in rows for norm in row]
-    limits = min(everything) / 1.5, max(everything) * 3  # the same in all panels, and room for a legend
+    limits = min(everything) / 1.5, max(everything) * 3  # the same in all panels, with space for a legend
     figure = blank_figure(12, 3.8)
     for i, (name, pair) in enumerate(norms.items(), 1):
         axes = blank_axes(figure, name, "gradient norm, last W2" if i == 1 else "", "layers L", (1, len(norms), i))
@@ -120,43 +123,43 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def spread(values: list[float]) -> str:
-    """`-0.53 ± 0.03`, over seeds."""
+    """Return mean and standard deviation over seeds, such as `-0.53 ± 0.03`."""
     return f"{mean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def verdicts(norms: dict[str, Any], exponents: dict[str, dict[str, list[float]]], enough: bool) -> list[Verdict]:
-    """The theorem with Xavier's values; what transformers' hide of it."""
-    xavier, host, kept = exponents.values()
-    host_norms = norms[list(INITIALISATIONS)[1]]
-    below = all(np.less(host_norms["post"], host_norms["pre"]).flat)
+    """Judge the theorem with Xavier's values and what is left of it with transformers' values."""
+    xavier, normal, kept = exponents.values()
+    normal_norms = norms[list(INITIALIZATIONS)[1]]
+    below = all(np.less(normal_norms["post"], normal_norms["pre"]).flat)
 
     def when_enough(answer: bool) -> bool | None:
         return answer if enough else None
 
     return [
         Verdict(
-            "Post-LN: the norm does not depend on depth, exponent 0 (here: within 0.15)",
+            "Post-LN: the norm does not depend on depth, the exponent is 0 (here: within 0.15)",
             XIONG,
             f"L^({spread(xavier['post'])}) with Xavier's values",
             when_enough(abs(mean(xavier["post"])) < 0.15),
         ),
         Verdict(
-            "Pre-LN: it falls by 1 / sqrt(L), exponent -0.5 (here: -0.65 to -0.38)",
+            "Pre-LN: the norm falls like 1 / sqrt(L), the exponent is -0.5 (here: -0.65 to -0.38)",
             XIONG,
             f"L^({spread(xavier['pre'])}) with Xavier's values",
             when_enough(-0.65 < mean(xavier["pre"]) < -0.38),
         ),
         Verdict(
-            "carried over to transformers' initial values, with its LayerNorm behind the embeddings: Pre-LN falls too",
-            XIONG + "; the theorem itself is about Xavier's values",
+            "with transformers' initial values and its LayerNorm after the embeddings the norm of Pre-LN falls, too",
+            XIONG + "; the theorem is about Xavier's values",
             f"Post-LN L^({spread(kept['post'])}), Pre-LN L^({spread(kept['pre'])}): a small model hides the effect",
             when_enough(-0.65 < mean(kept["pre"]) < -0.38),
         ),
         Verdict(
-            "carried over to transformers' initial values: Post-LN's norm is above Pre-LN's at every depth",
-            XIONG + "; the theorem itself is about Xavier's values",
+            "with transformers' initial values the norm of Post-LN is above that of Pre-LN at every depth",
+            XIONG + "; the theorem is about Xavier's values",
             f"Post-LN is {'below' if below else 'not below'} Pre-LN at every depth and seed; Pre-LN without that "
-            f"LayerNorm: L^({spread(host['pre'])})",
-            when_enough(bool(np.greater(host_norms["post"], host_norms["pre"]).all())),
+            f"LayerNorm: L^({spread(normal['pre'])})",
+            when_enough(bool(np.greater(normal_norms["post"], normal_norms["pre"]).all())),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Training runs that are made once: each in its folder with its settings and result, several at a time."""
+"""Training runs that are executed once: each keeps its settings and its result in its own folder."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Result = dict[str, Any]
 RunOne = Callable[[Settings, Path], Result]
 
 
-def read(file: Path) -> Any:
-    """What the file holds; `None` if it is not there, or was cut short."""
+def read_json(file: Path) -> Any:
+    """Return the content of `file`, or `None` if it is missing or incomplete."""
     try:
         return json.loads(file.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
-def finished(settings: Settings, folder: Path) -> Result | None:
-    """The result of a run that is there already, with the same settings."""
-    return read(folder / "result.json") if read(folder / "settings.json") == settings else None
+def read_result(settings: Settings, folder: Path) -> Result | None:
+    """Return the result of a finished run with the same settings, or `None`."""
+    return read_json(folder / "result.json") if read_json(folder / "settings.json") == settings else None
 
 
-def claim(folder: Path, settings: Settings) -> None:
-    """Write down whose folder it is; a checkpoint of other settings goes, so that nobody goes on with it."""
-    if read(folder / "settings.json") != settings:
+def prepare_folder(folder: Path, settings: Settings) -> None:
+    """Store the settings in `folder`, and remove the checkpoints of a run with other settings."""
+    if read_json(folder / "settings.json") != settings:
         (folder / "result.json").unlink(missing_ok=True)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -47,18 +47,18 @@ def claim(folder: Path, settings: Settings) -> None:
 
 
 def run_and_keep(run_one: RunOne, settings: Settings, folder: Path) -> Result:
-    """Settings and what `run_one` measured, written beside its recording; on one thread."""
+    """Execute one run on one thread; store and return its settings with what it measured."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # those of loading and writing a model
-    claim(folder, settings)
+    logging.disable_progress_bar()  # one bar counts the runs; the bars of loading and saving would overwrite it
+    prepare_folder(folder, settings)
     result = {**settings, **run_one(settings, folder)}
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     return result
 
 
-def end_with_parent() -> None:
-    """In a worker: Ctrl-C ends it at once, and so does whatever ends its parent; nobody would take its result."""
+def exit_with_parent() -> None:
+    """Make a worker process exit on Ctrl-C and when its parent ends, because nobody would read its result."""
 
     def wait() -> None:
         parent = parent_process()
@@ -71,11 +71,11 @@ def end_with_parent() -> None:
 
 
 def run_some(run_one: RunOne, todo: Mapping[Path, Settings], workers: int) -> Iterator[tuple[Path, Result]]:
-    """Folders and results as they finish, each run in a process of its own core unless there is one worker."""
+    """Yield folders and results as runs finish: in this process with one worker, else in `workers` processes."""
     if workers == 1:
         yield from ((folder, run_and_keep(run_one, settings, folder)) for folder, settings in todo.items())
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=exit_with_parent)
     try:
         futures = {pool.submit(run_and_keep, run_one, settings, folder): folder for folder, settings in todo.items()}
         for future in as_completed(futures):
@@ -85,13 +85,17 @@ def run_some(run_one: RunOne, todo: Mapping[Path, Settings], workers: int) -> It
 
 
 def run_all(run_one: RunOne, jobs: Mapping[Path, Settings], output_dir: Path, num_workers: int = 0) -> list[Result]:
-    """Run what has not been run yet, `num_workers` at a time (0: one on each core), and give all results in order.
+    """Execute the runs that have no result yet, and return all results in the order of `jobs`.
 
-    `run_one` takes the settings and the folder of one run, and must be importable where processes are spawned.
-    `results.json` in `output_dir` grows as runs finish.
+    Args:
+        run_one (`Callable`): Takes the settings and the folder of a run and returns what it measured. Importable by
+            spawned processes.
+        jobs (`Mapping[Path, Settings]`): Run folder to settings.
+        output_dir (`Path`): Receives `results.json`, which grows as runs finish.
+        num_workers (`int`, defaults to 0): Runs at a time; 0 means one per core.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = {folder: result for folder, settings in jobs.items() if (result := finished(settings, folder))}
+    results = {folder: result for folder, settings in jobs.items() if (result := read_result(settings, folder))}
     todo = {folder: settings for folder, settings in jobs.items() if folder not in results}
     workers = max(1, min(num_workers or os.cpu_count() or 1, len(todo)))
 

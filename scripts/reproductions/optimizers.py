@@ -1,12 +1,11 @@
-"""Fifteen optimizers on one task, with warmup and without, each at the best learning rate of a small sweep."""
+"""How fast do fifteen optimizers train with and without warmup, each at its best learning rate of a small sweep?"""
 
 from __future__ import annotations
 
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
-
+from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import (
     Result,
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 ABOUT = About(
     "Fifteen optimizers with and without warmup",
     ("fill-mask", "sequence-reversal"),
-    "Updates to loss 0.5 at the learning rate that a warmup bears best and at the best one without; hollow: never",
-    "A made task, Post-LN alone, no weight decay; the learning rate is the best of four or five on the first seed.",
+    "Updates to loss 0.5 at the best learning rate with warmup and at the best one without; hollow: never reached",
+    "A synthetic task, Post-LN only, no weight decay; the learning rate is the best of four or five on the first seed.",
 )
 STEPS = 300
 
 
 class Row(NamedTuple):
-    """A name of `OPTIMIZERS` with its options, and the learning rates to choose from."""
+    """An optimizer: its name in `OPTIMIZERS`, the learning rates to choose from, and its options."""
 
     optim: str
     learning_rates: tuple[float, ...]
@@ -68,18 +67,18 @@ OWN_WARMUP = ("RAdam", "AdamWarmup", "GI-Adam")
 
 
 def runs_of(results: list[Result], row: Row, warmup: str, lr: float) -> list[Result]:
-    """The runs of one optimizer, warmup and learning rate."""
+    """Return the runs with one optimizer, warmup and learning rate."""
     wanted = {"optim": row.optim, "optim_args": row.optim_args or None, "warmup_type": warmup, "learning_rate": lr}
     return select(results, **wanted)
 
 
 def warmups_of(row: Row) -> tuple[str, ...]:
-    """With and without, or without alone where the optimizer brings its own and refuses another."""
+    """Return the warmups to test; AdamWarmup has one built in and raises an error for a second."""
     return ("none",) if row.optim == "adam_warmup" else ("linear", "none")
 
 
 def best_rate(results: list[Result], row: Row, warmup: str) -> float:
-    """The learning rate of the sweep's best run: fewest updates to loss 0.5, else the lowest loss."""
+    """Return the learning rate of the best run of the sweep: the fewest updates to loss 0.5, else the lowest loss."""
 
     def cost(lr: float) -> tuple[float, float]:
         (run, *_) = runs_of(results, row, warmup, lr)
@@ -90,13 +89,13 @@ def best_rate(results: list[Result], row: Row, warmup: str) -> float:
 
 
 class Pick(NamedTuple):
-    """A learning rate of an optimizer, and its runs there with all seeds."""
+    """A learning rate of an optimizer, and its runs at that rate with all seeds."""
 
     learning_rate: float
     runs: list[Result]
 
 
-Picks = dict[str, Pick]  # of those of BARS that an optimizer has
+Picks = dict[str, Pick]  # key of `BARS` -> pick
 BARS = {
     "warmup": "linear warmup, 100 updates",
     "same": "no warmup, same learning rate",
@@ -105,7 +104,7 @@ BARS = {
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """The sweeps with the first seed, then every optimizer at its best learning rates with all of them."""
+    """Execute the sweeps with the first seed, then run every optimizer at its best learning rates with all seeds."""
     rows = {name: ROWS[name]._replace(learning_rates=ROWS[name].learning_rates[1:2]) for name in QUICK}
     rows = rows if args.quick else ROWS
     seeds, steps = args.seeds_or(full=3), args.max_steps or STEPS
@@ -147,7 +146,7 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def table(picked: dict[str, Picks]) -> str:
-    """What was solved, at the learning rate that a warmup bears best and at the best one without."""
+    """Return a table of solved seeds at the best learning rates with and without warmup."""
     nothing = Pick(float("nan"), [])
     lines = []
     for name, picks in picked.items():
@@ -160,7 +159,7 @@ def table(picked: dict[str, Picks]) -> str:
 
 
 def draw(picked: dict[str, Picks], steps: int) -> Figure:
-    """Three bars an optimizer; a hollow one as long as the run where no seed solved the task."""
+    """Draw three bars per optimizer; a hollow bar of full length means that no seed solved the task."""
     figure = blank_figure(9, 1.2 + 0.5 * len(picked))
     axes = blank_axes(figure, "Post-LN BERT, 6 layers: updates to loss 0.5", "", "updates")
     for shift, color, bar in zip((-0.27, 0.0, 0.27), (COLORS[1], COLORS[0], COLORS[2]), BARS, strict=True):
@@ -183,9 +182,9 @@ def draw(picked: dict[str, Picks], steps: int) -> Figure:
 
 
 def verdicts(picked: dict[str, Picks]) -> list[Verdict]:
-    """What the papers of the optimizers that warm up by themselves promise, and what the others need."""
+    """Judge the claims about optimizers with a built-in warmup and about the other optimizers."""
 
-    def said(names: list[str], bar: str) -> str:
+    def results_of(names: list[str], bar: str) -> str:
         return ", ".join(f"{name} {in_words(picked[name][bar].runs)}" for name in names)
 
     own = [name for name in OWN_WARMUP if name in picked]
@@ -200,30 +199,31 @@ def verdicts(picked: dict[str, Picks]) -> list[Verdict]:
     at_same = [picked[name]["same" if name in both else "own"].runs for name in own]
     return [
         Verdict(
-            "RAdam, Adam over 2 / (1 - beta2) updates (AdamWarmup) and GI-Adam need no warmup of the schedule's (here: "
-            "even at the learning rate that a warmup bears best)",
+            "RAdam, Adam with a warmup of 2 / (1 - beta2) updates (AdamWarmup) and GI-Adam need no warmup in the "
+            "schedule (here: at the best learning rate with warmup)",
             papers,
             ", ".join(f"{name} {in_words(runs)}" for name, runs in zip(own, at_same, strict=True)),
             every(*map(all_solved, at_same)),
         ),
         Verdict(
-            "the same, at a learning rate found without one",
+            "the same at the best learning rate without warmup",
             papers,
-            said(own, "own"),
+            results_of(own, "own"),
             every(*(all_solved(picked[name]["own"].runs) for name in own)),
         ),
         Verdict(
-            "a Post-LN Transformer needs a warmup with SGD as with Adam (here: no seed without it, every seed with it)",
+            "a Post-LN Transformer needs a warmup with SGD as with Adam (here: no seed solves the task without, "
+            "every seed with warmup)",
             "Xiong et al. 2020, arXiv:2002.04745, section 3",
-            f"without: {said(claimed, 'same')}; with: {said(claimed, 'warmup')}; of all optimizers warmup solved more "
-            f"seeds for {', '.join(helped) or 'none'}",
+            f"without: {results_of(claimed, 'same')}; with: {results_of(claimed, 'warmup')}; of all optimizers "
+            f"warmup solved more seeds for {', '.join(helped) or 'none'}",
             every(
                 *(none_solved(picked[name]["same"].runs) for name in claimed),
                 *(all_solved(picked[name]["warmup"].runs) for name in claimed),
             ),
         ),
         Verdict(
-            "warmup lets training bear larger learning rates (here: the best one is no smaller, for any optimizer)",
+            "a warmup allows larger learning rates (here: the best one with warmup is no smaller, for every optimizer)",
             "Kalra & Barkeshli 2024, arXiv:2406.09405",
             "best learning rates with and without: " + ", ".join(f"{n} {w:g}/{o:g}" for n, (w, o) in rates.items()),
             all(with_it >= without for with_it, without in rates.values()),

@@ -1,4 +1,7 @@
-"""What every figure's `run` is asked with and gives back."""
+"""Arguments and results that all reproductions share.
+
+A reproduction is a module with `ABOUT`, an `About`, and `run(args: ReproduceArguments) -> Outcome`.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +10,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_warmup._validation import check_number
+from hf_warmup.cli import check_minimums
 
-from .texts import find_texts
+from .texts import check_data_dir
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-FIGURES = ("depth", "profile", "variance", "warmup", "untuned", "optimizers", "pretrain", "finetune")
+REPRODUCTIONS = ("untuned", "variance", "depth", "profile", "warmup", "optimizers", "pretrain", "finetune")
 
 
 @dataclass
 class ReproduceArguments:
-    """What to reproduce, and how much of it."""
+    """Which reproduction to run, and at which size."""
 
-    what: str = field(metadata={"help": f"The figure: {', '.join(FIGURES)}."})
-    quick: bool = field(default=False, metadata={"help": "Under a minute on two cores: the structure, not the proof."})
-    seeds: list[int] = field(default_factory=list, metadata={"help": "Instead of the figure's own."})
-    max_steps: int = field(default=0, metadata={"help": "Updates of each training run; 0 for the figure's own."})
-    num_workers: int = field(default=0, metadata={"help": "Training runs at a time; 0 for one on each core."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with the texts, for pretrain and finetune; default: $HF_WARMUP_DATA."}
+    what: str = field(metadata={"help": "The reproduction.", "choices": REPRODUCTIONS})
+    quick: bool = field(
+        default=False,
+        metadata={"help": "Run a small version in under a minute: the structure, not the result."},
     )
-    output_dir: str = field(default="runs/reproduce", metadata={"help": "Results go to a folder of the figure's name."})
+    seeds: list[int] = field(default_factory=list, metadata={"help": "Seeds to use instead of the default ones."})
+    max_steps: int = field(default=0, metadata={"help": "Updates per training run; 0 for the default number."})
+    num_workers: int = field(default=0, metadata={"help": "Training runs at a time; 0 for one per core."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with the texts that some of them need (default: $HF_WARMUP_DATA)."},
+    )
+    output_dir: str = field(
+        default="runs/reproduce", metadata={"help": "Results are stored in a subfolder with the reproduction's name."}
+    )
+    card: bool = field(default=False, metadata={"help": "Also store the model card and its figures in model_cards/."})
 
     def check(self) -> None:
-        """Refuse numbers out of their range, and texts that are not there, in one sentence."""
-        for name in ("max_steps", "num_workers"):
-            check_number(name, getattr(self, name), integer=True)
-        for seed in self.seeds:
-            check_number("seeds", seed, integer=True)
-        if self.what in ("pretrain", "finetune"):
-            find_texts(self.data_dir)
+        """Check the ranges, and that the texts exist if the reproduction needs them."""
+        check_minimums(self, max_steps=0, num_workers=0, seeds=0)
+        check_data_dir(self.what, self.data_dir)
 
     @property
     def folder(self) -> Path:
         return Path(self.output_dir) / self.what
 
     def seeds_or(self, full: int, quick: int = 1) -> list[int]:
-        """`--seeds`, or as many as this figure takes."""
+        """Return `--seeds`, or the first `full` seeds (`quick` with `--quick`)."""
         return self.seeds or list(range(quick if self.quick else full))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim of a paper beside what was measured; `holds` is `None` where too little was run to say."""
+    """A paper's claim compared with a measurement; `holds` is `None` if too little was run to decide."""
 
     paper: str
     source: str
@@ -62,14 +68,14 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        return {True: "holds", False: "does not hold", None: "open: too little was run"}[self.holds]
+        return {True: "holds", False: "does not hold", None: "undecided: too few runs"}[self.holds]
 
     def __str__(self) -> str:
         return f"paper says   {self.paper} ({self.source})\nwe measured  {self.measured}\n=>           {self.word}"
 
 
 class About(NamedTuple):
-    """What a card says of a reproduction that its numbers do not."""
+    """What a model card says about a reproduction besides its numbers."""
 
     title: str
     task: tuple[str, str]  # the Hub's task type and dataset
@@ -79,10 +85,15 @@ class About(NamedTuple):
 
 @dataclass
 class Outcome:
-    """A figure, its verdicts, a table in words and the numbers behind them (JSON's kinds only).
+    """The outcome of a reproduction.
 
-    `results` are the numbers as a card has them, measure -> what it is of -> one value a seed; `recordings` are run
-    folders whose gradient norms are worth a look.
+    Args:
+        figure (`matplotlib.figure.Figure`): The figure.
+        verdicts (`list[Verdict]`): One per claim.
+        table (`str`): The main numbers as aligned text.
+        numbers (`Any`): All numbers, as JSON types.
+        results (`dict`): Metric to configuration to one value per seed, as model cards have them.
+        recordings (`list[Path]`): Run folders whose gradient norms the card shows.
     """
 
     figure: Figure
@@ -94,7 +105,7 @@ class Outcome:
 
 
 def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left."""
+    """Return a text table with aligned columns; the first column is aligned to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]

@@ -1,4 +1,4 @@
-"""Masked-LM pretraining on real text, Post-LN with warmup against Pre-LN without, and both fine-tuned after it."""
+"""Does Pre-LN without warmup pretrain faster than Post-LN with it on real text, and is it as good after fine-tuning?"""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from hf_warmup.report import mean_and_spread
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
+from .drawing import COLORS, blank_axes, blank_figure
 from .kept_runs import Result, Settings, run_all
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import select
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 ABOUT = About(
     "Pretraining a small BERT: Post-LN with warmup against Pre-LN without",
     ("fill-mask", "us-speeches-and-wikitext-2"),
-    "Masked-LM loss on held-out text; dotted: the other learning rate, dashed: Pre-LN with the warmup",
-    "Four layers of width 128, a million tokens, six passes, one seed of pretraining, two learning rates: far from "
-    "where the paper stops.",
+    "Masked-LM loss on held-out text; dotted: the other learning rate, dashed: Pre-LN with warmup",
+    "Four layers of width 128, a million tokens, six epochs, one pretraining seed, two learning rates: much smaller "
+    "than the experiment in the paper.",
 )
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, section 4: 700k updates of Post-LN are 500k of Pre-LN"
-ARMS = {"post": "linear", "pre": "none"}  # placement -> warmup
+PLACEMENT_WARMUPS = {"post": "linear", "pre": "none"}  # placement -> warmup
 STEPS, RATES, FINETUNING_RATE = 3000, (1e-3, 3e-3), 1e-3
 TASKS = {"SST-2": 500, "RTE": 240}  # updates of fine-tuning: a quarter of an epoch, three epochs
-MAJORITY = {"SST-2": 444 / 872, "RTE": 146 / 277}  # accuracy of always answering the development set's larger class
-LEARNED = 0.02  # above it
+MAJORITY = {"SST-2": 444 / 872, "RTE": 146 / 277}  # accuracy of always predicting the majority class
+LEARNED = 0.02  # a model has learned if its accuracy is this much above MAJORITY
 SIZE = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
 QUICK_SIZE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def updates_to(curve: list[list[float]], loss: float) -> float | None:
-    """The update, between two evaluations by a straight line, at which `curve` first comes down to `loss`.
+    """Return the update at which `curve` first reaches `loss`, interpolated linearly, or `None`.
 
     Example:
 
@@ -61,7 +61,7 @@ def updates_to(curve: list[list[float]], loss: float) -> float | None:
 
 
 def pretraining(args: ReproduceArguments, placement: str, warmup: str, lr: float, seed: int) -> Settings:
-    """Settings of one pretraining run."""
+    """Return the settings of one pretraining run."""
     return {
         "norm_placement": placement,
         "warmup_type": warmup,
@@ -78,36 +78,40 @@ def checkpoint_name(pretrained: Settings) -> str:
 
 
 def pretrain_some(args: ReproduceArguments, texts: Path, jobs: list[Settings]) -> list[Result]:
-    """Pretrain what has not been pretrained yet; `finetune` begins from the same checkpoints."""
+    """Execute the pretraining runs that have no result yet; `finetune` starts from the same checkpoints."""
     folder = Path(args.output_dir) / "pretrain" / "pretrained"
     planned = {folder / checkpoint_name(settings): settings for settings in jobs}
     return run_all(partial(pretrain_one, texts=texts), planned, folder, args.num_workers)
 
 
 def pretrain_all(args: ReproduceArguments, texts: Path, seed: int) -> list[Result]:
-    """Both arms at every learning rate."""
+    """Pretrain both configurations at every learning rate."""
     rates = RATES[:1] if args.quick else RATES
-    jobs = [pretraining(args, placement, warmup, lr, seed) for lr in rates for placement, warmup in ARMS.items()]
+    jobs = [
+        pretraining(args, placement, warmup, lr, seed)
+        for lr in rates
+        for placement, warmup in PLACEMENT_WARMUPS.items()
+    ]
     return pretrain_some(args, texts, jobs)
 
 
 def best_of(pretrained: list[Result]) -> dict[str, Result]:
-    """Placement -> its run with the lowest final loss on held-out text."""
+    """Return placement -> its run with the lowest final loss on held-out text."""
     return {
         placement: min(select(pretrained, norm_placement=placement), key=lambda run: run["evaluations"][-1][1])
-        for placement in ARMS
+        for placement in PLACEMENT_WARMUPS
     }
 
 
 def finetune_all(args: ReproduceArguments, texts: Path, jobs: Mapping[str, Settings]) -> list[Result]:
-    """Fine-tune what has not been fine-tuned yet; name of the folder -> settings."""
+    """Execute the fine-tuning runs that have no result yet; `jobs` maps folder names to settings."""
     folder = args.folder / "finetuned"
     run_one = partial(finetune_one, texts=texts, checkpoints=Path(args.output_dir) / "pretrain" / "pretrained")
     return run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
 
 
 def finetuning(args: ReproduceArguments, pretrained: Result, task: str, warmup: str, lr: float, seed: int) -> Settings:
-    """Settings of one fine-tuning run; the seed is that of the head and of the order of the examples."""
+    """Return the settings of one fine-tuning run; the seed determines the head and the order of the examples."""
     updates = 10 if args.quick else TASKS[task]
     return {
         "norm_placement": pretrained["norm_placement"],
@@ -122,23 +126,23 @@ def finetuning(args: ReproduceArguments, pretrained: Result, task: str, warmup: 
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Pretrain both at both learning rates with the first seed, fine-tune the better of each with all seeds.
+    """Pretrain at both learning rates with the first seed, and fine-tune the better run per placement with all seeds.
 
-    And Pre-LN once more with Post-LN's warmup, to tell the warmup from the placement.
+    Pre-LN is also pretrained with the warmup of Post-LN, to separate the effects of warmup and placement.
     """
     texts, seeds = find_texts(args.data_dir), args.seeds_or(full=3)
     pretrained = pretrain_all(args, texts, seeds[0])
     best = best_of(pretrained)
-    control = pretraining(args, "pre", ARMS["post"], best["pre"]["learning_rate"], seeds[0])
+    control = pretraining(args, "pre", PLACEMENT_WARMUPS["post"], best["pre"]["learning_rate"], seeds[0])
     pretrained += pretrain_some(args, texts, [control])
     jobs = {
         f"{placement}-{task}-seed{seed}": finetuning(args, best[placement], task, "linear", FINETUNING_RATE, seed)
-        for seed, placement, task in product(seeds, ARMS, TASKS)
+        for seed, placement, task in product(seeds, PLACEMENT_WARMUPS, TASKS)
     }
     finetuned = finetune_all(args, texts, jobs)
     accuracies = {
         (placement, task): [run["accuracy"] for run in select(finetuned, norm_placement=placement, task=task)]
-        for placement in ARMS
+        for placement in PLACEMENT_WARMUPS
         for task in TASKS
     }
     rows = [
@@ -166,12 +170,18 @@ def in_words(run: Result) -> str:
 
 
 def draw(pretrained: list[Result], best: dict[str, Result]) -> Figure:
-    """Held-out loss over updates, and where the best Pre-LN run comes to the best Post-LN run's last."""
+    """Draw held-out loss over updates, and where the best Pre-LN run reaches the final loss of the best Post-LN run."""
     figure = blank_figure(8, 4)
     axes = blank_axes(figure, "Masked-LM loss on held-out text", "loss")
     for run in pretrained:
-        color = COLORS[list(ARMS).index(run["norm_placement"])]
-        style = "-" if run in best.values() else "--" if run["warmup_type"] != ARMS[run["norm_placement"]] else ":"
+        color = COLORS[list(PLACEMENT_WARMUPS).index(run["norm_placement"])]
+        style = (
+            "-"
+            if run in best.values()
+            else "--"
+            if run["warmup_type"] != PLACEMENT_WARMUPS[run["norm_placement"]]
+            else ":"
+        )
         axes.plot(*zip(*run["evaluations"], strict=True), style, color=color, marker=".", label=in_words(run))
     last_step, last = best["post"]["evaluations"][-1]
     reached = updates_to(best["pre"]["evaluations"], last)
@@ -181,34 +191,34 @@ def draw(pretrained: list[Result], best: dict[str, Result]) -> Figure:
         axes.annotate(words, (last_step, last), (0, 34), textcoords="offset points", fontsize=8, ha="right")
     late = [value for run in pretrained for step, value in run["evaluations"] if step > last_step / 8]
     margin = 0.08 * (max(late) - min(late))
-    axes.set_ylim(min(late) - margin, max(late) + margin)  # the steep beginning would flatten what follows
+    axes.set_ylim(min(late) - margin, max(late) + margin)  # the steep start would hide the differences
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def verdicts(best: dict[str, Result], accuracies: dict[tuple[str, str], list[float]], quick: bool) -> list[Verdict]:
-    """Updates to the same loss, and the two checkpoints on tasks."""
+    """Judge the updates to the same loss and the accuracy after fine-tuning."""
     steps, last = best["post"]["evaluations"][-1]
     reached = updates_to(best["pre"]["evaluations"], last)
     losses = [f"{in_words(run)} {run['evaluations'][-1][1]:.3f}" for run in best.values()]
     final = f"final losses: {', '.join(losses)}"
-    measured = f"it did not come there in {steps} updates; {final}"
+    measured = f"not reached in {steps} updates; {final}"
     if reached:
-        measured = f"it came there at update {reached:.0f} of {steps}, {steps / reached:.2f} times fewer; {final}"
+        measured = f"reached at update {reached:.0f} of {steps}, {steps / reached:.2f} times fewer; {final}"
     pairs = {task: (accuracies["pre", task], accuracies["post", task]) for task in TASKS}
     learned = [pair for task, pair in pairs.items() if max(map(mean, pair)) > MAJORITY[task] + LEARNED]
     words = [f"{task} {mean_and_spread(pre)} against {mean_and_spread(post)}" for task, (pre, post) in pairs.items()]
     return [
         Verdict(
-            "Pre-LN without warmup reaches Post-LN's final loss in 1.4 times fewer updates (here: at least 1.2, each "
-            "at the better of two learning rates)",
+            "Pre-LN without warmup reaches the final loss of Post-LN in 1.4 times fewer updates (here: at least 1.2, "
+            "each at the better of two learning rates)",
             XIONG,
             measured,
             None if quick else bool(reached and steps / reached >= 1.2),
         ),
         Verdict(
-            "what Pre-LN learned is worth as much after fine-tuning (here: mean accuracy at most 0.01 lower, on tasks "
-            f"that either learned, {LEARNED} above the larger class)",
+            "after fine-tuning Pre-LN is as good as Post-LN (here: mean accuracy at most 0.01 lower, on tasks where "
+            f"either is {LEARNED} above the majority class)",
             "Xiong et al. 2020, arXiv:2002.04745, section 4",
             "Pre-LN against Post-LN, accuracy: " + ", ".join(words),
             None if quick or not learned else all(mean(pre) >= mean(post) - 0.01 for pre, post in learned),

@@ -1,4 +1,4 @@
-"""The gradient norm over layers at initialisation and after a warmup: encoder, and decoder of an encoder-decoder."""
+"""How is the gradient norm distributed over layers, at initialization and after the warmup, in encoder and decoder?"""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from hf_warmup import BertPreLNConfig, get_schedule, make_pair
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
+from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import SEQUENCE_LENGTH, VOCAB_SIZE, reversal_data
 
 
 ABOUT = About(
-    "Gradient norm over layers, at initialisation and after the warmup",
+    "Gradient norm over layers, at initialization and after the warmup",
     ("fill-mask", "sequence-reversal"),
-    "Gradient norm of the second feed-forward matrix over layers, a faint line a seed",
-    "Six layers of width 64 on a made task; the decoder is torch's own. One learning rate, one warmup.",
+    "Gradient norm of the second feed-forward matrix over layers; one faint line per seed",
+    "Six layers of width 64 on a synthetic task; the decoder is torch's. One learning rate, one warmup.",
 )
 LAYERS, WIDTH, HEADS, BATCH = 6, 64, 4, 32
 LEARNING_RATE, BETAS, WARMUP_STEPS = 2e-3, (0.9, 0.98), 100
@@ -32,7 +32,7 @@ Profile = list[float]
 
 
 class EncoderDecoder(nn.Module):
-    """torch's Transformer layers with Xavier's values; a Pre-LN stack ends with a LayerNorm, as in the paper."""
+    """Encoder-decoder of torch's Transformer layers with Xavier's values; a Pre-LN stack ends with a LayerNorm."""
 
     def __init__(self, pre_ln: bool):
         super().__init__()
@@ -44,7 +44,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = nn.TransformerDecoder(decoder_layer, LAYERS, ends[1])
         self.tokens, self.positions = nn.Embedding(VOCAB_SIZE, WIDTH), nn.Embedding(SEQUENCE_LENGTH, WIDTH)
         self.head = nn.Linear(WIDTH, VOCAB_SIZE)
-        # The stacks copy one layer: each copy draws its own values.
+        # torch's stacks copy one layer, so every copy needs values of its own.
         for p in self.parameters():
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
@@ -52,7 +52,7 @@ class EncoderDecoder(nn.Module):
             nn.init.normal_(embedding.weight, std=WIDTH**-0.5)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of `target`, each symbol from those before it; both are `(batch, length)`."""
+        """Return the mean cross-entropy of `target`, predicted symbol by symbol; both have shape `(batch, length)`."""
         started = torch.cat([torch.zeros_like(target[:, :1]), target[:, :-1]], dim=1)
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
         memory = self.encoder(self.tokens(source) + self.positions.weight)
@@ -61,7 +61,7 @@ class EncoderDecoder(nn.Module):
 
 
 def encoders(seed: int) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, list[Tensor]]]:
-    """Placement -> loss of a batch, model, and the second feed-forward matrix of each layer, of a BERT."""
+    """Return placement -> loss function, model, and second feed-forward matrix per layer, for BERT encoders."""
     config = BertPreLNConfig(
         initializer="xavier_uniform",
         vocab_size=VOCAB_SIZE,
@@ -84,7 +84,7 @@ def encoders(seed: int) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module
 
 
 def decoders(seed: int) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, list[Tensor]]]:
-    """The same of an encoder-decoder's decoder."""
+    """Return the same for the decoders of encoder-decoders."""
     found = {}
     for placement in ("post", "pre"):
         torch.manual_seed(seed)
@@ -97,7 +97,7 @@ def decoders(seed: int) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module
 def profiles(
     loss: Callable[[Tensor], Tensor], model: nn.Module, weights: list[Tensor], updates: int, seed: int
 ) -> tuple[Profile, Profile]:
-    """Gradient norms of `weights` before the first update and after `updates` of linear warmup."""
+    """Return the gradient norms of `weights` before the first update and after `updates` of linear warmup."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
     schedule = get_schedule("constant", updates, warmup_type="linear")
@@ -116,7 +116,7 @@ def profiles(
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Both models, both placements, every seed; two panels a model."""
+    """Measure both models with both placements and all seeds; draw two panels per model."""
     updates = args.max_steps or (20 if args.quick else WARMUP_STEPS)
     seeds, kinds = args.seeds_or(full=5), {"encoder": encoders, "decoder": decoders}
     found: dict[str, dict[str, list[Any]]] = {kind: {"post": [], "pre": []} for kind in kinds}
@@ -130,7 +130,7 @@ def run(args: ReproduceArguments) -> Outcome:
     figure = blank_figure(12, 3.6)
     layers = range(1, LAYERS + 1)
     for i, (kind, when) in enumerate([(kind, when) for kind in kinds for when in (0, 1)]):
-        title = f"{kind}, {f'after {updates} updates' if when else 'at initialisation'}"
+        title = f"{kind}, {f'after {updates} updates' if when else 'at initialization'}"
         axes = blank_axes(figure, title, "" if i else "gradient norm of W2", "layer", (1, 4, i + 1))
         for color, placement in zip(COLORS, ("post", "pre"), strict=False):
             rows = [pair[when] for pair in found[kind][placement]]
@@ -146,21 +146,21 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def ratios(found: dict[str, dict[str, list[Any]]]) -> dict[str, list[float]]:
-    """Last layer's norm over the first's, one a seed, by what it is of."""
+    """Return name -> norm of the last layer divided by that of the first, one value per seed."""
     return {
         f"{placement.capitalize()}-LN {kind}, {when}": [pair[i][-1] / pair[i][0] for pair in pairs]
         for kind, placements in found.items()
         for placement, pairs in placements.items()
-        for i, when in enumerate(("initialisation", "after warmup"))
+        for i, when in enumerate(("initialization", "after warmup"))
     }
 
 
 def verdicts(found: dict[str, dict[str, list[Any]]], updates: int) -> list[Verdict]:
-    """Figure 3b, which is of the second matrix: both models at initialisation, Post-LN after the warmup."""
+    """Judge the claims of figure 3b, which shows the second feed-forward matrix."""
     by_name = ratios(found)
     warmed = updates >= WARMUP_STEPS
-    flat = by_name["Post-LN encoder, initialisation"]
-    grows, pre = by_name["Post-LN decoder, initialisation"], by_name["Pre-LN decoder, initialisation"]
+    flat = by_name["Post-LN encoder, initialization"]
+    grows, pre = by_name["Post-LN decoder, initialization"], by_name["Pre-LN decoder, initialization"]
     after = by_name["Post-LN decoder, after warmup"]
     lasts = [[pair[i][-1] for pair in found["decoder"]["post"]] for i in (0, 1)]
 
@@ -169,22 +169,23 @@ def verdicts(found: dict[str, dict[str, list[Any]]], updates: int) -> list[Verdi
 
     return [
         Verdict(
-            "Post-LN's gradients grow with the layer at initialisation, encoder-decoder (here: decoder, every seed)",
+            "at initialization the gradients of Post-LN grow with the layer (here: in the decoder, on every seed)",
             XIONG + "b",
             span(grows),
             min(grows) > 1,
         ),
-        Verdict("the same in an encoder alone", XIONG + "b, carried over to an encoder", span(flat), min(flat) > 1),
+        Verdict("the same holds in an encoder", XIONG + "b, which shows an encoder-decoder", span(flat), min(flat) > 1),
         Verdict(
-            "Pre-LN's do not grow with the layer (here: last at most 1.5 times the first, every seed)",
+            "the gradients of Pre-LN do not grow with the layer (here: last at most 1.5 times the first on every seed)",
             XIONG + "b",
             span(pre),
             max(pre) < 1.5,
         ),
         Verdict(
-            "after the warmup Post-LN's are small (here: the decoder's last layer's below its initial one, every seed)",
+            "after the warmup the gradients of Post-LN are small (here: the last decoder layer below its initial "
+            "value, on every seed)",
             XIONG + "b",
-            f"{mean(lasts[1]):.2f} after {mean(lasts[0]):.2f}; they still grow with the layer, {span(after)}",
+            f"{mean(lasts[1]):.2f}, before {mean(lasts[0]):.2f}; they still grow with the layer, {span(after)}",
             all(after < before for before, after in zip(*lasts, strict=True)) if warmed else None,
         ),
     ]

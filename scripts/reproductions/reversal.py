@@ -1,4 +1,4 @@
-"""The demo's task, the reversal of random tokens: its data, one run of it, and many runs with kept results."""
+"""The reversal task: a small BERT learns to reverse 16 random tokens. Its data, one training run, and sets of runs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ TARGET_LOSS = 0.5
 
 
 def reversal_data(num_examples: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """`num_examples` sequences of random symbols, labelled with their reversal; shapes `(16,)`."""
+    """Return `num_examples` sequences of 16 random symbols with their reversals as labels."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(FIRST_SYMBOL, VOCAB_SIZE, (num_examples, SEQUENCE_LENGTH), generator=generator)
     return [{"input_ids": x, "labels": x.flip(0)} for x in tokens]
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
-    """Share of positions whose most likely symbol is the right one."""
+    """Return the share of positions at which the most likely symbol is correct."""
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTrainingArguments:
-    """The settings of one run, as transformers' flags."""
-    warms_up = settings["warmup_type"] not in ("none", "untuned_linear", "untuned_exponential", "radam")
+    """Return the training arguments of a run with these settings."""
+    # The other warmups follow from beta2 and take no length.
+    has_length = settings["warmup_type"] not in ("none", "untuned_linear", "untuned_exponential", "radam")
     return WarmupTrainingArguments(
         output_dir=str(folder),
         optim=settings["optim"],
@@ -46,7 +47,7 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
         lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
         lr_scheduler_kwargs=settings.get("lr_scheduler_kwargs"),
         warmup_type=settings["warmup_type"],
-        warmup_steps=settings["warmup_steps"] if warms_up or settings["optim"] == "adam_warmup" else 0,
+        warmup_steps=settings["warmup_steps"] if has_length or settings["optim"] == "adam_warmup" else 0,
         max_steps=settings["max_steps"],
         per_device_train_batch_size=32,
         per_device_eval_batch_size=HELD_OUT,
@@ -62,7 +63,7 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
 
 
 class StopWhenSolved(TrainerCallback):
-    """Ends a run of which only the updates to `TARGET_LOSS` are asked."""
+    """A callback that stops a run once it reaches `TARGET_LOSS`."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if logs.get("loss", TARGET_LOSS) < TARGET_LOSS:
@@ -70,7 +71,7 @@ class StopWhenSolved(TrainerCallback):
 
 
 def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train one arm with one seed; returns its result, kept beside the recording."""
+    """Train one configuration with one seed and return its result."""
     seed = settings["seed"]
     args = training_arguments(settings, folder)
     config = BertPreLNConfig(
@@ -109,18 +110,19 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 WARMUP_STEPS = 100  # 2 / (1 - beta2) at the task's beta2 of 0.98
-# Noam's curve with its peak at the learning rate; the untuned one is exponential, since linear 100 is the other.
+# Noam's curve has its peak at the learning rate. The untuned warmup is exponential, because the untuned linear one has
+# 100 updates, too.
 WARMUPS: dict[str, Settings] = {
     "none": {"warmup_type": "none"},
     "linear": {"warmup_type": "linear"},
     "constant": {"warmup_type": "constant"},
-    "untuned": {"warmup_type": "untuned_exponential", "lr_scheduler_kwargs": {"beta2": 0.98}},  # SGD has none
+    "untuned": {"warmup_type": "untuned_exponential", "lr_scheduler_kwargs": {"beta2": 0.98}},  # SGD has no beta2
     "noam": {"warmup_type": "linear", "lr_scheduler_type": "noam"},
 }
 
 
 def job(placement: str, optim: str, warmup: str, lr: float, steps: int, seed: int, optim_args: str = "") -> Settings:
-    """Settings of one run."""
+    """Return the settings of one run."""
     return {
         "norm_placement": placement,
         "optim": optim,
@@ -136,7 +138,7 @@ def job(placement: str, optim: str, warmup: str, lr: float, steps: int, seed: in
 
 
 def folder_name(settings: Settings) -> str:
-    """What differs between the runs of one figure; the number of updates is among the settings that are compared."""
+    """Return a folder name from the settings in which the runs of one reproduction differ."""
     optim = "_".join(filter(None, (settings["optim"], settings.get("optim_args"))))
     warmup = "noam" if settings.get("lr_scheduler_type") == "noam" else settings["warmup_type"]
     lr = f"{settings['learning_rate']:g}"
@@ -144,24 +146,24 @@ def folder_name(settings: Settings) -> str:
 
 
 def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]:
-    """Run those that have not been run yet; results in the order of `jobs`."""
+    """Execute the runs that have no result yet; return all results in the order of `jobs`."""
     runs = args.folder / "runs"
     planned = {runs / folder_name(settings): settings for settings in jobs}
     return run_all(run_one, planned, runs, args.num_workers)
 
 
 def select(results: Iterable[Result], **wanted: Any) -> list[Result]:
-    """Those whose settings are the `wanted` ones."""
+    """Return the results with these settings."""
     return [result for result in results if all(result.get(key) == value for key, value in wanted.items())]
 
 
 def solved(results: Iterable[Result]) -> list[int]:
-    """Updates to loss 0.5 of the runs that came there."""
+    """Return the updates to loss 0.5 of the runs that reached it."""
     return [result["steps_to_loss_0.5"] for result in results if result["steps_to_loss_0.5"] is not None]
 
 
 def measures(runs: Mapping[str, list[Result]]) -> dict[str, dict[str, list[float]]]:
-    """Name -> runs as a card has them: the share that solved the task, and the updates of those that did."""
+    """Return the metrics of a card: the share of runs that solved the task, and the updates of those that did."""
     named = {name: results for name, results in runs.items() if results}
     return {
         "solved": {name: [float(bool(solved([result]))) for result in results] for name, results in named.items()},
@@ -170,12 +172,12 @@ def measures(runs: Mapping[str, list[Result]]) -> dict[str, dict[str, list[float
 
 
 def folder_of(args: ReproduceArguments, result: Result) -> Path:
-    """Where a run is kept."""
+    """Return the folder of a run."""
     return args.folder / "runs" / folder_name(result)
 
 
 def in_words(results: list[Result]) -> str:
-    """`3/3 at 152`: how many solved the task, and after how many updates on average."""
+    """Return how many runs solved the task and after how many updates on average, such as `3/3 at 152`."""
     if not results:
         return "-"
     updates = solved(results)
@@ -183,15 +185,15 @@ def in_words(results: list[Result]) -> str:
 
 
 def all_solved(results: list[Result]) -> bool | None:
-    """Whether every run solved it; `None` without runs."""
+    """Return whether every run solved the task; `None` without runs."""
     return len(solved(results)) == len(results) if results else None
 
 
 def none_solved(results: list[Result]) -> bool | None:
-    """Whether no run solved it; `None` without runs."""
+    """Return whether no run solved the task; `None` without runs."""
     return not solved(results) if results else None
 
 
 def every(*answers: bool | None) -> bool | None:
-    """Whether all hold; `None` if one of them is open."""
+    """Return whether all answers are true; `None` if one is undecided."""
     return None if None in answers else all(answers)

@@ -1,4 +1,4 @@
-"""Where the texts for pretraining are, and how they become token ids."""
+"""Where the texts of the reproductions are, and how the pretraining texts become token ids."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ from transformers import BertTokenizerFast
 
 VOCABULARY = "bert-base-uncased"
 FILES = ("us_speeches/us_speeches.txt", "wikitext-2/valid.txt", "wikitext-2/test.txt")
-LENGTH, HELD_OUT = 64, 256  # tokens of a sequence; sequences that are not trained on
+GLUE = tuple(f"glue/{task}/{split}.tsv" for task in ("SST-2", "RTE") for split in ("train", "dev"))
+# Reproduction -> the files that it reads, as paths inside the data folder.
+NEEDED = {
+    "pretrain": (f"{VOCABULARY}/vocab.txt", *FILES, *GLUE),
+    "finetune": (f"{VOCABULARY}/vocab.txt", *FILES, *GLUE),
+}
+LENGTH, HELD_OUT = 64, 256  # tokens per sequence; number of held-out sequences
 
 
 def find_texts(data_dir: str | None) -> Path:
-    """The folder with the vocabulary and the texts.
+    """Return the data folder: `data_dir`, or the value of `HF_WARMUP_DATA`."""
+    return Path(data_dir or os.environ["HF_WARMUP_DATA"])
+
+
+def check_data_dir(what: str, data_dir: str | None) -> None:
+    """Check that the data folder has the files that reproduction `what` reads.
 
     Raises:
-        `ValueError`: Without a folder, or for the first file that is not there.
+        `ValueError`: If no folder is given, or for the first missing file.
     """
+    needed = NEEDED.get(what, ())
     folder = data_dir or os.environ.get("HF_WARMUP_DATA")
-    if not folder:
-        raise ValueError(f"data_dir is missing: expected a folder with {', '.join(FILES)}, or $HF_WARMUP_DATA.")
-    tasks = [f"glue/{task}/{split}.tsv" for task in ("SST-2", "RTE") for split in ("train", "dev")]
-    for file in (f"{VOCABULARY}/vocab.txt", *FILES, *tasks):
-        if not (Path(folder) / file).is_file():
-            raise ValueError(f"data_dir={str(folder)!r} has no {file}: expected it there.")
-    return Path(folder)
+    if needed and not folder:
+        raise ValueError(
+            f"`{what}` needs a folder with the files {', '.join(needed)}. Pass `--data_dir` or set HF_WARMUP_DATA."
+        )
+    for file in needed:
+        if not (find_texts(data_dir) / file).is_file():
+            raise ValueError(f"data_dir={folder!r} has no file {file}, which `{what}` reads.")
 
 
 def load_vocabulary(folder: Path) -> BertTokenizerFast:
@@ -36,7 +48,10 @@ def load_vocabulary(folder: Path) -> BertTokenizerFast:
 
 
 def sequences(folder: Path, tokenizer: BertTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids to train on and held out, `(sequences, 64)` each: the texts cut into pieces, shuffled once for all."""
+    """Return token ids for training and held out, both `(sequences, 64)`.
+
+    The texts are joined, cut into pieces and shuffled with a fixed seed.
+    """
     ids: list[int] = []
     for file in FILES:
         text = (folder / file).read_text(encoding="utf-8").replace("<unk>", tokenizer.unk_token)

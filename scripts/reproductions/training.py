@@ -1,4 +1,4 @@
-"""One pretraining run and one fine-tuning run, as `kept_runs` starts and keeps them."""
+"""One pretraining run and one fine-tuning run of a small BERT on real text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MEASURED = ("loss", "accuracy", "roc_auc")
 
 
 class LossAtMasks(BertPreLNForMaskedLM):
-    """Its loss, with the vocabulary's scores computed at the masked positions alone: 15 % of that work."""
+    """A BERT that computes vocabulary scores at masked positions only, which is 15 % of the work."""
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> MaskedLMOutput:
         hidden = self.bert(input_ids=input_ids, **kwargs).last_hidden_state
@@ -48,7 +48,7 @@ class LossAtMasks(BertPreLNForMaskedLM):
 
 
 class Masking(DataCollatorForLanguageModeling):
-    """Masks what is trained on anew each time; what is masked already, held out, stays as it is."""
+    """A collator that masks training examples differently each time; held-out examples are already masked."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
         if "labels" in features[0]:
@@ -56,8 +56,8 @@ class Masking(DataCollatorForLanguageModeling):
         return super().__call__(features, return_tensors)
 
 
-class SayEvaluations(TrainerCallback):
-    """One line an evaluation: several runs at a time would draw their progress bars over each other."""
+class PrintEvaluations(TrainerCallback):
+    """A callback that prints one line per evaluation; progress bars of parallel runs would overwrite each other."""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         measured = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in MEASURED if f"eval_{name}" in metrics]
@@ -65,7 +65,7 @@ class SayEvaluations(TrainerCallback):
 
 
 def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
-    """What both kinds of run share: a linear decay, warmed up over the first tenth or not at all."""
+    """Return arguments for a linear decay with a warmup over the first tenth of the run, or without warmup."""
     every = max(1, settings["max_steps"] // evaluations)
     warms_up = settings["warmup_type"] != "none"
     return WarmupTrainingArguments(
@@ -92,13 +92,13 @@ def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -
 
 
 def evaluations(trainer: WarmupTrainer, *names: str) -> list[list[float]]:
-    """Rows of the update and what was measured there, in the order of `names`."""
+    """Return one row per evaluation: the update and the values of `names`."""
     entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return [[entry["step"], *(entry[f"eval_{name}"] for name in names)] for entry in entries]
 
 
 def small_pair(settings: Settings, tokenizer: Any) -> tuple[LossAtMasks, LossAtMasks]:
-    """Post-LN and Pre-LN with the same initial values."""
+    """Return a Post-LN and a Pre-LN model with the same initial values."""
     config = BertPreLNConfig(
         initializer="xavier_uniform",
         vocab_size=len(tokenizer),
@@ -112,7 +112,7 @@ def small_pair(settings: Settings, tokenizer: Any) -> tuple[LossAtMasks, LossAtM
 
 
 def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
-    """Pretrain one arm; its model and the held-out losses `[update, loss]`."""
+    """Pretrain one configuration; save its model and return the held-out losses as `[update, loss]`."""
     tokenizer = load_vocabulary(texts)
     training, held_out = sequences(texts, tokenizer)
     masking = Masking(tokenizer)
@@ -120,7 +120,7 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
     save = max(1, settings["max_steps"] // SAVES)
     more = {"prediction_loss_only": True, "grad_norm_steps": save, "save_steps": save, "save_total_limit": 1}
     args = arguments(settings, folder, 20, **more)
-    set_seed(settings["seed"])  # the same masks in both arms, held out and in training
+    set_seed(settings["seed"])  # the same masks in both configurations
     masked = masking([{"input_ids": ids} for ids in held_out])
     columns = ("input_ids", "labels")
     trainer = WarmupTrainer(
@@ -129,7 +129,7 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
         train_dataset=[{"input_ids": ids} for ids in training],
         eval_dataset=[dict(zip(columns, row, strict=True)) for row in zip(*(masked[c] for c in columns), strict=True)],
         data_collator=masking,
-        callbacks=[SayEvaluations()],
+        callbacks=[PrintEvaluations()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint="auto")
@@ -139,7 +139,7 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
 
 
 def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Path) -> Result:
-    """Fine-tune a pretrained model on one task; `[update, loss, accuracy, area under the ROC curve]` as it goes."""
+    """Fine-tune a pretrained model; return evaluations as `[update, loss, accuracy, area under the ROC curve]`."""
     task, tokenizer = texts / "glue" / settings["task"], load_vocabulary(texts)
     wanted = DataArguments(
         task_name=settings["task"].lower().replace("-", ""),
@@ -152,7 +152,7 @@ def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Pat
     data, columns = load_data(wanted, ("train", "validation"))
     data = tokenize(data, columns, tokenizer, wanted)
     checkpoint = checkpoints / settings["checkpoint"]
-    set_seed(settings["seed"])  # the head's initial values
+    set_seed(settings["seed"])  # for the initial values of the head
     trainer = WarmupTrainer(
         model=BertPreLNForSequenceClassification.from_pretrained(checkpoint, num_labels=2),
         args=arguments(settings, folder, 10, grad_norm_steps=10, save_strategy="no"),
@@ -160,7 +160,7 @@ def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Pat
         eval_dataset=data["validation"],
         compute_metrics=compute_metrics,
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[SayEvaluations()],
+        callbacks=[PrintEvaluations()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

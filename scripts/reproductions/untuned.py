@@ -1,4 +1,4 @@
-"""How long the warmups are that follow from beta2, and how large Adam's updates are under them."""
+"""How long are the warmups that follow from beta2, and how large are Adam's updates with them?"""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from math import pi, sqrt
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
-from hf_warmup.schedules.warmups import radam_warmup, untuned_exponential_warmup, untuned_linear_warmup
+from hf_warmup.schedules import radam_warmup, untuned_exponential_warmup, untuned_linear_warmup
 
+from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 
 def gi_adam_warmup(step: int, *, beta2: float) -> float:
-    """`sqrt(1 - beta2^t)`: what GI-Adam's start at `v_0 = g_1^2` does to the learning rate."""
+    """Return `sqrt(1 - beta2^t)`, the factor that GI-Adam's start at `v_0 = g_1^2` puts on the learning rate."""
     return sqrt(1.0 - beta2 ** (step + 1))
 
 
 ABOUT = About(
     "Warmups that follow from beta2",
     ("other", "normal-gradients"),
-    "Multipliers of the rules, and Adam's mean update under them",
-    "Lengths of formulae. That they are long enough for a network is `warmup`'s question, not this one's.",
+    "Multipliers of the rules, and Adam's mean update with each of them",
+    "These are lengths of formulas. The reproduction `warmup` tests whether they are long enough for a network.",
 )
 RULES = {
     "RAdam": radam_warmup,
@@ -31,7 +31,7 @@ RULES = {
     "GI-Adam": gi_adam_warmup,
 }
 BETA1 = 0.9
-# Sums of the papers' formulas; RAdam's rectifies from rho_t > 4 on, its authors' code and ours one update later.
+# Sums of the papers' formulas. The RAdam paper rectifies from rho_t > 4 on, its code and ours one update later.
 EXPECTED = {
     0.999: ("1033", "999.5", "999.5", "613"),
     0.99: ("107", "99.5", "99.5", "60.6"),
@@ -41,9 +41,9 @@ MA_YARATS = "Ma & Yarats 2019, arXiv:1910.04209"
 
 
 def effective_length(rule: str, beta2: float) -> float:
-    """Updates of the full learning rate that a warmup gives up: the sum of `1 - multiplier` over all updates.
+    """Return the effective length of a warmup: the sum of `1 - multiplier` over all updates.
 
-    Cut where the slowest rule's rest, `beta2^t / 2` and its square-root relatives, is beyond float64.
+    The sum ends where the remaining terms, which fall like `beta2^t`, are below the precision of float64.
 
     Example:
 
@@ -58,7 +58,9 @@ def effective_length(rule: str, beta2: float) -> float:
 
 
 def agrees(value: float, printed: str) -> bool:
-    """Whether `value` is within a unit of the last printed digit: rectifying one update later is worth 0.08 updates.
+    """Return whether `value` is within one unit of the last digit of `printed`.
+
+    RAdam needs this tolerance: rectifying one update later adds 0.08 updates.
 
     Example:
 
@@ -73,7 +75,7 @@ def agrees(value: float, printed: str) -> bool:
 
 
 def update_sizes(beta2: float, updates: int, trajectories: int, seed: int) -> np.ndarray:
-    """Mean `|m_hat / sqrt(v_hat)|` over normal gradients, of updates 1, 2, ...: Adam's at learning rate 1."""
+    """Return the mean of `|m_hat / sqrt(v_hat)|` over normal gradients at updates 1, 2, ..., `updates`."""
     generator = np.random.default_rng(seed)
     m, v, sizes = np.zeros(trajectories), np.zeros(trajectories), []
     for t in tqdm(range(1, updates + 1), desc=f"seed {seed}", unit="update"):
@@ -85,7 +87,7 @@ def update_sizes(beta2: float, updates: int, trajectories: int, seed: int) -> np
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Lengths for three values of beta2, and update sizes for 0.999."""
+    """Compute lengths for three values of beta2, and update sizes for 0.999."""
     lengths = {beta2: [effective_length(rule, beta2) for rule in RULES] for beta2 in EXPECTED}
     beta2, updates = 0.999, args.max_steps or 5000
     trajectories = 500 if args.quick else 5000
@@ -94,7 +96,7 @@ def run(args: ReproduceArguments) -> Outcome:
 
     figure = blank_figure(12, 3.8)
     left = blank_axes(figure, "Warmups that follow from beta2 = 0.999", "share of the learning rate", place=(1, 2, 1))
-    right = blank_axes(figure, "Adam's mean update under them", "update / learning rate", place=(1, 2, 2))
+    right = blank_axes(figure, "Adam's mean update with each", "update / learning rate", place=(1, 2, 2))
     t = np.arange(1, updates + 1)
     right.plot(t, plain, color="#999999", label="no warmup")
     for color, (rule, curve) in zip(COLORS, curves.items(), strict=False):
@@ -117,30 +119,30 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def verdicts(lengths: dict[float, list[float]], plain: np.ndarray) -> list[Verdict]:
-    """The lengths against the formulas' sums, the rules against RAdam's, and the first update against later ones."""
+    """Compare the lengths with the papers, the rules with RAdam, and the first update with later ones."""
     lengths_agree = all(all(map(agrees, row, EXPECTED[beta2])) for beta2, row in lengths.items())
     radam, linear, exponential, _ = lengths[0.999]
     apart = max(abs(linear / radam - 1), abs(exponential / radam - 1))
-    # |m_hat| is 0.229 |N(0, 1)| once beta1's average is settled and v_hat is close to 1.
+    # Once the average of beta1 has settled and v_hat is close to 1, |m_hat| is 0.229 |N(0, 1)|.
     settled = sqrt((1 - BETA1) / (1 + BETA1)) * sqrt(2 / pi)
     tail = plain[-len(plain) // 5 :].mean()
     long_enough = len(plain) >= 1000
     return [
         Verdict(
             "; ".join(f"beta2 = {beta2:g}: {' / '.join(row)}" for beta2, row in EXPECTED.items()),
-            f"sums of 1 - multiplier of {', '.join(RULES)}; RAdam's in the paper begins one update before its code's",
+            f"sums of 1 - multiplier of {', '.join(RULES)}; the paper's RAdam starts one update before its code",
             "; ".join(f"{beta2:g}: {' / '.join(f'{x:.1f}' for x in row)}" for beta2, row in lengths.items()),
             lengths_agree,
         ),
         Verdict(
-            "both untuned rules are about as long as RAdam's own warmup (here: within 5 %)",
+            "both untuned rules are about as long as the warmup of RAdam (here: within 5 %)",
             MA_YARATS,
             f"{100 * apart:.1f} % apart at beta2 = 0.999",
             apart < 0.05,
         ),
         Verdict(
-            f"Adam's first updates are the large ones: 1 at first, {settled:.3f} later (within 5 %), whatever beta2",
-            MA_YARATS + "; the two numbers by pencil for normal gradients",
+            f"Adam's first updates are the largest: 1 at first, {settled:.3f} later (here: within 5 %), for any beta2",
+            MA_YARATS + "; the two numbers follow for normal gradients",
             f"{plain[0]:.3f} at update 1, {tail:.3f} over the last fifth",
             bool(abs(plain[0] - 1) < 1e-6 and abs(tail / settled - 1) < 0.05) if long_enough else None,
         ),

@@ -1,4 +1,4 @@
-"""The variance of the adaptive rate over updates: Adam's, RAdam's, and the exact formula for both."""
+"""How does the variance of the adaptive learning rate fall over updates: Adam, RAdam, and the exact formula?"""
 
 from __future__ import annotations
 
@@ -8,29 +8,43 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
-from hf_warmup.schedules.warmups import r_t, rho_t
+from hf_warmup.schedules import radam_warmup
 
+from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 
 ABOUT = About(
-    "Variance of the adaptive rate of Adam and RAdam",
+    "Variance of the adaptive learning rate of Adam and RAdam",
     ("other", "normal-gradients"),
-    "Variance of the adaptive rate over updates, simulated and exact",
-    "Independent standard normal gradients, one parameter at a time: what a network's gradients do is not in it.",
+    "Variance of the adaptive learning rate over updates, simulated and exact",
+    "Independent standard normal gradients for single parameters; gradients of a network are not simulated.",
 )
 BETA2 = 0.999
 LIU = "Liu et al. 2020, arXiv:1908.03265, "
 SHOWN = (5, 6, 10, 100, 1000, 6000)
 
 
+def rho_t(t: int) -> float:
+    """Return RAdam's `rho_t = rho_inf - 2 t beta2^t / (1 - beta2^t)`, the degrees of freedom at update `t`.
+
+    Example:
+
+    ```python
+    >>> round(rho_t(6), 3)
+    5.994
+
+    ```
+    """
+    return 2 / (1 - BETA2) - 1 - 2 * t * BETA2**t / (1 - BETA2**t)
+
+
 def exact_variance(rho: float) -> float:
-    """Variance of `1 / sqrt(x)`, x scaled inverse chi-squared with `rho` degrees of freedom, for `rho > 4`.
+    """Return the variance of the root of a scaled inverse chi-squared variable with `rho > 4` degrees of freedom.
 
-    `rho / (rho - 2) - rho / 2 * (Gamma((rho - 1) / 2) / Gamma(rho / 2))^2`.
+    The formula is `rho / (rho - 2) - rho / 2 * (Gamma((rho - 1) / 2) / Gamma(rho / 2))^2`.
 
-    Example: for rho = 5 it is 5/3 - 5/2 * (1 / Gamma(5/2))^2 with Gamma(5/2) = 3 sqrt(pi) / 4.
+    Example: for rho = 5 this is 5/3 - 5/2 * (1 / Gamma(5/2))^2 with Gamma(5/2) = 3 sqrt(pi) / 4.
 
     ```python
     >>> round(exact_variance(5.0), 4)
@@ -42,7 +56,7 @@ def exact_variance(rho: float) -> float:
 
 
 def first_order_variance(rho: float) -> float:
-    """The paper's approximation, `rho / (2 (rho - 2) (rho - 4))`.
+    """Return the paper's first-order approximation, `rho / (2 (rho - 2) (rho - 4))`.
 
     Example:
 
@@ -56,7 +70,7 @@ def first_order_variance(rho: float) -> float:
 
 
 def simulate(updates: int, trajectories: int, seed: int) -> np.ndarray:
-    """Variance of Adam's adaptive rate `sqrt((1 - beta2^t) / v_t)` over trajectories of normal gradients."""
+    """Return the variance of `sqrt((1 - beta2^t) / v_t)` over trajectories of normal gradients, per update."""
     generator, v, variances = np.random.default_rng(seed), np.zeros(trajectories), []
     for t in tqdm(range(1, updates + 1), desc=f"seed {seed}", unit="update"):
         v = BETA2 * v + (1 - BETA2) * np.square(generator.standard_normal(trajectories))
@@ -65,19 +79,19 @@ def simulate(updates: int, trajectories: int, seed: int) -> np.ndarray:
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Simulate, compare with the formula, and draw both on logarithmic axes."""
+    """Simulate the variance, compare it with the formula, and draw both."""
     updates, trajectories = args.max_steps or (1000 if args.quick else 6000), 1000 if args.quick else 5000
     adam = np.mean([simulate(updates, trajectories, seed) for seed in args.seeds_or(full=3)], axis=0)
     t = np.arange(1, updates + 1)
-    rectification = np.array([r_t(int(each), BETA2) for each in t])
+    rectification = np.array([radam_warmup(int(each) - 1, beta2=BETA2) for each in t])
     radam = rectification**2 * adam
-    rho = np.array([rho_t(int(each), BETA2) for each in t])
+    rho = np.array([rho_t(int(each)) for each in t])
     exact = np.array([exact_variance(each) if each > 4 else np.nan for each in rho])
     first_order = np.array([first_order_variance(each) if each > 4 else np.nan for each in rho])
 
     figure = blank_figure(8, 4.2)
-    axes = blank_axes(figure, f"Variance of the adaptive rate, beta2 = {BETA2}", "variance")
-    # Before update 4 Adam's has no finite variance: a simulation's there says nothing.
+    axes = blank_axes(figure, f"Variance of the adaptive learning rate, beta2 = {BETA2}", "variance")
+    # Before update 4 the variance is infinite, so a simulated value has no meaning.
     axes.plot(t[3:], adam[3:], color=COLORS[0], linewidth=3, alpha=0.6, label="Adam, simulated")
     axes.plot(t, exact, color="black", linewidth=1, label="exact formula")
     axes.plot(t, first_order, color="black", linewidth=1, linestyle=":", label="the paper's first order")
@@ -98,27 +112,27 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def verdicts(adam: np.ndarray, radam: np.ndarray, exact: np.ndarray) -> list[Verdict]:
-    """Adam's fall, RAdam's evenness, and the formula; `None` where too few updates were simulated."""
+    """Judge the fall of Adam's variance, the evenness of RAdam's, and the formula."""
     enough, long_enough = len(adam) >= 100, len(adam) >= 6000
     fall = adam[4] / adam[-1]
     even = {first: radam[first - 1 :].max() / radam[first - 1 :].min() for first in (6, 10) if len(radam) >= first}
     error = np.abs(adam[9:] / exact[9:] - 1).max() if enough else float("nan")
     return [
         Verdict(
-            "Adam's adaptive rate varies most in its first updates: from update 5 to 6000 the variance falls about "
-            "950 times (300 to 3000: that of update 5 has no finite error)",
+            "Adam's adaptive learning rate varies most in its first updates: from update 5 to 6000 the variance falls "
+            "by a factor of about 950 (here: 300 to 3000, since the simulated value at update 5 has no finite error)",
             LIU + "section 3; the exact formula",
-            f"{fall:.0f} times in {len(adam)} updates",
+            f"a factor of {fall:.0f} in {len(adam)} updates",
             bool(300 < fall < 3000) if long_enough else None,
         ),
         Verdict(
-            "RAdam's stays even: within 2.3 times from update 6 on (here: below 3), 1.5 from update 10 on (below 2)",
+            "RAdam's variance stays within a factor of 2.3 from update 6 on (here: 3), 1.5 from update 10 on (here: 2)",
             LIU + "section 4",
-            ", ".join(f"within {ratio:.2f} from update {first} on" for first, ratio in even.items()),
+            ", ".join(f"a factor of {ratio:.2f} from update {first} on" for first, ratio in even.items()),
             bool(even[6] < 3 and even[10] < 2) if enough else None,
         ),
         Verdict(
-            "the exact formula with rho_t degrees of freedom is the simulated variance (here: within 25 % from 10 on)",
+            "the exact formula with rho_t degrees of freedom gives this variance (here: within 25 % from update 10 on)",
             LIU + "section 3",
             f"at most {100 * error:.0f} % off",
             bool(error < 0.25) if enough else None,

@@ -1,12 +1,11 @@
-"""Which optimizer needs which warmup, Post-LN and Pre-LN, and how wide the band of learning rates that work is."""
+"""Which optimizer needs which warmup, with Post-LN and Pre-LN, and at which learning rates does it train?"""
 
 from __future__ import annotations
 
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
-
+from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import (
     WARMUPS,
@@ -29,46 +28,51 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-Arm = tuple[str, str, str]  # placement, optimizer, warmup
+Configuration = tuple[str, str, str]  # placement, optimizer, warmup
 
-# Learning rate and updates of a run: the demo's, and one at which SGD with momentum 0.9 learns.
 ABOUT = About(
-    "Which optimizer needs which warmup, Post-LN and Pre-LN",
+    "Which optimizer needs which warmup, with Post-LN and Pre-LN",
     ("fill-mask", "sequence-reversal"),
-    "Seeds that solved the task and their mean updates to loss 0.5; Adam over learning rates, one point a seed",
-    "A made task that separates the arms in seconds, six layers of width 64, one length of warmup; learning rates in "
-    "steps of two to two and a half.",
+    "Seeds that solved the task and their mean updates to loss 0.5; Adam over learning rates, one point per seed",
+    "A synthetic task that separates the configurations in seconds, six layers of width 64, one warmup length; "
+    "adjacent learning rates differ by a factor of 2 to 2.5.",
 )
+# Optimizer -> learning rate and updates of a run: those of the demo, and some with which SGD learns.
 SIZES = {"adamw": (2e-3, 300), "sgdm": (0.05, 500), "radam": (2e-3, 300), "gi_adam": (2e-3, 300)}
 NAMES = {"adamw": "Adam", "sgdm": "SGD, momentum", "radam": "RAdam", "gi_adam": "GI-Adam"}
 BAND = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-BAND_ARMS = (("post", "none"), ("post", "linear"), ("pre", "none"))
+BAND_CONFIGURATIONS = (("post", "none"), ("post", "linear"), ("pre", "none"))
 PLAIN, WARMED, PRE = ("post", "adamw", "none"), ("post", "adamw", "linear"), ("pre", "adamw", "none")
-QUICK_ARMS = (PLAIN, WARMED, ("post", "radam", "none"), PRE)
+QUICK_CONFIGURATIONS = (PLAIN, WARMED, ("post", "radam", "none"), PRE)
 FASTER, WIDER = 1.2, 5.0
 
 
 class Claim(NamedTuple):
-    """What a paper says about arms: these fail with every seed, those solve the task with every seed."""
+    """A paper's claim: configurations in `fail` fail on every seed, those in `work` solve the task on every seed."""
 
     paper: str
     source: str
-    fail: tuple[Arm, ...] = ()
-    work: tuple[Arm, ...] = ()
+    fail: tuple[Configuration, ...] = ()
+    work: tuple[Configuration, ...] = ()
 
 
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, "
 CLAIMS = (
     Claim("Post-LN with Adam needs a warmup", XIONG + "section 3", (PLAIN,), (WARMED,)),
-    Claim("so does Post-LN with SGD", XIONG + "section 3", (("post", "sgdm", "none"),), (("post", "sgdm", "linear"),)),
-    Claim("Pre-LN needs none", XIONG + "section 4", work=(PRE,)),
     Claim(
-        "RAdam needs none on a Transformer either",
+        "Post-LN with SGD needs a warmup, too",
+        XIONG + "section 3",
+        (("post", "sgdm", "none"),),
+        (("post", "sgdm", "linear"),),
+    ),
+    Claim("Pre-LN needs no warmup", XIONG + "section 4", work=(PRE,)),
+    Claim(
+        "RAdam needs no warmup on a Transformer",
         "Liu et al. 2020, arXiv:1908.03265, section 5",
         work=(("post", "radam", "none"),),
     ),
     Claim(
-        "a warmup that follows from beta2 alone does as well as a tuned one",
+        "a warmup that follows from beta2 alone works as well as a tuned one",
         "Ma & Yarats 2019, arXiv:1910.04209",
         work=(("post", "adamw", "untuned"),),
     ),
@@ -81,69 +85,72 @@ CLAIMS = (
 
 
 def plan(args: ReproduceArguments) -> list[Settings]:
-    """Every arm with the first seed, the band, then the other seeds: what is there when it is stopped can be read."""
-    arms = QUICK_ARMS if args.quick else [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
+    """Return the settings of all runs, ordered so that an interrupted set already shows every configuration."""
+    every_one = [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
+    configurations = QUICK_CONFIGURATIONS if args.quick else every_one
 
     def of_seed(seed: int) -> list[Settings]:
-        return [job(*arm, SIZES[arm[1]][0], args.max_steps or SIZES[arm[1]][1], seed) for arm in arms]
+        return [job(*each, SIZES[each[1]][0], args.max_steps or SIZES[each[1]][1], seed) for each in configurations]
 
     first, *others = seeds = args.seeds_or(full=3)
     steps = args.max_steps or SIZES["adamw"][1]
-    band = [[job(p, "adamw", w, lr, steps, seed) for lr in BAND for p, w in BAND_ARMS] for seed in seeds]
+    band = [[job(p, "adamw", w, lr, steps, seed) for lr in BAND for p, w in BAND_CONFIGURATIONS] for seed in seeds]
     rest = [each for i, seed in enumerate(others, 1) for each in (*of_seed(seed), *band[i])]
     return of_seed(first) if args.quick else [*of_seed(first), *band[0], *rest]
 
 
-def runs_of(results: list[Result], arm: Arm, lr: float | None = None) -> list[Result]:
-    """The runs of one arm, at its usual learning rate or another."""
-    placement, optim, warmup = arm
+def runs_of(results: list[Result], configuration: Configuration, lr: float | None = None) -> list[Result]:
+    """Return the runs of one configuration at `lr`, by default at the learning rate of its optimizer."""
+    placement, optim, warmup = configuration
     wanted = {"lr_scheduler_type": None, **WARMUPS[warmup], "norm_placement": placement, "optim": optim}
     return select(results, learning_rate=lr or SIZES[optim][0], **wanted)
 
 
-def title(arm: Arm) -> str:
-    """`Post-LN Adam, linear warmup`."""
-    placement, optim, warmup = arm
+def title(configuration: Configuration) -> str:
+    """Return a name such as `Post-LN Adam, linear warmup`."""
+    placement, optim, warmup = configuration
     return f"{placement.capitalize()}-LN {NAMES[optim]}, {'no' if warmup == 'none' else warmup} warmup"
 
 
 def judge(claim: Claim, results: list[Result]) -> Verdict:
-    """The claim against the runs of its arms."""
-    answers = [none_solved(runs_of(results, arm)) for arm in claim.fail]
-    answers += [all_solved(runs_of(results, arm)) for arm in claim.work]
-    measured = "; ".join(f"{title(arm)}: {in_words(runs_of(results, arm))}" for arm in claim.fail + claim.work)
-    return Verdict(claim.paper, claim.source, f"solved, mean updates to loss 0.5: {measured}", every(*answers))
+    """Judge a claim by the runs of its configurations."""
+    answers = [none_solved(runs_of(results, each)) for each in claim.fail]
+    answers += [all_solved(runs_of(results, each)) for each in claim.work]
+    measured = "; ".join(f"{title(each)}: {in_words(runs_of(results, each))}" for each in claim.fail + claim.work)
+    return Verdict(
+        claim.paper, claim.source, f"seeds that solved the task, mean updates to loss 0.5: {measured}", every(*answers)
+    )
 
 
 def faster(results: list[Result]) -> Verdict:
-    """Pre-LN without against Post-LN with warmup."""
-    post, pre = (solved(runs_of(results, arm)) for arm in (WARMED, PRE))
+    """Judge whether Pre-LN without warmup trains faster than Post-LN with it."""
+    post, pre = (solved(runs_of(results, each)) for each in (WARMED, PRE))
     ratio = mean(post) / mean(pre) if post and pre else None
-    measured = f"{ratio:.2f} times fewer updates to loss 0.5" if ratio else "one of the two never came to loss 0.5"
+    measured = f"{ratio:.2f} times fewer updates to loss 0.5" if ratio else "one of the two never reached loss 0.5"
     claim = f"Pre-LN without warmup trains faster than Post-LN with it (here: at least {FASTER} times)"
     return Verdict(claim, XIONG + "section 4", measured, None if ratio is None else ratio >= FASTER)
 
 
 def highest_working(results: list[Result], placement: str, warmup: str) -> float | None:
-    """The largest learning rate of the band at which every seed solved the task, or `None`."""
+    """Return the largest learning rate at which every seed solved the task, or `None`."""
     rates = [lr for lr in BAND if all_solved(runs_of(results, (placement, "adamw", warmup), lr))]
     return max(rates, default=None)
 
 
 def wider(results: list[Result]) -> Verdict:
-    """The highest learning rate that works, with and without warmup."""
+    """Judge whether a warmup allows larger learning rates."""
     plain, warmed = (highest_working(results, "post", warmup) for warmup in ("none", "linear"))
     measured = "not enough learning rates were run"
     if plain and warmed:
         measured = f"Post-LN works up to {plain:g} without and up to {warmed:g} with warmup, {warmed / plain:.3g} times"
         measured += f" on the grid {', '.join(format(lr, 'g') for lr in BAND)}"
-    claim = f"warmup lets training bear larger learning rates (here: about {WIDER:g} times)"
+    claim = f"a warmup allows larger learning rates (here: at least {WIDER:g} times)"
     source = "Kalra & Barkeshli 2024, arXiv:2406.09405; Goyal et al. 2017, arXiv:1706.02677"
     return Verdict(claim, source, measured, warmed / plain >= WIDER if plain and warmed else None)
 
 
 def draw_grid(axes: Axes, results: list[Result]) -> None:
-    """Solved and updates of every arm in words, coloured by the share that was solved."""
+    """Draw a table of all configurations, coloured by the share of seeds that solved the task."""
     rows = [(p, o) for o in SIZES for p in ("post", "pre")]
     cells = [[runs_of(results, (p, o, w)) for w in WARMUPS] for p, o in rows]
     shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in row] for row in cells]
@@ -158,15 +165,15 @@ def draw_grid(axes: Axes, results: list[Result]) -> None:
 
 
 def draw_band(axes: Axes, results: list[Result]) -> None:
-    """Updates to loss 0.5 over the learning rate; what never came there stands above the line."""
+    """Draw updates to loss 0.5 over the learning rate; runs that never reached it are above the dotted line."""
     steps = max(result["max_steps"] for result in select(results, optim="adamw"))
-    for color, (placement, warmup) in zip(COLORS, BAND_ARMS, strict=False):
-        arm = (placement, "adamw", warmup)
-        runs = [run for lr in BAND for run in runs_of(results, arm, lr)]
+    for color, (placement, warmup) in zip(COLORS, BAND_CONFIGURATIONS, strict=False):
+        configuration = (placement, "adamw", warmup)
+        runs = [run for lr in BAND for run in runs_of(results, configuration, lr)]
         rates, updates = [run["learning_rate"] for run in runs], [run["steps_to_loss_0.5"] for run in runs]
-        shift = 1 + 0.04 * (BAND_ARMS.index((placement, warmup)) - 1)  # arms that fail together stay visible
+        shift = 1 + 0.04 * (BAND_CONFIGURATIONS.index((placement, warmup)) - 1)  # keeps overlapping points visible
         heights = [1.12 * steps if update is None else update for update in updates]
-        axes.scatter([shift * rate for rate in rates], heights, color=color, s=22, label=title(arm))
+        axes.scatter([shift * rate for rate in rates], heights, color=color, s=22, label=title(configuration))
     axes.axhline(1.06 * steps, color="black", linewidth=0.8, linestyle=":")
     axes.text(0.01, 1.15 * steps, "never", transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
     axes.set(xscale="log", ylim=(0, 1.3 * steps))
@@ -176,10 +183,10 @@ def draw_band(axes: Axes, results: list[Result]) -> None:
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """All arms, then the figure and the verdicts."""
+    """Execute all runs, draw the figure and judge the claims."""
     results = run_jobs(plan(args), args)
     figure = blank_figure(12, 4.4)
-    grid = blank_axes(figure, "Seeds that solved it, and mean updates to loss 0.5", "", "warmup", (1, 2, 1))
+    grid = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "warmup", (1, 2, 1))
     draw_grid(grid, results)
     band = blank_axes(figure, "Adam: updates to loss 0.5", "updates", "learning rate", (1, 2, 2))
     draw_band(band, results)
@@ -188,8 +195,8 @@ def run(args: ReproduceArguments) -> Outcome:
         for o in SIZES
         for p in ("post", "pre")
     ]
-    arms = [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
-    named = measures({title(arm): runs_of(results, arm) for arm in arms})
-    shown = [folder_of(args, run) for arm in QUICK_ARMS for run in runs_of(results, arm)[:1]]
+    configurations = [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
+    named = measures({title(each): runs_of(results, each) for each in configurations})
+    shown = [folder_of(args, run) for each in QUICK_CONFIGURATIONS for run in runs_of(results, each)[:1]]
     verdicts = [*(judge(claim, results) for claim in CLAIMS), faster(results), wider(results)]
     return Outcome(figure, verdicts, table_of(["", *WARMUPS], rows), results, named, shown)

@@ -1,1 +1,1 @@
-"""Data, metrics and arguments that the two fine-tuning scripts share."""
+"""Data, metrics and arguments that the fine-tuning scripts share."""

@@ -1,7 +1,8 @@
-"""What the two fine-tuning scripts share: a BERT for sentence classification, its data, and the flags for both."""
+"""Arguments, model and tokenizer of the fine-tuning scripts."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,60 +10,98 @@ from typing import Any
 
 import datasets
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
+from transformers.utils import logging
 
-from hf_warmup._validation import check_number
-from hf_warmup.modeling_bert_pre_ln import BertPreLNConfig, BertPreLNForSequenceClassification
+from hf_warmup import BertPreLNConfig, BertPreLNForSequenceClassification
+from hf_warmup.cli import check_minimums
 
 from .data import TASK_COLUMNS, Data, load_files, load_task
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
 class DataArguments:
     """What to train and evaluate on."""
 
-    task_name: str | None = field(default=None, metadata={"help": f"A GLUE task: {', '.join(TASK_COLUMNS)}."})
-    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file, instead of the hub's."})
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "A GLUE task; files have its columns, too.", "choices": [*TASK_COLUMNS]},
+    )
+    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file instead of Hub data."})
     validation_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file."})
     test_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file."})
-    max_seq_length: int = field(
-        default=128, metadata={"help": "Tokens a sequence; longer ones are cut.", "aliases": ["--max_length"]}
+    text_column_names: list[str] = field(
+        default_factory=list,
+        metadata={"help": "One or two text columns, for files without the names of a task."},
     )
-    pad_to_max_length: bool = field(default=True, metadata={"help": "Pad to max_seq_length, not to the batch's."})
-    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first so many."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Tokens per example; longer ones are truncated.", "aliases": ["--max_length"]}
+    )
+    pad_to_max_length: bool = field(default=True, metadata={"help": "Pad to max_seq_length; otherwise to the batch."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again instead of reading the cache."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first examples."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first examples."})
+
+    def __post_init__(self) -> None:
+        check_minimums(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1)
+        check_minimums(self, max_seq_length=3)  # [CLS], one token, [SEP]
+        if len(self.text_column_names) > 2:
+            raise ValueError(f"text_column_names={self.text_column_names}: expected one or two names.")
 
 
 @dataclass
 class ModelArguments:
-    """What to train: a checkpoint, or, without one, a BERT of these sizes from scratch."""
+    """What to train: a checkpoint, or a BERT of the given sizes from scratch."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of the hub or of a folder."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "If it is not the checkpoint's."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint: a Hub id or a folder."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer; by default the checkpoint's."})
     norm_placement: str | None = field(
-        default=None, metadata={"help": "pre or post, for a BERT; by default as the checkpoint is, post from scratch."}
+        default=None,
+        metadata={
+            "help": "Placement of LayerNorm in a BERT; by default the checkpoint's, and post from scratch.",
+            "choices": ["pre", "post"],
+        },
     )
-    initializer: str = field(default="normal", metadata={"help": "From scratch: normal or xavier_uniform."})
+    initializer: str = field(
+        default="normal", metadata={"help": "Initial values from scratch.", "choices": ["normal", "xavier_uniform"]}
+    )
     num_hidden_layers: int = field(default=12, metadata={"help": "From scratch."})
     hidden_size: int = field(default=768, metadata={"help": "From scratch."})
     num_attention_heads: int = field(default=12, metadata={"help": "From scratch."})
     intermediate_size: int = field(default=3072, metadata={"help": "From scratch."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where what the hub sends is kept."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads from the Hub."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    token: str | None = field(default=None, metadata={"help": "For checkpoints of the hub that need one."})
-    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Replace a head of another size."})
+    token: str | None = field(default=None, metadata={"help": "Token for gated checkpoints on the Hub."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Replace the checkpoint's classification head if it has another size."}
+    )
+
+    def __post_init__(self) -> None:
+        check_minimums(self, num_hidden_layers=1, hidden_size=1, num_attention_heads=1, intermediate_size=1)
+        for name in ("model_name_or_path", "tokenizer_name"):
+            value = getattr(self, name)
+            # A Hub id has at most one slash. Without this check the error would be about invalid Hub ids.
+            if value and (value.count("/") > 1 or value.startswith((".", "/", "~"))) and not os.path.exists(value):
+                raise ValueError(f"{name}={value!r}: there is no such folder.")
 
 
 def build_model(args: ModelArguments, tokenizer: Any, data: datasets.DatasetDict, max_seq_length: int) -> Any:
-    """The checkpoint's model with a head for the labels of `data`, or a new one."""
+    """Return the checkpoint with a classification head for the labels of `data`, or a new model.
+
+    Raises:
+        `ValueError`: If the checkpoint has fewer positions than `max_seq_length`, a head of another size, or is not a
+            BERT although `norm_placement` is given.
+    """
     labels = data["train"].features["label"].names
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if args.model_name_or_path is None:
         config = BertPreLNConfig(
             norm_placement=args.norm_placement or "post",
             initializer=args.initializer,
-            vocab_size=len(tokenizer),
+            vocab_size=max(tokenizer.get_vocab().values()) + 1,  # more than len(tokenizer) if a token occurs twice
             num_hidden_layers=args.num_hidden_layers,
             hidden_size=args.hidden_size,
             num_attention_heads=args.num_attention_heads,
@@ -75,32 +114,43 @@ def build_model(args: ModelArguments, tokenizer: Any, data: datasets.DatasetDict
     download = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
     load = {"ignore_mismatched_sizes": args.ignore_mismatched_sizes, **download, **names}
     config = AutoConfig.from_pretrained(args.model_name_or_path, **download)
-    longest = getattr(config, "max_position_embeddings", None) or max_seq_length  # not every kind of model has a limit
+    longest = getattr(config, "max_position_embeddings", None) or max_seq_length  # some architectures have no limit
     if min(max_seq_length, tokenizer.model_max_length) > longest:
         raise ValueError(
             f"max_seq_length={max_seq_length}: expected at most the {longest} positions of {args.model_name_or_path}."
         )
-    if args.norm_placement is None:
-        return AutoModelForSequenceClassification.from_pretrained(args.model_name_or_path, **load)
-    if config.model_type not in ("bert", BertPreLNConfig.model_type):
-        raise ValueError(f"norm_placement={args.norm_placement!r}: {config.model_type} is no BERT, leave it out.")
-    return BertPreLNForSequenceClassification.from_pretrained(
-        args.model_name_or_path, norm_placement=args.norm_placement, **load
-    )
+    model_class: Any = AutoModelForSequenceClassification
+    if args.norm_placement is not None:
+        if config.model_type not in ("bert", BertPreLNConfig.model_type):
+            raise ValueError(
+                f"norm_placement={args.norm_placement!r} applies to BERT, but {args.model_name_or_path} is of type "
+                f"{config.model_type!r}. Leave it out."
+            )
+        model_class, load["norm_placement"] = BertPreLNForSequenceClassification, args.norm_placement
+    try:
+        return model_class.from_pretrained(args.model_name_or_path, **load)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{args.model_name_or_path} has a head for another number of classes than the {len(labels)} of the data. "
+            "Pass `--ignore_mismatched_sizes` to replace the head."
+        ) from None
 
 
 def load_data(args: DataArguments, wanted: Collection[str]) -> Data:
-    """The task of the hub, or the files: the `wanted` ones of the splits train, validation and test."""
+    """Load a task from the Hub, or the `wanted` splits (`train`, `validation`, `test`) from files."""
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    if not any(files.values()):
-        if args.task_name is None:
-            raise ValueError("task_name and train_file are both missing: expected one of them.")
-        data, columns = load_task(args.task_name)
-    else:
+    if any(files.values()):
         for split, file in files.items():
             if (split in wanted or split == "train") and file is None:
                 raise ValueError(f"{split}_file is missing: expected a csv, tsv or json file.")
-        data, columns = load_files({split: file for split, file in files.items() if file}, args.task_name)
+        present = {split: file for split, file in files.items() if file}
+        data, columns = load_files(present, args.task_name, args.text_column_names)
+    elif args.task_name:
+        data, columns = load_task(args.task_name)
+    else:
+        raise ValueError("`task_name` and `train_file` are both missing: expected one of them.")
     limits = (args.max_train_samples, args.max_eval_samples, args.max_predict_samples)
     for split, limit in zip(files, limits, strict=True):
         if limit is not None and split in data:
@@ -108,19 +158,47 @@ def load_data(args: DataArguments, wanted: Collection[str]) -> Data:
     return data, columns
 
 
+def describe_data(data: datasets.DatasetDict, columns: Collection[str]) -> str:
+    """Return which columns and classes are used, and the number of examples, for the user to check."""
+    names = data["train"].features["label"].names
+    sizes = ", ".join(f"{len(rows)} in {split}" for split, rows in data.items())
+    return f"Data: text from {' and '.join(columns)}, classes {', '.join(names)}; examples: {sizes}."
+
+
 def load_tokenizer(args: ModelArguments) -> Any:
-    """The checkpoint's, or a BERT's from a folder with nothing but its vocabulary."""
+    """Load the checkpoint's tokenizer, or a BERT tokenizer from a folder that only has a `vocab.txt`.
+
+    Raises:
+        `ValueError`: If no name is given, or if a folder has no vocabulary that a tokenizer can use.
+    """
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
-        raise ValueError("tokenizer_name and model_name_or_path are both missing: expected one of them.")
-    # A bare vocabulary, enough for a BERT from scratch, names no tokenizer class for AutoTokenizer to find.
-    bare = (Path(name) / "vocab.txt").is_file() and not (Path(name) / "config.json").is_file()
+        raise ValueError("`tokenizer_name` and `model_name_or_path` are both missing: expected one of them.")
+    folder = Path(name)
+    vocabularies = ("vocab.txt", "tokenizer.json", "vocab.json", "*.model")
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in vocabularies):
+        raise ValueError(f"{name} has no vocabulary: expected a vocab.txt or a tokenizer.json in it.")
+    # For a vocab.txt alone, AutoTokenizer finds no tokenizer class.
+    bare = (folder / "vocab.txt").is_file() and not (folder / "config.json").is_file()
+    if bare:
+        _check_vocabulary(folder / "vocab.txt")
     tokenizer_class = BertTokenizerFast if bare or not args.model_name_or_path else AutoTokenizer
     return tokenizer_class.from_pretrained(name, cache_dir=args.cache_dir)
 
 
+def _check_vocabulary(path: Path) -> None:
+    """Check that a `vocab.txt` is text in UTF-8 with BERT's special tokens."""
+    try:
+        tokens = {line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")}
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a vocabulary in UTF-8.") from None
+    missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in tokens]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}: expected the vocabulary of a BERT, one token per line.")
+
+
 def tokenize(data: datasets.DatasetDict, columns: list[str], tokenizer: Any, args: DataArguments) -> Any:
-    """The splits as token ids, attention masks and labels."""
+    """Return the splits as token ids, attention masks and labels; log a warning if most tokens are unknown."""
 
     def encode(examples: dict[str, list[Any]]) -> Any:
         return tokenizer(
@@ -130,16 +208,14 @@ def tokenize(data: datasets.DatasetDict, columns: list[str], tokenizer: Any, arg
             padding="max_length" if args.pad_to_max_length else False,
         )
 
-    fresh = not args.overwrite_cache
-    return data.map(encode, batched=True, load_from_cache_file=fresh, desc="tokenize").remove_columns(columns)
-
-
-def check_sizes(model_args: ModelArguments, data_args: DataArguments) -> None:
-    """Sizes are at least 1, and are refused before anything is loaded."""
-    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    for name in sizes:
-        check_number(name, getattr(model_args, name), 1, integer=True)
-    check_number("max_seq_length", data_args.max_seq_length, 3, integer=True)  # [CLS], a token, [SEP]
-    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
-        if getattr(data_args, name) is not None:
-            check_number(name, getattr(data_args, name), 1, integer=True)
+    read_cache = not args.overwrite_cache
+    data = data.map(encode, batched=True, load_from_cache_file=read_cache, desc="tokenize").remove_columns(columns)
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    words = [each for ids in data["train"][:1000]["input_ids"] for each in ids if each not in special]
+    unknown = words.count(tokenizer.unk_token_id) / max(1, len(words))
+    if unknown > 0.5:
+        logger.warning(
+            f"{unknown:.0%} of the tokens in the training data are unknown to the tokenizer ({tokenizer.unk_token}). "
+            "Check that the vocabulary fits the text."
+        )
+    return data

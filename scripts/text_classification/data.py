@@ -1,17 +1,22 @@
-"""Sentence-classification data: GLUE tasks of the hub, or csv, tsv and json files with the same columns."""
+"""Sentence-classification data: GLUE tasks from the Hub, or csv, tsv and json files.
+
+`datasets` parses the files. This module chooses the columns, turns labels into class ids, and raises an error for files
+that would train a model on something else than their author meant.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from hf_warmup._validation import check_name
 
-
-# The columns of each GLUE task, as transformers' `run_glue.py` names them.
+# The text columns of each GLUE task, as in transformers' `run_glue.py`.
 TASK_COLUMNS: dict[str, tuple[str, ...]] = {
     "cola": ("sentence",),
     "mnli": ("premise", "hypothesis"),
@@ -22,95 +27,166 @@ TASK_COLUMNS: dict[str, tuple[str, ...]] = {
     "sst2": ("sentence",),
     "wnli": ("sentence1", "sentence2"),
 }
-
+# Text columns that need no `task_name` and no `text_column_names`; pairs come first.
+KNOWN_COLUMNS = (*sorted(dict.fromkeys(TASK_COLUMNS.values()), key=len, reverse=True), ("text",))
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 Data = tuple[datasets.DatasetDict, list[str]]
 
 
+def columns_of(task_name: str) -> list[str]:
+    """Return the text columns of a GLUE task in the tokenizer's order."""
+    if task_name not in TASK_COLUMNS:
+        raise ValueError(f"task_name={task_name!r}: expected one of {', '.join(TASK_COLUMNS)}.")
+    return list(TASK_COLUMNS[task_name])
+
+
 def load_task(task_name: str) -> Data:
-    """GLUE's `task_name` from the hub: its splits, and its columns of text in the tokenizer's order."""
-    check_name("task_name", task_name, TASK_COLUMNS)
+    """Load a GLUE task from the Hub.
+
+    Args:
+        task_name (`str`): A key of `TASK_COLUMNS`.
+
+    Returns:
+        `tuple[DatasetDict, list[str]]`: The splits, and the text columns in the tokenizer's order.
+    """
+    columns = columns_of(task_name)
     data = datasets.load_dataset("nyu-mll/glue", task_name)
     if task_name == "mnli":
         data["validation"], data["test"] = data.pop("validation_matched"), data.pop("test_matched")
-    columns = list(TASK_COLUMNS[task_name])
     return data.select_columns([*columns, "label"]), columns
 
 
-def load_files(files: dict[str, str], task_name: str | None = None) -> Data:
-    """Splits from csv, tsv (GLUE's, nothing quoted) or json files.
+def load_files(files: dict[str, str], task_name: str | None = None, text_columns: Sequence[str] | None = None) -> Data:
+    """Load splits from csv, tsv (without quoting, as in GLUE) or json files.
 
     Args:
-        files (`dict[str, str]`): Split, `train` among them, to path; all of one kind.
-        task_name (`str`, *optional*): Takes this GLUE task's columns; otherwise every column of text but `label`
-            counts, two at most.
+        files (`dict[str, str]`): Split to path; the split `train` is required.
+        task_name (`str`, *optional*): A GLUE task whose text columns the files have.
+        text_columns (`Sequence[str]`, *optional*): One or two text columns. By default these are known names
+            (`sentence`, `text`, `sentence1` with `sentence2`, ...), or the only column of text besides the label.
 
     Returns:
-        `tuple[DatasetDict, list[str]]`: The splits, with columns of text and `label`, a `ClassLabel` of the training
-            file's labels in order; and the columns of text in the tokenizer's order.
+        `tuple[DatasetDict, list[str]]`: The splits, with the text columns and `label`, a `ClassLabel` of the labels in
+            the training file; and the text columns in the tokenizer's order.
 
     Raises:
-        `ValueError`: For a file that is missing, empty, of another kind, or without the expected columns, for a label
-            that is a fraction, and for one that the training file does not have.
+        `ValueError`: If a file is missing, empty or malformed, if it is unclear which columns are text, if a row has no
+            text or no label, or if the labels are not classes that the training file has.
     """
-    if task_name is not None:
-        check_name("task_name", task_name, TASK_COLUMNS)
-    data = datasets.DatasetDict({split: _load_file(split, Path(file)) for split, file in files.items()})
-    train = data["train"]
-    if task_name is not None:
-        columns = list(TASK_COLUMNS[task_name])
-    else:
-        columns = [name for name, kind in train.features.items() if name != "label" and kind.dtype.endswith("string")]
-        columns = columns[:2]
-    for split, dataset in data.items():
-        missing = [name for name in [*columns, "label"] if name not in dataset.column_names]
-        if (missing and not (missing == ["label"] and split == "test")) or not columns:
-            raise ValueError(
-                f"{split}_file={files[split]!r} has the columns {', '.join(dataset.column_names)}: expected "
-                f"{', '.join(columns) or 'one or two of text'} and label."
-            )
-    for split, dataset in data.items():
-        if "label" not in dataset.column_names:
-            continue
-        if any(label in (None, "") for label in dataset["label"]):
-            raise ValueError(f"{split}_file={files[split]!r} has a row without a label: expected one in each.")
-        label = next((label for label in dataset["label"] if isinstance(label, float) and label % 1), None)
-        if label is not None:
-            raise ValueError(f"{split}_file={files[split]!r} has the label {label}: expected classes, not a scale.")
-    labels = [str(label) for label in sorted(set(train["label"]))]  # numbers by size, words by letter
-    for split, dataset in data.items():
-        if "label" not in dataset.column_names:
-            data[split] = dataset.add_column("label", [labels[0]] * len(dataset))
-        unknown = {str(label) for label in data[split]["label"]} - set(labels)
-        if unknown:
-            raise ValueError(f"{split}_file={files[split]!r} has the label {min(unknown)!r}: expected {labels}.")
-    feature = datasets.ClassLabel(names=labels)
-    data = data.map(
-        lambda examples: {"label": [feature.str2int(str(label)) for label in examples["label"]]},
-        batched=True,
-        desc="labels",
-    ).cast_column("label", feature)
-    return data.select_columns([*columns, "label"]), columns
+    described = {split: f"{split}_file={path!r}" for split, path in files.items()}
+    data = {split: _read(described[split], Path(path)) for split, path in files.items()}
+    columns = (
+        columns_of(task_name) if task_name else list(text_columns or _find_text(described["train"], data["train"]))
+    )
+    labels = {split: _check(described[split], rows, columns, split) for split, rows in data.items()}
+    names = sorted(set(labels["train"]), key=lambda name: (0, int(name), "") if _is_int(name) else (1, 0, name))
+    if len(names) < 2:
+        raise ValueError(f"{described['train']} has only the label {names[0]!r}: expected at least two classes.")
+    ids = {name: i for i, name in enumerate(names)}
+    loaded = {}
+    for split, rows in data.items():
+        if unknown := sorted(set(labels[split]) - set(names)):
+            raise ValueError(f"{described[split]} has the label {unknown[0]!r}: the training file has {names}.")
+        content = {column: [str(text) for text in rows[column]] for column in columns}
+        content["label"] = [ids[label] for label in labels[split]] or [0] * len(rows)
+        features = datasets.Features(
+            {column: datasets.Value("string") for column in columns} | {"label": datasets.ClassLabel(names=names)}
+        )
+        loaded[split] = datasets.Dataset.from_dict(content, features)
+    return datasets.DatasetDict(loaded), columns
 
 
-def _load_file(split: str, path: Path) -> datasets.Dataset:
-    kinds = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-    check_name(f"{split}_file's ending", path.suffix, kinds)
+def _read(described: str, path: Path) -> datasets.Dataset:
+    """Parse a file; cells of csv and tsv files stay text, and rows that are longer than the header are an error."""
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{described}: expected a file name that ends with {', '.join(FORMATS)}.")
     if not path.is_file():
-        raise ValueError(f"{split}_file={str(path)!r}: there is no such file.")
-    if not path.read_text(encoding="utf-8", errors="replace").strip():
-        raise ValueError(f"{split}_file={str(path)!r} is empty: expected a header and at least one example.")
-    # GLUE's tab-separated files quote nothing: a quotation mark is a part of the sentence.
-    options: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-    if kinds[path.suffix] == "csv":
-        options["keep_default_na"] = False  # "null" and "NA" are words
+        raise ValueError(f"{described}: there is no such file.")
+    if FORMATS[path.suffix] == "json":
+        return _load(described, path)
+    options: dict[str, Any] = {"keep_default_na": False}  # "null" and "NA" are words
+    if path.suffix == ".tsv":
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}  # in GLUE a quotation mark is part of the sentence
+    # pandas takes surplus fields as an index, which shifts the columns. Only row numbers are such an index.
+    head = _load(described, path, nrows=1000, **options)
+    index = [name for name in head.column_names if name.startswith("__index_level_")]
+    names = [name for name in head.column_names if name not in index]
+    if index and (len(index) > 1 or head[index[0]][:] != list(range(len(head)))):
+        raise ValueError(
+            f"{described} has rows of {len(names) + len(index)} fields, but its header has {len(names)} "
+            f"({', '.join(map(repr, names))}). Quote fields that contain a separator, or name every column."
+        )
+    return _load(described, path, features=datasets.Features(dict.fromkeys(names, datasets.Value("string"))), **options)
+
+
+def _load(described: str, path: Path, **options: Any) -> datasets.Dataset:
     try:
-        dataset = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train", **options)
+        rows = datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
     except datasets.exceptions.DatasetGenerationError as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{split}_file={str(path)!r} cannot be read: {reason}.") from None
-    except ValueError:  # what datasets says when a file holds no rows
-        dataset = []
-    if len(dataset) == 0:
-        raise ValueError(f"{split}_file={str(path)!r} has no examples: expected at least one.")
-    return dataset
+        raise ValueError(f"{described} cannot be read as {FORMATS[path.suffix]} in UTF-8: {reason}.") from None
+    except ValueError:  # the error of `datasets` for a file without rows
+        rows = []
+    if len(rows) == 0:
+        raise ValueError(f"{described} is empty: expected at least one example.")
+    return rows
+
+
+def _find_text(described: str, rows: datasets.Dataset) -> Sequence[str]:
+    """Return the text columns of a file for which the user named none."""
+    known = next((names for names in KNOWN_COLUMNS if set(names) <= set(rows.column_names)), None)
+    # A column such as `label_text` gives the answer away.
+    kinds = {name: kind for name, kind in rows.features.items() if not name.lower().startswith("label")}
+    text = [name for name, kind in kinds.items() if getattr(kind, "dtype", "").endswith("string")]
+    text = known or [name for name in text if not all(map(_is_number, rows[name]))]
+    if "label" not in rows.column_names or (not known and len(text) != 1):
+        raise ValueError(
+            f"{described} has the columns {', '.join(map(repr, rows.column_names))} in its first line: expected "
+            "'label' and 'sentence', 'text', or 'sentence1' and 'sentence2', separated by commas (tabs in a tsv file). "
+            "Pass other text columns as `text_column_names`."
+        )
+    return text
+
+
+def _check(described: str, rows: datasets.Dataset, columns: Sequence[str], split: str) -> list[str]:
+    """Check that every row has text and a class, and return the names of the classes (none for unlabeled test data)."""
+    unlabeled = split == "test" and "label" not in rows.column_names
+    missing = [name for name in (*columns, *([] if unlabeled else ["label"])) if name not in rows.column_names]
+    if missing:
+        found, expected = (", ".join(map(repr, names)) for names in (rows.column_names, [*columns, "label"]))
+        raise ValueError(f"{described} has the columns {found}: expected {expected}.")
+    for column in columns:
+        for i, text in enumerate(rows[column], 1):
+            if isinstance(text, (list, dict)) or text is None or not str(text).strip():
+                raise ValueError(f"{described}: example {i} has no text in column {column!r}.")
+    labels = [] if unlabeled else rows["label"][:]
+    for i, label in enumerate(labels, 1):
+        if isinstance(label, (list, dict)) or label is None or not str(label).strip():
+            raise ValueError(f"{described}: example {i} has the label {label!r}: expected a class.")
+        if _is_number(label) and float(label) % 1:
+            raise ValueError(f"{described}: example {i} has the label {label}: expected classes, not a scale.")
+    return [class_name(label) for label in labels]
+
+
+def class_name(label: Any) -> str:
+    """Return the name of a class: without invisible characters, and without the fraction of a whole number.
+
+    Example:
+
+    ```python
+    >>> class_name("pos\\u200b "), class_name(1.0), class_name("2.0")
+    ('pos', '1', '2')
+
+    ```
+    """
+    text = "".join(c for c in unicodedata.normalize("NFKC", str(label)) if unicodedata.category(c) != "Cf").strip()
+    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", text)
+
+
+def _is_number(value: Any) -> bool:
+    return bool(re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", str(value), re.IGNORECASE))
+
+
+def _is_int(name: str) -> bool:
+    return bool(re.fullmatch(r"-?\d{1,18}", name))

@@ -135,7 +135,7 @@ def check_minimums(arguments: Any, **minimums: float) -> None:
     >>> from types import SimpleNamespace
     >>> check_minimums(SimpleNamespace(max_steps=0, seeds=[0, 1]), seeds=0, max_steps=1)
     Traceback (most recent call last):
-    ValueError: max_steps=0: expected a number in [1, inf).
+    ValueError: max_steps=0: expected an integer in [1, inf).
 
     ```
     """
@@ -143,7 +143,8 @@ def check_minimums(arguments: Any, **minimums: float) -> None:
         field_value = getattr(arguments, name)
         for value in field_value if isinstance(field_value, list) else [field_value]:
             if value is not None and not minimum <= value < inf:
-                raise ValueError(f"{name}={value}: expected a number in [{minimum:g}, inf).")
+                kind = "an integer" if isinstance(value, int) else "a finite number"
+                raise ValueError(f"{name}={value}: expected {kind} in [{minimum:g}, inf).")
 
 
 def check_process_count(num_processes: int) -> None:

@@ -1,4 +1,4 @@
-"""Data files: what is read, in which order, and one sentence for each that cannot be."""
+"""Reading of data files: what is read, which columns and classes are chosen, and errors for unusable files."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import json
 import datasets
 import pytest
 
-from scripts.text_classification.data import load_files, load_task
+from scripts.text_classification.data import TASK_COLUMNS, class_name, load_files, load_task
 
 
 # The csv reader of datasets 5.0 leaves its file open.
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 @pytest.fixture
 def write(tmp_path):
-    """Write files (name -> text, rows or objects) and return their paths."""
+    """Write files (split -> (ending, text or rows with a header)) and return their paths."""
 
     def write(**files):
         paths = {}
@@ -38,14 +38,13 @@ def write(tmp_path):
     return write
 
 
-SENTENCES = ['"quoted" words', "it's", "a, comma", "one \" mark and one '", "'single'", "déjà vu", "5' 6\""]
+SENTENCES = ['"quoted" words', "it's", "a, comma", "one \" mark and one '", "null", "NA", "déjà vu", "07", "5' 6\""]
 ROWS = [("sentence", "label"), *((sentence, i % 2) for i, sentence in enumerate(SENTENCES))]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl"])
-@pytest.mark.parametrize("task_name", [None, "sst2"])
-def test_sentences_are_read_to_the_letter(ending, task_name, write):
-    data, columns = load_files(write(train=(ending, ROWS), validation=(ending, ROWS[:4])), task_name)
+def test_load_files_keeps_sentences_to_the_letter(ending, write):
+    data, columns = load_files(write(train=(ending, ROWS), validation=(ending, ROWS[:4])))
     assert columns == ["sentence"]
     assert data["train"]["sentence"][:] == SENTENCES
     assert data["train"]["label"][:] == [i % 2 for i in range(len(SENTENCES))]
@@ -53,122 +52,135 @@ def test_sentences_are_read_to_the_letter(ending, task_name, write):
     assert data["train"].features["label"].names == ["0", "1"]
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv"])
-def test_words_that_pandas_takes_for_missing(ending, write):
-    """A film review may read "null" or "NA"."""
-    words = ["null", "NA", "None", "nan", "n/a", "good"]
-    rows = [("sentence", "label"), *((word, i % 2) for i, word in enumerate(words))]
-    data, _ = load_files(write(train=(ending, rows)), "sst2")
-    assert data["train"]["sentence"][:] == words
-
-
-def test_rte_has_words_for_labels(write):
-    """GLUE's own file: an index first, the two sentences, and the label's name."""
+def test_load_files_reads_the_files_of_rte(write):
+    """GLUE's own format: an index first, two sentences, and the name of the label; no label in the test file."""
     header = ("index", "sentence1", "sentence2", "label")
     train = [header, (0, "a", "b", "not_entailment"), (1, "c", "d", "entailment"), (2, "e", "f", "entailment")]
-    dev = [header, (0, "g", "h", "not_entailment")]
-    test = [header[:3], (0, "i", "j")]
+    dev, test = [header, (0, "g", "h", "not_entailment")], [header[:3], (0, "i", "j")]
     data, columns = load_files(write(train=("tsv", train), validation=("tsv", dev), test=("tsv", test)), "rte")
     assert columns == ["sentence1", "sentence2"]
-    assert {split: rows["label"][:] for split, rows in data.items()} == {
-        "train": [1, 0, 0],
-        "validation": [1],
-        "test": [0],
-    }
-    assert data["test"].column_names == ["sentence1", "sentence2", "label"]
+    labels = {split: rows["label"][:] for split, rows in data.items()}
+    assert labels == {"train": [1, 0, 0], "validation": [1], "test": [0]}
     for rows in data.values():
+        assert rows.column_names == ["sentence1", "sentence2", "label"]
         assert rows.features["label"].names == ["entailment", "not_entailment"]
 
 
-@pytest.mark.parametrize(
-    ("task_name", "columns"),
-    [  # transformers' examples/pytorch/text-classification/run_glue.py, `task_to_keys`
-        ("cola", ["sentence"]),
-        ("mnli", ["premise", "hypothesis"]),
-        ("mrpc", ["sentence1", "sentence2"]),
-        ("qnli", ["question", "sentence"]),
-        ("qqp", ["question1", "question2"]),
-        ("rte", ["sentence1", "sentence2"]),
-        ("sst2", ["sentence"]),
-        ("wnli", ["sentence1", "sentence2"]),
-    ],
-)
-def test_columns_of_a_task(task_name, columns, write, monkeypatch):
-    """The tokenizer's order, not the file's; from files and from the hub."""
-    header = ["label", *reversed(columns), "other"]
-    files = write(train=("csv", [header, [1, *reversed(columns), "x"], [0, *reversed(columns), "y"]]))
-    data, found = load_files(files, task_name)
-    assert found == columns
-    assert data["train"].column_names == [*columns, "label"]
-    assert [data["train"][0][column] for column in columns] == columns
+def test_task_columns_match_run_glue():
+    """`task_to_keys` in transformers' examples/pytorch/text-classification/run_glue.py."""
+    assert TASK_COLUMNS == {
+        "cola": ("sentence",),
+        "mnli": ("premise", "hypothesis"),
+        "mrpc": ("sentence1", "sentence2"),
+        "qnli": ("question", "sentence"),
+        "qqp": ("question1", "question2"),
+        "rte": ("sentence1", "sentence2"),
+        "sst2": ("sentence",),
+        "wnli": ("sentence1", "sentence2"),
+    }
 
+
+@pytest.mark.parametrize("task_name", ["mnli", "qnli"])
+def test_load_task_selects_columns_and_matched_splits(task_name, monkeypatch):
+    columns = list(TASK_COLUMNS[task_name])
     names = ["train", "validation", "test"]
     if task_name == "mnli":
         names = ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]
+    header = ["label", *reversed(columns), "other"]
     tables = [{column: [i if column == "label" else column] for column in header} for i in range(len(names))]
     hub = datasets.DatasetDict(zip(names, map(datasets.Dataset.from_dict, tables), strict=True))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: {("nyu-mll/glue", task_name): hub}[args])
     data, found = load_task(task_name)
     assert found == columns
     assert {tuple(split.column_names) for split in data.values()} == {(*columns, "label")}
-    numbers = {"train": 0, "validation": 1, "test": 3 if task_name == "mnli" else 2}  # MNLI's are the matched ones
-    assert {split: data[split]["label"][0] for split in numbers} == numbers
+    expected = {"train": 0, "validation": 1, "test": 3 if task_name == "mnli" else 2}
+    assert {split: data[split]["label"][0] for split in expected} == expected
 
 
-def test_columns_without_a_task_are_those_of_text(write):
-    files = write(train=("csv", [("id", "b", "label", "a", "c"), (7, "x", "yes", "y", "z"), (8, "x", "no", "y", "z")]))
-    data, columns = load_files(files)
-    assert columns == ["b", "a"]
-    assert data["train"][0] == {"b": "x", "a": "y", "label": 1}
+@pytest.mark.parametrize(
+    ("content", "text_columns", "columns", "first", "names"),
+    [
+        ("id,text,label\n7,a,1\n8,b,0\n", None, ["text"], ("a", 1), ["0", "1"]),
+        ("id,review,label\n7,a,1\n8,b,0\n", None, ["review"], ("a", 1), ["0", "1"]),  # the only column of text
+        ("text,label,label_text\na,1,pos\nb,0,neg\n", None, ["text"], ("a", 1), ["0", "1"]),  # SetFit's leaked label
+        ("review,label,label_text\na,1,pos\nb,0,neg\n", None, ["review"], ("a", 1), ["0", "1"]),
+        ("a,b,label\nx,y,1\nz,w,0\n", ["b", "a"], ["b", "a"], ("y", 1), ["0", "1"]),
+        ("sentence,label\n7,1\n8,0\n", None, ["sentence"], ("7", 1), ["0", "1"]),  # text of digits
+        ("sentence,label\na,pos\nb,neg\nc,pos \nd,pos\u200b\n", None, ["sentence"], ("a", 1), ["neg", "pos"]),
+        ("text,label\na,2.0\nb,0\nc,10\n", None, ["text"], ("a", 1), ["0", "2", "10"]),
+        ("sentence,label\n0,a,1\n1,b,0\n2,c,1\n", None, ["sentence"], ("a", 1), ["0", "1"]),  # row numbers, no header
+    ],
+)
+def test_load_files_chooses_columns_and_classes(content, text_columns, columns, first, names, write):
+    data, found = load_files(write(train=("csv", content)), text_columns=text_columns)
+    assert found == columns
+    assert (data["train"][columns[0]][0], data["train"]["label"][0]) == first
+    assert data["train"].features["label"].names == names
 
 
-def test_numbers_as_labels_keep_their_order(write):
-    data, _ = load_files(write(train=("csv", [("text", "label"), *(("x", i) for i in range(12))])))
-    assert data["train"]["label"][:] == list(range(12))
+@pytest.mark.parametrize("extra", [{"meta": {"id": 1}}, {"tokens": ["a", "b"]}, {"note": None}])
+def test_load_files_ignores_json_columns_that_are_not_text(extra, write):
+    rows = "".join(json.dumps({"sentence": text, "label": i, **extra}) + "\n" for i, text in enumerate("ab"))
+    data, columns = load_files(write(train=("jsonl", rows)))
+    assert (columns, data["train"][1]) == (["sentence"], {"sentence": "b", "label": 1})
 
 
-def test_whole_numbers_written_as_fractions_are_classes(write):
-    data, _ = load_files(write(train=("csv", "text,label\na,0.0\nb,2.0\n")))
-    assert data["train"]["label"][:] == [0, 1]
+def test_class_name_removes_invisible_differences_only():
+    assert [class_name(each) for each in (1, 1.0, True, "1.50", "Pos", "po\u00a0s ")] == [
+        "1", "1", "True", "1.50", "Pos", "po s",
+    ]  # fmt: skip
 
 
 GOOD = ("csv", "sentence,label\na,0\nb,1\n")
 
 
 @pytest.mark.parametrize(
-    ("files", "task_name", "sentence"),
+    ("files", "task_name", "message"),
     [
-        ({"train": ("csv", "")}, None, r"train_file='.*train\.csv' .*empty"),
-        ({"train": ("csv", "sentence,label\n")}, None, r"train_file='.*train\.csv' .*example"),
+        ({"train": ("csv", "")}, None, r"train_file='.*train\.csv' cannot be read.*No columns"),
         ({"train": ("tsv", "sentence\tlabel\n")}, "sst2", r"train_file='.*train\.tsv' .*example"),
         ({"train": ("json", "[]")}, None, r"train_file='.*train\.json' .*example"),
-        ({"train": ("json", '{"sentence": ')}, None, r"train_file='.*train\.json'"),
-        ({"train": ("csv", "number,label\n1,0\n")}, None, r"train_file='.*' .*columns number, label.* text and label"),
-        ({"train": ("csv", "sentence\na\n")}, None, r"train_file='.*' .*columns sentence.* sentence and label"),
-        ({"train": ("csv", "sentence,label\na,0\nb,\n")}, None, r"train_file='.*label"),
-        ({"train": GOOD}, "mrpc", r"train_file='.*sentence, label.*sentence1, sentence2 and label"),
-        ({"train": GOOD, "validation": ("csv", "text,label\na,0\n")}, None, r"validation_file='.*text, label"),
-        ({"train": GOOD, "validation": ("csv", "sentence\na\n")}, None, r"validation_file='.*columns sentence"),
-        (
-            {"train": GOOD, "validation": ("csv", "sentence,label\na,2\n")},
-            None,
-            r"validation_file='.*label '2'.*'0', '1'",
-        ),
+        ({"train": ("json", '{"sentence": ')}, None, r"train_file='.*train\.json' cannot be read"),
+        ({"train": ("txt", "a\n")}, None, r"train_file='.*': expected a file name that ends with \.csv, \.tsv"),
+        ({"train": GOOD}, "sst3", r"task_name='sst3': expected one of cola, mnli"),
+        # columns
+        ({"train": ("csv", "number,label\n1,0\n")}, None, r"columns 'number', 'label' in its first line: expected"),
+        ({"train": ("csv", "a,b,label\nx,y,0\n")}, None, r"columns 'a', 'b', 'label'.*`text_column_names`"),
+        ({"train": ("csv", "sentence, label\na,0\n")}, None, r"columns 'sentence', ' label'"),
+        ({"train": ("csv", "sentence;label\na;0\n")}, None, r"columns 'sentence;label'.*separated by commas"),
+        ({"train": ("csv", "good film,1\nbad film,0\n")}, None, r"columns 'good film', '1' in its first line"),
+        ({"train": GOOD}, "mrpc", r"columns 'sentence', 'label': expected 'sentence1', 'sentence2', 'label'"),
+        ({"train": GOOD, "validation": ("csv", "text,label\na,0\n")}, None, r"validation_file='.*'text', 'label'"),
+        ({"train": GOOD, "validation": ("csv", "sentence\na\n")}, None, r"validation_file='.*columns 'sentence'"),
+        ({"train": ("json", '{"version": 1, "data": [{"sentence": "a"}]}')}, None, r"columns 'version', 'data'"),
+        # rows with more fields than the header, which pandas shifts
+        ({"train": ("csv", "label,sentence\n1,a,\n0,b,\n1,c,\n")}, None, r"has rows of 3 fields, but its header has 2"),
+        ({"train": ("csv", "sentence,label\na, b,1\nc, d,0\n")}, None, r"has rows of 3 fields, but its header has 2"),
+        ({"train": ("csv", "sentence,label\na,b,c,1\nd,e,f,0\n")}, None, r"has rows of 4 fields, but its header has 2"),
+        ({"train": ("csv", "sentence,label\na,1\nb, c,0\n")}, None, r"cannot be read.*line 3, saw 3"),
+        # rows
+        ({"train": ("csv", "sentence,label\na,0\n ,1\n")}, None, r"example 2 has no text in column 'sentence'"),
+        ({"train": ("jsonl", '{"sentence": "a", "label": 1}\n{"label": 0}\n')}, None, r"example 2 has no text"),
+        ({"train": ("json", '{"sentence": ["a", "b"], "label": [1, 0]}')}, None, r"example 1 has no text"),
+        # labels
+        ({"train": ("csv", "sentence,label\na,0\nb,\n")}, None, r"example 2 has the label ''"),
+        ({"train": ("jsonl", '{"sentence": "a", "label": [1]}\n')}, None, r"example 1 has the label \[1\]"),
+        ({"train": ("csv", "sentence,label\na,1\nb,1\n")}, None, r"only the label '1': expected at least two classes"),
+        ({"train": ("csv", "sentence,label\na,0.0\nb,2.5\n")}, None, r"the label 2\.5: expected classes, not a scale"),
+        ({"train": ("jsonl", '{"text": "a", "label": "0.4"}\n')}, None, r"the label 0\.4: expected classes"),
+        ({"train": GOOD, "validation": ("csv", "sentence,label\na,2\n")}, None, r"validation_file='.*'2'.*'0', '1'"),
         ({"train": GOOD, "test": ("csv", "sentence,label\na,-1\n")}, None, r"test_file='.*label '-1'"),
-        ({"train": ("csv", "sentence,label\na,0.0\nb,2.5\n")}, None, r"train_file='.*label 2\.5: expected classes"),
-        ({"train": GOOD, "test": ("csv", "sentence,label\na,0.5\n")}, None, r"test_file='.*label 0\.5: expected clas"),
-        ({"train": ("txt", "a\n")}, None, r"train_file.*'\.txt'.*\.csv, \.json, \.jsonl, \.tsv"),
-        ({"train": GOOD}, "sst3", r"task_name='sst3'.*Did you mean 'sst2'"),
     ],
-)
-def test_one_sentence_for_a_bad_input(files, task_name, sentence, write):
-    with pytest.raises(ValueError, match=sentence) as caught:
+)  # fmt: skip
+def test_load_files_raises_one_clear_error(files, task_name, message, write):
+    with pytest.raises(ValueError, match=message) as caught:
         load_files(write(**files), task_name)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_missing_file_and_unknown_task(write, tmp_path):
-    with pytest.raises(ValueError, match=r"validation_file='.*nowhere\.csv'.*no such file"):
-        load_files({**write(train=GOOD), "validation": str(tmp_path / "nowhere.csv")})
-    with pytest.raises(ValueError, match=r"task_name='mrcp'.*Did you mean 'mrpc'.*cola, mnli, mrpc"):
-        load_task("mrcp")
+def test_load_files_raises_for_missing_files_and_other_encodings(tmp_path):
+    with pytest.raises(ValueError, match=r"train_file='.*nowhere\.csv': there is no such file"):
+        load_files({"train": str(tmp_path / "nowhere.csv")})
+    (tmp_path / "latin.csv").write_bytes("sentence,label\ndéjà vu,1\nb,0\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv' cannot be read as csv in UTF-8"):
+        load_files({"train": str(tmp_path / "latin.csv")})

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from compare_layer_norm import CompareArguments, arm_name, plan, run_one
+from compare_layer_norm import CompareArguments, name_of, plan, run_one
 from hf_warmup.report import find, read_run
 
 
@@ -16,7 +16,7 @@ CHANCE = math.log(27)  # the loss of a guess among 27 symbols
 @pytest.mark.slow
 def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
     jobs = plan(CompareArguments(seeds=[3], output_dir=str(tmp_path)))
-    results = {arm_name(settings): run_one(settings, folder) for folder, settings in jobs.items()}
+    results = {name_of(settings): run_one(settings, folder) for folder, settings in jobs.items()}
     stuck = results.pop("post:adamw:none")
     assert stuck["final_loss"] == pytest.approx(CHANCE, abs=0.05)
     assert stuck["accuracy"] < 0.1

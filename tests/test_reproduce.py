@@ -278,11 +278,11 @@ def test_texts_become_sequences(texts):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("dept",), "what='dept' is unknown. Did you mean 'depth'?"),
+        (("dept",), "invalid choice: 'dept' (choose from"),
         (("untuned", "--max_steps", -1), "max_steps=-1: expected an integer in [0, inf)"),
         (("warmup", "--seeds", -1), "seeds=-1: expected an integer in [0, inf)"),
-        (("pretrain", "--data_dir", "nowhere"), "data_dir='nowhere' has no bert-base-uncased/vocab.txt"),
-        (("pretrain",), "data_dir is missing: expected a folder with us_speeches/us_speeches.txt"),
+        (("pretrain", "--data_dir", "nowhere"), "data_dir='nowhere' has no file bert-base-uncased/vocab.txt, which `pretrain` reads."),
+        (("pretrain",), "`pretrain` needs a folder with the files bert-base-uncased/vocab.txt, us_speeches"),
         (("depth", "--quickly"), "--quickly is no argument. Did you mean --quick?"),
     ],
     ids=lambda value: "",

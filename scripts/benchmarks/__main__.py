@@ -39,8 +39,7 @@ from transformers import (
 )
 
 from hf_warmup import WarmupTrainer, WarmupTrainingArguments
-from hf_warmup._validation import check_name, check_number
-from hf_warmup.cli import exit_on_user_error, parse_arguments, words_first
+from hf_warmup.cli import check_minimums, exit_on_user_error, parse_arguments, words_first
 from hf_warmup.model_card import environment
 
 from .contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, OURS, takes_part
@@ -90,7 +89,8 @@ def optimizers(args: BenchmarkArguments) -> dict[str, list[Row]]:
     }
     one = [nn.Parameter(torch.ones(1, device=DEVICE))]
     for name in args.only:
-        check_name("only", name, OPTIMIZERS)
+        if name not in OPTIMIZERS:
+            raise ValueError(f"only={name!r}: expected one of {', '.join(OPTIMIZERS)}.")
     wanted = {next(iter(OPTIMIZERS)), *(args.only or OPTIMIZERS)}
     makers = {name: make for name, make in OPTIMIZERS.items() if name in wanted and takes_part(name, make, one)}
     tables = {}
@@ -218,8 +218,7 @@ def main() -> None:
         what = args.what.replace("_", "-")
         if what not in benchmarks:
             raise ValueError(f"{args.what!r} is no benchmark: expected {', '.join(benchmarks)}.")
-        check_number("rounds", args.rounds, 1, integer=True)
-        check_number("threads", args.threads, 0, integer=True)
+        check_minimums(args, rounds=1, threads=0)
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.quick:

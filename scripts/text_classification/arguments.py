@@ -32,9 +32,8 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file instead of Hub data."})
     validation_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file."})
     test_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file."})
-    text_column_names: list[str] = field(
-        default_factory=list,
-        metadata={"help": "One or two text columns, for files without the names of a task."},
+    text_column_names: str | None = field(
+        default=None, metadata={"help": "Text columns of files with other names, such as title,body."}
     )
     max_seq_length: int = field(
         default=128, metadata={"help": "Tokens per example; longer ones are truncated.", "aliases": ["--max_length"]}
@@ -48,8 +47,6 @@ class DataArguments:
     def __post_init__(self) -> None:
         check_minimums(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1)
         check_minimums(self, max_seq_length=3)  # [CLS], one token, [SEP]
-        if len(self.text_column_names) > 2:
-            raise ValueError(f"text_column_names={self.text_column_names}: expected one or two names.")
 
 
 @dataclass
@@ -146,7 +143,8 @@ def load_data(args: DataArguments, wanted: Collection[str]) -> Data:
             if (split in wanted or split == "train") and file is None:
                 raise ValueError(f"{split}_file is missing: expected a csv, tsv or json file.")
         present = {split: file for split, file in files.items() if file}
-        data, columns = load_files(present, args.task_name, args.text_column_names)
+        text_columns = args.text_column_names.split(",") if args.text_column_names else None
+        data, columns = load_files(present, args.task_name, text_columns)
     elif args.task_name:
         data, columns = load_task(args.task_name)
     else:

@@ -281,7 +281,10 @@ def test_texts_become_sequences(texts):
         (("dept",), "invalid choice: 'dept' (choose from"),
         (("untuned", "--max_steps", -1), "max_steps=-1: expected an integer in [0, inf)"),
         (("warmup", "--seeds", -1), "seeds=-1: expected an integer in [0, inf)"),
-        (("pretrain", "--data_dir", "nowhere"), "data_dir='nowhere' has no file bert-base-uncased/vocab.txt, which `pretrain` reads."),
+        (
+            ("pretrain", "--data_dir", "nowhere"),
+            "data_dir='nowhere' has no file bert-base-uncased/vocab.txt, which `pretrain` reads.",
+        ),
         (("pretrain",), "`pretrain` needs a folder with the files bert-base-uncased/vocab.txt, us_speeches"),
         (("depth", "--quickly"), "--quickly is no argument. Did you mean --quick?"),
     ],

@@ -31,7 +31,7 @@ RULES = {
     "GI-Adam": gi_adam_warmup,
 }
 BETA1 = 0.9
-# Sums of the papers' formulas. The RAdam paper rectifies from rho_t > 4 on, its code and ours one update later.
+# Sums of the papers' formulas. The RAdam paper rectifies from rho_t > 4 on, its code (and RAdam here) one update later.
 EXPECTED = {
     0.999: ("1033", "999.5", "999.5", "613"),
     0.99: ("107", "99.5", "99.5", "60.6"),

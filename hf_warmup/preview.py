@@ -238,8 +238,7 @@ def _lr_in_force(optimizer: Optimizer, scheduler: LRScheduler) -> Callable[[int]
         return scheduler.base_lrs[0] * scheduler.warmups[0](t - 1) if isinstance(scheduler, WarmupLR) else group["lr"]
 
     def in_force(t: int) -> float:
-        coefficients = optimizer.coefficients({**group, "lr": scheduled(t)}, t)
-        return coefficients.lr or coefficients.sgd_lr
+        return optimizer.effective_lr({**group, "lr": scheduled(t)}, t)
 
     return in_force if isinstance(optimizer, AdamFamily) else scheduled
 

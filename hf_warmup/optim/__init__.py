@@ -1,52 +1,144 @@
-"""Optimizers, and the table of names that `optim=` accepts beside transformers' own."""
+"""Optimizers with a built-in warmup, and the table of names that `optim=` accepts in addition to transformers' own."""
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.optim import Optimizer
 
-from .._validation import check_name, check_number, short_repr
+from .._validation import check_name, check_number, import_from_path, is_import_path, short_repr
+from .adam_family import AdamFamily, effective_learning_rates
 from .adam_warmup import AdamWarmup
 from .gi_adam import GIAdam
 from .radam import RAdam
 
 
-__all__ = ["OPTIMIZERS", "AdamWarmup", "GIAdam", "OptimizerSpec", "RAdam", "optimizer_kwargs", "parse_optim_args"]
+__all__ = [
+    "OPTIMIZERS",
+    "AdamFamily",
+    "AdamWarmup",
+    "GIAdam",
+    "OptimizerSpec",
+    "RAdam",
+    "effective_learning_rates",
+    "get_optimizer_spec",
+    "optimizer_kwargs",
+    "parse_optim_args",
+]
+
+NUMBER, COUNT, FLAG, OPTIONAL_FLAG = "a number", "an integer", "true or false", "true, false or none"
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """One row of the table: the class, the arguments that its name stands for, its paper, and one line about it."""
+    """A row of the table [`OPTIMIZERS`].
 
-    cls: type[torch.optim.Optimizer]
+    Args:
+        cls (`type[Optimizer]`): The class.
+        summary (`str`): One line about it.
+        paper (`str`): Where it was published.
+        defaults (`dict`): The keyword arguments that the name stands for.
+        options (`dict[str, str]`, *optional*): The keywords that `optim_args` may set, with the kind of their values.
+            `None` if they are not known.
+    """
+
+    cls: type[Optimizer]
     summary: str
-    paper: str
+    paper: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str] | None = None
 
+    @property
+    def takes_betas(self) -> bool:
+        """Whether the class is of the Adam family, which takes `betas` and `eps`."""
+        family = (AdamFamily, torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax)
+        return isinstance(self.cls, type) and issubclass(self.cls, family)
+
+
+_SHARED = {"maximize": FLAG, "foreach": OPTIONAL_FLAG, "differentiable": FLAG}
+_FAMILY = _SHARED | {"eps": NUMBER, "fused": OPTIONAL_FLAG, "capturable": FLAG}
+_SGD = _SHARED | {"momentum": NUMBER, "dampening": NUMBER, "nesterov": FLAG, "fused": OPTIONAL_FLAG}
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "radam": OptimizerSpec(RAdam, "Adam with the variance of its early step rectified", "arXiv:1908.03265"),
-    "adam_warmup": OptimizerSpec(AdamWarmup, "AdamW with a linear warmup built in", "arXiv:1910.04209"),
-    "gi_adam": OptimizerSpec(GIAdam, "AdamW with its second moment started at g_1^2", "arXiv:2406.09405"),
-    "adam": OptimizerSpec(torch.optim.Adam, "torch's Adam, L2 decay", "arXiv:1412.6980", {"fused": True}),
-    "adamw": OptimizerSpec(torch.optim.AdamW, "torch's AdamW", "arXiv:1711.05101", {"fused": True}),
-    "nadam": OptimizerSpec(torch.optim.NAdam, "Adam with Nesterov momentum", "Dozat 2016"),
-    "adadelta": OptimizerSpec(torch.optim.Adadelta, "RMS of updates over RMS of gradients", "arXiv:1212.5701"),
-    "adagrad": OptimizerSpec(torch.optim.Adagrad, "sum of squared gradients", "Duchi et al. 2011"),
-    "rmsprop": OptimizerSpec(torch.optim.RMSprop, "moving average of squared gradients", "Hinton 2012"),
-    "sgd": OptimizerSpec(torch.optim.SGD, "plain stochastic gradient descent", "Robbins & Monro 1951"),
-    "sgdm": OptimizerSpec(torch.optim.SGD, "SGD with momentum 0.9", "Polyak 1964", {"momentum": 0.9}),
+    "radam": OptimizerSpec(
+        RAdam,
+        "Adam with a rectified variance of its early steps",
+        "arXiv:1908.03265",
+        options=_FAMILY | {"decoupled_weight_decay": FLAG, "degenerated_to_sgd": FLAG},
+    ),
+    "adam_warmup": OptimizerSpec(
+        AdamWarmup, "AdamW with a built-in linear warmup", "arXiv:1910.04209", options=_FAMILY | {"warmup_steps": COUNT}
+    ),
+    "gi_adam": OptimizerSpec(
+        GIAdam, "AdamW whose second moment starts at g_1^2", "arXiv:2406.09405", options=_FAMILY
+    ),
+    "adam": OptimizerSpec(
+        torch.optim.Adam,
+        "torch's Adam with L2 weight decay",
+        "arXiv:1412.6980",
+        {"fused": True},
+        _FAMILY | {"amsgrad": FLAG, "decoupled_weight_decay": FLAG},
+    ),
+    "adamw": OptimizerSpec(
+        torch.optim.AdamW, "torch's AdamW", "arXiv:1711.05101", {"fused": True}, _FAMILY | {"amsgrad": FLAG}
+    ),
+    "nadam": OptimizerSpec(
+        torch.optim.NAdam,
+        "Adam with Nesterov momentum",
+        "Dozat 2016",
+        options=_SHARED | {"eps": NUMBER, "momentum_decay": NUMBER, "decoupled_weight_decay": FLAG, "capturable": FLAG},
+    ),
+    "adadelta": OptimizerSpec(
+        torch.optim.Adadelta,
+        "RMS of updates over RMS of gradients",
+        "arXiv:1212.5701",
+        options=_SHARED | {"rho": NUMBER, "eps": NUMBER, "capturable": FLAG},
+    ),
+    "adagrad": OptimizerSpec(
+        torch.optim.Adagrad,
+        "sum of squared gradients",
+        "Duchi et al. 2011",
+        options=_SHARED
+        | {"lr_decay": NUMBER, "initial_accumulator_value": NUMBER, "eps": NUMBER, "fused": OPTIONAL_FLAG},
+    ),
+    "rmsprop": OptimizerSpec(
+        torch.optim.RMSprop,
+        "moving average of squared gradients",
+        "Hinton 2012",
+        options=_SHARED | {"alpha": NUMBER, "eps": NUMBER, "momentum": NUMBER, "centered": FLAG, "capturable": FLAG},
+    ),
+    "sgd": OptimizerSpec(torch.optim.SGD, "plain stochastic gradient descent", "Robbins & Monro 1951", options=_SGD),
+    "sgdm": OptimizerSpec(torch.optim.SGD, "SGD with momentum 0.9", "Polyak 1964", {"momentum": 0.9}, _SGD),
     "nag": OptimizerSpec(
-        torch.optim.SGD, "SGD with Nesterov momentum 0.9", "Nesterov 1983", {"momentum": 0.9, "nesterov": True}
+        torch.optim.SGD, "SGD with Nesterov momentum 0.9", "Nesterov 1983", {"momentum": 0.9, "nesterov": True}, _SGD
     ),
 }
 
-# Set by flags of their own; the Trainer's parameter groups would silently win over `weight_decay`.
+# Options that have an argument of their own. `weight_decay` would silently be overridden by the parameter groups.
 _FLAGS = {"lr": "learning_rate", "betas": "adam_beta1 and adam_beta2", "weight_decay": "weight_decay"}
+
+
+def get_optimizer_spec(name: str) -> OptimizerSpec:
+    """Return the row of [`OPTIMIZERS`] for a name, or a row for the class at an import path such as `my_optim:MyAdam`.
+
+    Raises:
+        `ValueError`: If there is no such name, or nothing that can be called at the import path.
+
+    Example:
+
+    ```python
+    >>> get_optimizer_spec("nag").defaults, get_optimizer_spec("torch.optim:Adamax").cls.__name__
+    ({'momentum': 0.9, 'nesterov': True}, 'Adamax')
+
+    ```
+    """
+    if is_import_path(name):
+        return OptimizerSpec(cast(Any, import_from_path("optim", name)), f"the class at {name}")
+    return OPTIMIZERS[check_name("optim", name, OPTIMIZERS)]
 
 
 def _parse_value(text: str) -> Any:
@@ -61,12 +153,21 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def parse_optim_args(name: str, optim_args: str | None) -> dict[str, Any]:
-    """`--optim_args "degenerated_to_sgd=true,eps=1e-6"` as keyword arguments of the optimizer called `name`.
+def _is_of_kind(value: Any, kind: str) -> bool:
+    if kind in (FLAG, OPTIONAL_FLAG):
+        return isinstance(value, bool) or (value is None and kind == OPTIONAL_FLAG)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def parse_optim_args(name: str, optim_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return `optim_args` such as `"degenerated_to_sgd=true,eps=1e-6"` as keyword arguments of the optimizer `name`.
+
+    Args:
+        name (`str`): A name of [`OPTIMIZERS`], or an import path. The options of an import path are not checked.
+        optim_args (`str` or `Mapping[str, Any]`, *optional*): Text as in transformers, or the options themselves.
 
     Raises:
-        `ValueError`: For a piece that is not `key=value`, a key that the optimizer does not take, or a value of the
-            wrong kind. Nothing is ignored.
+        `ValueError`: If a piece is not `key=value`, the optimizer has no such option, or a value is of the wrong kind.
 
     Example:
 
@@ -76,37 +177,47 @@ def parse_optim_args(name: str, optim_args: str | None) -> dict[str, Any]:
 
     ```
     """
-    if not isinstance(optim_args, (str, type(None))):
-        raise ValueError(f"optim_args={short_repr(optim_args)}: expected text, key=value,key=value.")
-    parameters = inspect.signature(OPTIMIZERS[name].cls).parameters
-    allowed = set(parameters) - _FLAGS.keys() - {"params"}
+    options = get_optimizer_spec(name).options
     kwargs = {}
-    for piece in (optim_args or "").replace(" ", "").split(","):
-        if not piece:
-            continue
-        key, equals, text = piece.partition("=")
-        if not (key and equals and text):
-            raise ValueError(f"optim_args={optim_args!r}: expected key=value,key=value, found {piece!r}.")
+    for key, value in _items(optim_args).items():
         if key in _FLAGS:
             raise ValueError(f"optim_args={optim_args!r}: {key} is set by {_FLAGS[key]}.")
-        check_name("optim_args", key, allowed, of=name)
-        value, default = _parse_value(text), parameters[key].default
-        kinds: dict[type, Any] = {bool: bool, int: (int, float), float: (int, float), type(None): (bool, type(None))}
-        expected = kinds.get(type(default), str)
-        if not isinstance(value, expected) or (isinstance(value, bool) and type(default) in (int, float)):
-            raise ValueError(f"optim_args={optim_args!r}: {key}={text} is not of the kind of its default, {default!r}.")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            check_number(f"{key} in optim_args", value, -inf)
+        if options is not None:
+            kind = options[check_name("optim_args", key, options, of=name)]
+            if not _is_of_kind(value, kind):
+                raise ValueError(f"optim_args={optim_args!r}: {key}={value}: expected {kind}.")
+            if kind in (NUMBER, COUNT):
+                check_number(f"{key} in optim_args", value, -inf, integer=kind == COUNT)
         kwargs[key] = value
     return kwargs
 
 
-def optimizer_kwargs(
-    name: str, *, lr: float, betas: tuple[float, float], eps: float, optim_args: str | None = None
-) -> dict[str, Any]:
-    """Keyword arguments for `OPTIMIZERS[name].cls`: the table's, the flags that it takes, and `optim_args` over both.
+def _items(optim_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Split `"key=value,key=value"` into a dictionary."""
+    if isinstance(optim_args, Mapping):
+        return dict(optim_args)
+    if not isinstance(optim_args, (str, type(None))):
+        raise ValueError(f"optim_args={short_repr(optim_args)}: expected text, key=value,key=value.")
+    items = {}
+    for piece in filter(None, (optim_args or "").replace(" ", "").split(",")):
+        key, _, text = piece.partition("=")
+        if not (key and text):
+            raise ValueError(f"optim_args={optim_args!r}: expected key=value,key=value, found {piece!r}.")
+        items[key] = _parse_value(text)
+    return items
 
-    As in transformers, `betas` and `eps` go to the members of the Adam family alone.
+
+def optimizer_kwargs(
+    name: str,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    optim_args: str | Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the keyword arguments for the class behind `name`: its defaults, then the arguments, then `optim_args`.
+
+    As in transformers, only optimizers of the Adam family get `betas` and `eps`.
 
     Example:
 
@@ -116,10 +227,7 @@ def optimizer_kwargs(
 
     ```
     """
-    spec = OPTIMIZERS[name]
-    flags: dict[str, Any] = {"lr": lr}
-    if "betas" in inspect.signature(spec.cls).parameters:
-        flags |= {"betas": betas, "eps": eps}
+    spec = get_optimizer_spec(name)
     own = parse_optim_args(name, optim_args)
     defaults = {key: value for key, value in spec.defaults.items() if not (key == "fused" and "foreach" in own)}
-    return {**defaults, **flags, **own}
+    return defaults | {"lr": lr} | ({"betas": betas, "eps": eps} if spec.takes_betas else {}) | own

@@ -1,18 +1,17 @@
-"""The step that RAdam, AdamWarmup and GIAdam share: one Adam update whose coefficients change with the update count.
+"""The update that RAdam, AdamWarmup and GIAdam share: Adam with coefficients that depend on the update count.
 
-For update `t` a subclass says what the learning rate, `eps` and the weight decay are; torch's own Adam kernel (fused
-where the device has it) does the work. State is torch's (`step`, `exp_avg`, `exp_avg_sq`), so checkpoints move between
-these classes and torch's AdamW and RAdam in both directions.
+For update `t`, a subclass returns the learning rate, `eps` and the weight decay. torch's Adam kernel, fused on devices
+that have it, does the work. The state is that of torch's optimizers (`step`, `exp_avg`, `exp_avg_sq`), so a checkpoint
+can be moved between these classes and torch's AdamW and RAdam.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,25 +22,34 @@ from .._validation import check_flag, check_number, short_repr
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-NOT_CAPTURABLE = "updates are counted on the host, a CUDA graph would repeat one of them."
+_UNSUPPORTED = {
+    "capturable": "updates are counted on the host, a CUDA graph would repeat one of them.",
+    "differentiable": "the kernels update the parameters in place.",
+}
 
 
 class Coefficients(NamedTuple):
-    """What update `t` uses: `p -= lr weight_decay p`, then `p -= lr m_hat / (sqrt(v_hat) + eps)`."""
+    """The numbers of one update: `p -= lr weight_decay p`, then `p -= lr m_hat / (sqrt(v_hat) + eps)`."""
 
     lr: float
     eps: float
     weight_decay: float
-    sgd_lr: float = 0.0  # where there is no adaptive step yet, `p -= sgd_lr m_hat` instead
+    sgd_lr: float = 0.0  # additionally `p -= sgd_lr m_hat`: RAdam's step before its rectification is defined
 
 
-# Both moments move, the parameters do not: with lr 0 any eps above 0 will do.
-NO_STEP_YET = Coefficients(lr=0.0, eps=1.0, weight_decay=0.0)
+class KernelOptions(TypedDict, total=False):
+    """The keyword arguments that all optimizers of the family take, with torch's meaning."""
+
+    maximize: bool
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
 
 
 @lru_cache
 def fused_is_supported(device_type: str) -> bool:
-    """Whether torch has a fused Adam kernel for this kind of device, found out at the constructor's door."""
+    """Return whether torch has a fused Adam kernel for this device type, by trying to construct a fused optimizer."""
     try:
         torch.optim.AdamW([torch.zeros(1, device=device_type, requires_grad=True)], fused=True)
     except RuntimeError:
@@ -49,8 +57,11 @@ def fused_is_supported(device_type: str) -> bool:
     return True
 
 
-class AdamFamily(Optimizer, ABC):
-    """Base of the optimizers here; see [`RAdam`] for the arguments they share."""
+class AdamFamily(Optimizer):
+    """Base class of the optimizers in this package. See [`RAdam`][hf_warmup.optim.RAdam] for the shared arguments.
+
+    `own` holds the options that only the subclass has. They become keys of the parameter groups.
+    """
 
     def __init__(
         self,
@@ -59,54 +70,79 @@ class AdamFamily(Optimizer, ABC):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        own: dict[str, Any],
         *,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
-        decoupled_weight_decay: bool = True,
-        **own: Any,
+        differentiable: bool = False,
     ):
         defaults = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
+            "decoupled_weight_decay": True,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
             "capturable": capturable,
+            "differentiable": differentiable,
             "scheduled_lr": 0.0,
             **own,
         }
         super().__init__(params, defaults)
 
-    @abstractmethod
+    def warmup(self, group: dict[str, Any], t: int) -> float:
+        """Return the multiplier of the learning rate at update `t`, counted from 1: a curve of `schedules.warmups`."""
+        return 1.0
+
     def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
-        """The coefficients of update `t` (counted from 1), in float64 on the host."""
+        """Return the coefficients of update `t`, counted from 1, as Python floats."""
+        return Coefficients(group["lr"] * self.warmup(group, t), group["eps"], group["weight_decay"])
+
+    def effective_lr(self, group: dict[str, Any], t: int) -> float:
+        """Return the learning rate that update `t` of a parameter in `group` is made with.
+
+        Args:
+            group (`dict`): A parameter group. Its `lr` is the schedule's learning rate.
+            t (`int`): The update of the parameter, counted from 1.
+        """
+        coefficients = self.coefficients(group, t)
+        return coefficients.lr or coefficients.sgd_lr
 
     def check_group(self, group: dict[str, Any]) -> None:
-        """Refuse a value out of range and make the others plain Python numbers, which a safe load accepts."""
-        if group["capturable"]:
-            raise ValueError(f"capturable={group['capturable']!r}: expected False, since {NOT_CAPTURABLE}")
+        """Raise `ValueError` if an option is invalid. Convert numbers to Python's, which a `weights_only` load accepts."""
+        for key, reason in _UNSUPPORTED.items():
+            if group[key]:
+                raise ValueError(f"{key}={group[key]!r}: expected False, since {reason}")
+        if isinstance(group["lr"], Tensor):
+            raise ValueError(
+                f"lr={short_repr(group['lr'])}: expected a float. Tensor learning rates are not supported, because the "
+                "update's coefficients are computed on the host. Pass `lr.item()`."
+            )
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas={short_repr(betas)}: expected two numbers in [0, 1).")
-        group["betas"] = tuple(
-            check_number(f"betas[{i}]", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas)
-        )
+        group["betas"] = tuple(check_number(f"betas[{i}]", betas[i], 0.0, 1.0, open_high=True) for i in (0, 1))
         for key in ("maximize", "decoupled_weight_decay"):
             check_flag(key, group[key])
         for key in ("foreach", "fused"):
             check_flag(key, group[key], optional=True)
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach=True and fused=True: expected at most one of them.")
+        for p in group["params"]:
+            if p.is_complex():
+                raise ValueError(
+                    f"A parameter of shape {tuple(p.shape)} is complex, which {type(self).__name__} does not support. "
+                    "Train its real and imaginary part as two parameters, or use `torch.optim.AdamW`."
+                )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; its values are checked like the constructor's."""
+        """Add a parameter group, as torch's optimizers do. Raise `ValueError` if one of its options is invalid."""
         super().add_param_group(param_group)
         try:
             self.check_group(self.param_groups[-1])
@@ -115,7 +151,7 @@ class AdamFamily(Optimizer, ABC):
             raise
 
     def init_state(self, p: Tensor) -> dict[str, Tensor]:
-        """Moments are float32 for bfloat16 and float16 parameters, else in the parameter's dtype."""
+        """Return the initial state of a parameter. Moments are float32 for bfloat16 and float16 parameters."""
         dtype = torch.float32 if p.dtype in LOW_PRECISION else p.dtype
         return {
             "step": torch.tensor(0.0),
@@ -125,14 +161,14 @@ class AdamFamily(Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Perform one update of every parameter that has a gradient; returns what `closure` returns."""
+        """Update every parameter that has a gradient, and return what `closure` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            # As constants of a graph the coefficients would be compiled anew each update. (The decorator would import
-            # the compiler with this file.)
+            # In a compiled graph the coefficients would be constants, and each update would be compiled again. As a
+            # decorator, `disable` would import the compiler together with this module.
             torch.compiler.disable(self._update)()
         else:
             self._update()
@@ -141,12 +177,13 @@ class AdamFamily(Optimizer, ABC):
     def _update(self) -> None:
         for group in self.param_groups:
             latest = 0
-            for (device, dtype, t), params in self._buckets(group).items():
+            for (device, dtype, _, t), params in self._buckets(group).items():
                 if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                    raise RuntimeError(f"{type(self).__name__}.step() cannot be captured: {NOT_CAPTURABLE}")
+                    reason = _UNSUPPORTED["capturable"]
+                    raise RuntimeError(f"{type(self).__name__}.step() cannot be captured: {reason}")
                 coefficients = self.coefficients(group, t)
                 if dtype in LOW_PRECISION:
-                    for p in params:  # one at a time: one parameter's float32 copies are all the extra memory
+                    for p in params:  # one at a time: the extra memory is the float32 copy of one parameter
                         wide = p.float()
                         self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
                         p.copy_(wide)
@@ -156,24 +193,22 @@ class AdamFamily(Optimizer, ABC):
                 if t > latest:
                     latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
 
-    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int], list[Tensor]]:
-        """Parameters with a gradient by (device, dtype, update they are about to make): one kernel call each.
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, Any, int], list[Tensor]]:
+        """Return the parameters with a gradient by (device, dtype, mesh, update), one kernel call for each.
 
-        The count is the parameter's own: one that is unfrozen later starts at `t = 1`.
+        The mesh is that of a `DTensor`; a kernel does not take plain tensors beside it. The update is counted for each
+        parameter: one that is unfrozen later starts at `t = 1`.
         """
         buckets = defaultdict(list)
         for p in group["params"]:
-            grad = p.grad
-            if grad is None:
+            if p.grad is None:
                 continue
-            dtype = p.dtype
-            if grad.is_sparse or dtype.is_complex:
-                kind = "sparse gradients" if grad.is_sparse else "complex parameters"
-                raise RuntimeError(f"{type(self).__name__} does not support {kind} (shape {tuple(p.shape)}).")
+            if p.grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (shape {tuple(p.shape)}).")
             state = self.state[p]
             if not state:
                 state.update(self.init_state(p))
-            buckets[p.device, dtype, int(state["step"].item()) + 1].append(p)
+            buckets[p.device, p.dtype, getattr(p, "device_mesh", None), int(state["step"].item()) + 1].append(p)
         return buckets
 
     def _kernel(
@@ -196,8 +231,8 @@ class AdamFamily(Optimizer, ABC):
         hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
         hyper |= {"amsgrad": False, "maximize": group["maximize"]}
         if fused:
-            # Not through torch's function around the kernel: it raises each count on its own, which on a CPU takes
-            # longer than a small tensor's update. Here one count serves all; it is sent to the device, never fetched.
+            # torch's public function increments each `step` separately, which takes longer on a CPU than the update of
+            # a small tensor. The kernel is called directly with one count for all. It is sent to the device, not read.
             torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
             kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
             kernel(params, grads, *moments, [], [torch.full((), float(t), device=device)] * len(params), **hyper)
@@ -212,20 +247,22 @@ class AdamFamily(Optimizer, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # a checkpoint of torch's AdamW lacks what is ours
-            for key, value in self.defaults.items():
+        for group in self.param_groups:
+            for key, value in self.defaults.items():  # a checkpoint of torch's AdamW lacks the options of a subclass
                 group.setdefault(key, value)
-            # With torch's capturable=True both may live on the device: they come back to the host.
+            # With capturable=True, torch's optimizers keep the step and possibly the learning rate on the device.
             group["capturable"], group["lr"] = False, float(group["lr"])
         for p_state in self.state.values():
             if "step" in p_state:
                 p_state["step"] = torch.tensor(float(p_state["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which casts the moments to the parameter's dtype; here they stay float32.
+        """Load the state of one of these optimizers, or of torch's AdamW or RAdam.
+
+        torch casts loaded moments to the parameter's dtype. Here the moments of 16-bit parameters stay float32.
 
         Raises:
-            `ValueError`: For a state of `amsgrad=True`.
+            `ValueError`: If the state was saved with `amsgrad=True`.
         """
         if any(group.get("amsgrad") for group in state_dict["param_groups"]):
             raise ValueError(f"amsgrad=True in the loaded state: expected False, {type(self).__name__} has no amsgrad.")
@@ -237,3 +274,27 @@ class AdamFamily(Optimizer, ABC):
             if saved and p.dtype in LOW_PRECISION:
                 for key in ("exp_avg", "exp_avg_sq"):
                     self.state[p][key] = saved[key].to(device=p.device, dtype=torch.float32, copy=True)
+
+
+def effective_learning_rates(optimizer: Optimizer) -> list[float]:
+    """Return the learning rate of the last update for each parameter group that has parameters.
+
+    An optimizer with a warmup of its own (RAdam, AdamWarmup, schedule-free ones) keeps it in `group["scheduled_lr"]`.
+    For every other optimizer it is the schedule's learning rate, `group["lr"]`. Call this function after
+    `optimizer.step()` and before `scheduler.step()`.
+
+    Example:
+
+    ```python
+    >>> from hf_warmup import AdamWarmup
+    >>> p = torch.nn.Parameter(torch.ones(1))
+    >>> p.grad = torch.ones(1)
+    >>> optimizer = AdamWarmup([p], lr=0.1, warmup_steps=4)
+    >>> optimizer.step()
+    >>> effective_learning_rates(optimizer)
+    [0.025]
+
+    ```
+    """
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    return [float(group.get("scheduled_lr", group["lr"])) for group in groups]

@@ -1,42 +1,45 @@
-"""AdamWarmup: AdamW that warms up by itself."""
+"""AdamWarmup: AdamW with a built-in linear warmup."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Unpack
 
 from .._validation import check_number
-from .adam_family import AdamFamily, Coefficients
+from ..schedules.warmups import linear_warmup
+from .adam_family import AdamFamily, KernelOptions
 
 
 class AdamWarmup(AdamFamily):
-    r"""AdamW whose learning rate at update `t` is `lr min(1, t / warmup_steps)`.
+    r"""AdamW with the learning rate `lr min(1, t / warmup_steps)` at update `t`.
 
-    The count is the parameter's own, so one that is unfrozen later warms up too: what no schedule can do. Use it with
-    a schedule that does not warm up.
+    The warmup is [`linear_warmup`][hf_warmup.schedules.linear_warmup]. Updates are counted for each parameter, so a
+    parameter that is unfrozen later warms up as well, which no schedule can do. Combine it with a schedule that has no
+    warmup.
 
     Args:
         params (`Iterable`): Parameters, or dictionaries that define parameter groups.
         lr (`float`, defaults to 1e-3): Learning rate after the warmup, at least 0.
-        betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): Moment coefficients, each in [0, 1).
+        betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): Decay rates of the moments, each in [0, 1).
         eps (`float`, defaults to 1e-8): Added to the root of the second moment, at least 0.
-        weight_decay (`float`, defaults to 0.0): Decoupled, by the learning rate in force; at least 0.
-        warmup_steps (`int`, defaults to 0): Updates until the full learning rate; at 0, which is AdamW, the first
-            update warns. A ratio of a run is refused: an optimizer does not know how long the run is,
+        weight_decay (`float`, defaults to 0.0): Decoupled weight decay, multiplied by the effective learning rate, at
+            least 0.
+        warmup_steps (`int`, defaults to 0): Number of updates until the full learning rate. With 0 the optimizer is
+            AdamW, and its first update warns. An optimizer does not know the length of the run and takes no ratio;
             `WarmupTrainingArguments(warmup_steps=0.06)` does.
-        maximize (`bool`, defaults to `False`): Ascend.
-        foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
-        capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
+        options: `maximize`, `foreach`, `fused`, `capturable` and `differentiable`, as in [`RAdam`].
 
-    State per parameter: `exp_avg` and `exp_avg_sq`, of its shape, float32 for bfloat16 and float16 parameters; `step`.
-    The learning rate in force stands in `group["scheduled_lr"]`.
+    State per parameter: `exp_avg` and `exp_avg_sq` of its shape, float32 for bfloat16 and float16 parameters, and the
+    scalar `step`. That is 8 bytes per element for parameters of at most 32 bits. `group["scheduled_lr"]` holds the
+    effective learning rate.
 
-    Differs from `torch.optim.AdamW` in: the warmup; an update count for each parameter; weight decay 0 by default.
-    The warmup: Goyal et al. 2017, https://arxiv.org/abs/1706.02677; on Adam: Ma & Yarats 2019,
+    Differences from `torch.optim.AdamW`: the warmup, an update count per parameter, and a weight decay of 0 by default.
+
+    The warmup: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, and for Adam Ma & Yarats 2019,
     https://arxiv.org/abs/1910.04209. AdamW: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
 
     Raises:
-        `ValueError`: For a value out of range.
+        `ValueError`: If an argument is out of range.
 
     Example:
 
@@ -47,8 +50,8 @@ class AdamWarmup(AdamFamily):
     >>> for t in range(5):
     ...     p.grad = torch.ones(1)
     ...     optimizer.step()
-    ...     print(f"{p.item():.3f}", end=" ")
-    0.975 0.925 0.850 0.750 0.650
+    ...     print(f"{optimizer.param_groups[0]['scheduled_lr']:.3f}", end=" ")
+    0.025 0.050 0.075 0.100 0.100
 
     ```
     """
@@ -62,31 +65,19 @@ class AdamWarmup(AdamFamily):
         weight_decay: float = 0.0,
         *,
         warmup_steps: int = 0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        capturable: bool = False,
+        **options: Unpack[KernelOptions],
     ):
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            warmup_steps=warmup_steps,
-            maximize=maximize,
-            foreach=foreach,
-            fused=fused,
-            capturable=capturable,
-        )
+        super().__init__(params, lr, betas, eps, weight_decay, {"warmup_steps": warmup_steps}, **options)
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
         group["warmup_steps"] = check_number("warmup_steps", group["warmup_steps"], integer=True)
 
-    def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
-        # Not in the constructor: a schedule may hand the number over (`create_scheduler`, `WarmupTrainer`).
-        if t == 1 and not group["warmup_steps"]:
+    def warmup(self, group: dict[str, Any], t: int) -> float:
+        return linear_warmup(t - 1, num_warmup_steps=group["warmup_steps"])
+
+    def _update(self) -> None:
+        # Not in the constructor: the length may be set later, for example by `create_scheduler`.
+        if not self.state and not any(group["warmup_steps"] for group in self.param_groups):
             warnings.warn("AdamWarmup with warmup_steps=0 does not warm up: expected at least 1.", stacklevel=2)
-        factor = t / group["warmup_steps"] if t < group["warmup_steps"] else 1.0
-        return Coefficients(group["lr"] * factor, group["eps"], group["weight_decay"])
+        super()._update()

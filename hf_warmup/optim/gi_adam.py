@@ -1,38 +1,37 @@
-"""GIAdam: Adam whose second moment starts at the first gradient's square."""
+"""GIAdam: AdamW whose second moment starts at the square of the first gradient."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
-from .adam_family import AdamFamily, Coefficients
+from .adam_family import AdamFamily, KernelOptions
 
 
 class GIAdam(AdamFamily):
-    r"""Gradient-initialised AdamW, Kalra & Barkeshli 2024, https://arxiv.org/abs/2406.09405.
+    r"""Gradient-initialized AdamW, Kalra & Barkeshli 2024, https://arxiv.org/abs/2406.09405.
 
-    AdamW with `v_0 = g_1^2` instead of 0 and its bias correction kept, so that `v_hat` starts `1 / (1 - beta2)` too
-    large and the update is damped by about `sqrt(1 - beta2^t)`: the first is `lr sqrt(1 - beta2)` instead of `lr`, with
-    no length to choose.
+    AdamW with `v_0 = g_1^2` instead of 0. The bias correction of `v` is kept, so `v_hat` starts `1 / (1 - beta2)` times
+    too large and the update is damped by about `sqrt(1 - beta2^t)`. The size of the first update is
+    `lr sqrt(1 - beta2)` instead of `lr`. There is no warmup length to choose.
 
     Args:
         params (`Iterable`): Parameters, or dictionaries that define parameter groups.
         lr (`float`, defaults to 1e-3): Learning rate, at least 0.
-        betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): Moment coefficients, each in [0, 1).
+        betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): Decay rates of the moments, each in [0, 1).
         eps (`float`, defaults to 1e-8): Added to the root of the second moment, at least 0.
-        weight_decay (`float`, defaults to 0.0): Decoupled; at least 0.
-        maximize (`bool`, defaults to `False`): Ascend.
-        foreach, fused (`bool`, *optional*): Which of torch's kernels; by default fused where the device has it.
-        capturable (`bool`, defaults to `False`): Only `False`; `step()` cannot be captured in a CUDA graph.
+        weight_decay (`float`, defaults to 0.0): Decoupled weight decay, at least 0.
+        options: `maximize`, `foreach`, `fused`, `capturable` and `differentiable`, as in [`RAdam`].
 
-    State per parameter: `exp_avg` and `exp_avg_sq`, of its shape, float32 for bfloat16 and float16 parameters; `step`.
+    State per parameter: `exp_avg` and `exp_avg_sq` of its shape, float32 for bfloat16 and float16 parameters, and the
+    scalar `step`. That is 8 bytes per element for parameters of at most 32 bits.
 
-    Differs from `torch.optim.AdamW` in: the second moment's first value; an update count for each parameter; weight
-    decay 0 by default. A state loaded from AdamW goes on as AdamW would.
+    Differences from `torch.optim.AdamW`: the initial second moment, an update count per parameter, and a weight decay of
+    0 by default. A state loaded from AdamW continues as AdamW would.
 
     Raises:
-        `ValueError`: For a value out of range.
+        `ValueError`: If an argument is out of range.
 
     Example:
 
@@ -55,28 +54,13 @@ class GIAdam(AdamFamily):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        capturable: bool = False,
+        **options: Unpack[KernelOptions],
     ):
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            fused=fused,
-            capturable=capturable,
-        )
+        super().__init__(params, lr, betas, eps, weight_decay, {}, **options)
 
     def init_state(self, p: Tensor) -> dict[str, Tensor]:
+        """Return the initial state of a parameter, with `exp_avg_sq` the square of its gradient."""
         state = super().init_state(p)
+        assert p.grad is not None
         state["exp_avg_sq"].copy_(p.grad).square_()
         return state
-
-    def coefficients(self, group: dict[str, Any], t: int) -> Coefficients:
-        return Coefficients(group["lr"], group["eps"], group["weight_decay"])

@@ -73,9 +73,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adam_warmup": OptimizerSpec(
         AdamWarmup, "AdamW with a built-in linear warmup", "arXiv:1910.04209", options=_FAMILY | {"warmup_steps": COUNT}
     ),
-    "gi_adam": OptimizerSpec(
-        GIAdam, "AdamW whose second moment starts at g_1^2", "arXiv:2406.09405", options=_FAMILY
-    ),
+    "gi_adam": OptimizerSpec(GIAdam, "AdamW whose second moment starts at g_1^2", "arXiv:2406.09405", options=_FAMILY),
     "adam": OptimizerSpec(
         torch.optim.Adam,
         "torch's Adam with L2 weight decay",

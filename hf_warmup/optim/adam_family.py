@@ -113,7 +113,7 @@ class AdamFamily(Optimizer):
         return coefficients.lr or coefficients.sgd_lr
 
     def check_group(self, group: dict[str, Any]) -> None:
-        """Raise `ValueError` if an option is invalid. Convert numbers to Python's, which a `weights_only` load accepts."""
+        """Raise `ValueError` if an option is invalid. Convert numbers to Python's own for `weights_only` loads."""
         for key, reason in _UNSUPPORTED.items():
             if group[key]:
                 raise ValueError(f"{key}={group[key]!r}: expected False, since {reason}")

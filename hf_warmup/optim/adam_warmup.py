@@ -33,7 +33,7 @@ class AdamWarmup(AdamFamily):
     scalar `step`. That is 8 bytes per element for parameters of at most 32 bits. `group["scheduled_lr"]` holds the
     effective learning rate.
 
-    Differences from `torch.optim.AdamW`: the warmup, an update count per parameter, and a weight decay of 0 by default.
+    Differences from `torch.optim.AdamW`: the warmup, an update count per parameter, and no weight decay by default.
 
     The warmup: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, and for Adam Ma & Yarats 2019,
     https://arxiv.org/abs/1910.04209. AdamW: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.

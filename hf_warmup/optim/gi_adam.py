@@ -27,8 +27,8 @@ class GIAdam(AdamFamily):
     State per parameter: `exp_avg` and `exp_avg_sq` of its shape, float32 for bfloat16 and float16 parameters, and the
     scalar `step`. That is 8 bytes per element for parameters of at most 32 bits.
 
-    Differences from `torch.optim.AdamW`: the initial second moment, an update count per parameter, and a weight decay of
-    0 by default. A state loaded from AdamW continues as AdamW would.
+    Differences from `torch.optim.AdamW`: the initial second moment, an update count per parameter, and no weight decay
+    by default. A state loaded from AdamW continues as AdamW would.
 
     Raises:
         `ValueError`: If an argument is out of range.

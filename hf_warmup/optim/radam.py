@@ -20,8 +20,8 @@ class RAdam(AdamFamily):
         p <- p - lr r_t sqrt(1 - beta2^t) m_hat / (sqrt(v) + eps)
 
     Before that (the first 5 updates for any usual beta2) only the moments are updated, as in the authors' code. With
-    `degenerated_to_sgd` the parameters take the un-normalized step `p <- p - lr m_hat` of the paper's Algorithm 2 and of
-    torch, which can be a hundred times larger than update 6.
+    `degenerated_to_sgd` the parameters take the un-normalized step `p <- p - lr m_hat` of the paper's Algorithm 2 and
+    of torch, which can be a hundred times larger than update 6.
 
     Args:
         params (`Iterable`): Parameters, or dictionaries that define parameter groups.
@@ -41,8 +41,8 @@ class RAdam(AdamFamily):
     effective learning rate, `lr r_t`.
 
     Differences from `torch.optim.RAdam`: decoupled weight decay and no un-normalized step by default, the fused kernel,
-    `r_t` in float64 on the host, and an update count per parameter. Complex parameters and tensor learning rates are not
-    supported.
+    `r_t` in float64 on the host, and an update count per parameter. Complex parameters and tensor learning rates are
+    not supported.
 
     Raises:
         `ValueError`: If an argument is out of range, or if no update would ever be rectified with this beta2.

@@ -18,7 +18,7 @@ from transformers import TrainerState
 
 from ._deepspeed import check_deepspeed_config
 from ._from_args import decay_groups, scheduler_on
-from ._validation import check_name, check_number
+from ._validation import check_number
 from .checkpoints import (
     TRAINER_STATE_FILE,
     check_not_beyond,
@@ -28,7 +28,7 @@ from .checkpoints import (
     resolve_checkpoint,
 )
 from .norms import record_gradient_norms
-from .optim import OPTIMIZERS, optimizer_kwargs
+from .optim import get_optimizer_spec, optimizer_kwargs
 from .report.run import copy_run_settings
 from .schedules import METRIC_SCHEDULERS, check_length, check_scheduler, unwrap_optimizer
 
@@ -141,7 +141,7 @@ def create_optimizer(
 
     Args:
         model (`nn.Module`): Its parameters that require a gradient are trained.
-        name (`str`): A name of ours, such as `"radam"`.
+        name (`str`): A name of [`OPTIMIZERS`], such as `"radam"`, or the import path of a class, `"my_optim:MyAdam"`.
         learning_rate (`float`): At least 0.
         weight_decay (`float`, defaults to 0.0): At least 0.
         betas, eps: For the Adam family.
@@ -160,9 +160,8 @@ def create_optimizer(
 
     ```
     """
-    check_name("optim", name, OPTIMIZERS)
     kwargs = optimizer_kwargs(name, lr=learning_rate, betas=betas, eps=eps, optim_args=optim_args)
-    return OPTIMIZERS[name].cls(decay_groups(model, weight_decay), **kwargs)
+    return get_optimizer_spec(name).cls(decay_groups(model, weight_decay), **kwargs)
 
 
 def create_scheduler(

@@ -1,6 +1,7 @@
 """Optimizers against float64 transcriptions of the papers, torch's own classes, and the properties that define them."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -9,7 +10,17 @@ import pytest
 import torch
 
 from hf_warmup import OPTIMIZERS, AdamWarmup, GIAdam, RAdam
-from hf_warmup.optim import optimizer_kwargs, parse_optim_args
+from hf_warmup.optim import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    OPTIONAL_FLAG,
+    AdamFamily,
+    effective_learning_rates,
+    get_optimizer_spec,
+    optimizer_kwargs,
+    parse_optim_args,
+)
 
 from .reference import optimizers as reference
 
@@ -179,7 +190,7 @@ def test_radam_first_moves_at_update_6(decoupled):
     assert all((p != before).all() for p, before in zip(train(optimizer, grads[5:]), start, strict=True))
 
 
-def test_scheduled_lr_is_the_one_in_force():
+def test_effective_learning_rate_is_lr_times_the_warmup():
     start, grads = problem(12)
     for t in range(1, 13):
         r = reference.rectification(t, 0.999)
@@ -191,7 +202,8 @@ def test_scheduled_lr_is_the_one_in_force():
         ]:
             optimizer = cls(parameters(start), lr=0.5, **kwargs)
             train(optimizer, grads[:t])
-            assert optimizer.param_groups[0]["scheduled_lr"] == pytest.approx(0.5 * factor, rel=1e-9)
+            assert effective_learning_rates(optimizer) == [pytest.approx(0.5 * factor, rel=1e-9)]
+            assert optimizer.effective_lr({**optimizer.param_groups[0], "lr": 3.0}, t) == pytest.approx(3.0 * factor)
 
 
 @pytest.mark.parametrize("still", [0, 1])
@@ -440,12 +452,52 @@ def test_a_state_of_torchs_capturable_adamw_comes_to_the_host():
     assert_close(train(ours, grads[10:]), uninterrupted, 1e-12)
 
 
-@pytest.mark.parametrize("make", [lambda p: [*p], lambda p: [{"params": p, "lr": 0.5}]], ids=["parameters", "groups"])
+@pytest.mark.parametrize("key", ["capturable", "differentiable"])
 @classes
-def test_capturable_is_refused(cls, make):
-    with pytest.raises(ValueError, match="capturable=True: expected False, since updates are counted on the host"):
-        cls(make(parameters([torch.ones(1)])), capturable=True)
-    assert cls(make(parameters([torch.ones(1)])), capturable=False).param_groups[0]["capturable"] is False
+def test_capturable_and_differentiable_are_keys_of_a_group_and_only_false(cls, key):
+    assert cls(parameters([torch.ones(1)])).param_groups[0][key] is False
+    with pytest.raises(ValueError, match=f"^{key}=True: expected False, since "):
+        cls(parameters([torch.ones(1)]), **{key: True})
+    with pytest.raises(ValueError, match=f"^{key}=True: expected False, since "):
+        cls([{"params": parameters([torch.ones(1)]), key: True}])
+
+
+@classes
+def test_tensor_learning_rates_and_complex_parameters_are_not_supported(cls):
+    with pytest.raises(ValueError, match=r"^lr=tensor\(0\.1000\): expected a float"):
+        cls(parameters([torch.ones(1)]), lr=torch.tensor(0.1))
+    with pytest.raises(ValueError, match=rf"^A parameter of shape \(2,\) is complex, which {cls.__name__} does not"):
+        cls(parameters([torch.ones(2, dtype=torch.complex64)]))
+
+
+@pytest.fixture
+def mesh():
+    """A device mesh of this process alone."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@classes
+def test_step_of_sharded_and_plain_parameters_in_one_group(cls, mesh):
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    start, grads = problem(8, torch.float32, ((4, 2), (4, 2), (3,)))
+    params = parameters([distribute_tensor(start[0], mesh, [Shard(0)]), *start[1:]])
+    grads_of_a_shard = [[distribute_tensor(row[0], mesh, [Shard(0)]), *row[1:]] for row in grads]
+    params = train(cls(params, **HYPER), grads_of_a_shard)
+    assert same([params[0].full_tensor(), *params[1:]], train(cls(parameters(start), **HYPER), grads))
+
+
+@classes
+def test_step_of_meta_and_plain_parameters_in_one_group(cls):
+    start, grads = problem(8, torch.float32)
+    twice = [[*row, *(g.to("meta") for g in row)] for row in grads]
+    params = train(cls(parameters([*start, *(p.to("meta") for p in start)]), **HYPER), twice)
+    assert same(params[: len(start)], train(cls(parameters(start), **HYPER), grads))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -473,12 +525,15 @@ def test_a_cuda_graph_is_refused(monkeypatch):
         RAdam([p]).step()
 
 
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+COMPILED = [
+    pytest.param(cls, backend, marks=[] if (cls, backend) == (RAdam, "aot_eager") else pytest.mark.slow)
+    for cls in CLASSES
+    for backend in ("aot_eager", "inductor")
+]
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own, about its own
-@pytest.mark.parametrize("backend", BACKENDS)
-@classes
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler about its own deprecations
+@pytest.mark.parametrize(("cls", "backend"), COMPILED)
 def test_compiled_steps_have_the_same_numbers(cls, backend):
     start, grads = problem(20)
     eager, compiled, looped = (cls(parameters(start), **HYPER) for _ in range(3))
@@ -559,8 +614,29 @@ def test_every_name_builds_an_optimizer_that_takes_a_step(name):
     assert train(optimizer, [[torch.ones(1)]] * 5)[0].item() < 1
 
 
-def test_the_table_holds_these_names():
-    assert sorted(OPTIMIZERS) == sorted([*TWO_UPDATES, *OTHERS])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_options_of_a_name_are_keywords_of_its_class(name):
+    spec = OPTIMIZERS[name]
+    keywords = {}
+    for cls in (AdamFamily, spec.cls)[not issubclass(spec.cls, AdamFamily) :]:
+        keywords |= inspect.signature(cls.__init__).parameters
+    given = {"self", "params", "lr", "betas", "weight_decay", "own", "options"}
+    assert set(spec.options) == keywords.keys() - given
+    assert ("betas" in keywords) == spec.takes_betas
+    for key, kind in spec.options.items():
+        kinds = {bool: FLAG, type(None): OPTIONAL_FLAG, int: NUMBER, float: NUMBER}
+        assert kind == (COUNT if key == "warmup_steps" else kinds[type(keywords[key].default)]), key
+
+
+def test_an_import_path_stands_for_its_class():
+    spec = get_optimizer_spec("torch.optim:Adamax")
+    assert (spec.cls, spec.takes_betas) == (torch.optim.Adamax, True)
+    kwargs = optimizer_kwargs("torch.optim:ASGD", lr=0.1, betas=(0.9, 0.99), eps=1e-8, optim_args="alpha=0.5")
+    assert kwargs == {"lr": 0.1, "alpha": 0.5}
+    with pytest.raises(ValueError, match=r"optim='torch.optim:Adamaxx'.*Adamax"):
+        get_optimizer_spec("torch.optim:Adamaxx")
+    with pytest.raises(ValueError, match=r"optim='radm' is unknown\. Did you mean 'radam'"):
+        get_optimizer_spec("radm")
 
 
 @pytest.mark.parametrize(
@@ -572,6 +648,7 @@ def test_the_table_holds_these_names():
         ("adam_warmup", "warmup_steps=100", {"warmup_steps": 100}),
         ("sgd", "momentum=0.5, nesterov=true", {"momentum": 0.5, "nesterov": True}),
         ("adamw", "fused=none", {"fused": None}),
+        ("radam", {"eps": 1e-6}, {"eps": 1e-6}),
     ],
 )
 def test_parse_optim_args(name, text, parsed):

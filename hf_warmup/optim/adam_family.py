@@ -28,6 +28,9 @@ _UNSUPPORTED = {
 }
 
 
+_Entry = tuple[Tensor, Tensor, dict[str, Tensor]]  # parameter, gradient, state
+
+
 class Coefficients(NamedTuple):
     """The numbers of one update: `p -= lr weight_decay p`, then `p -= lr m_hat / (sqrt(v_hat) + eps)`."""
 
@@ -177,23 +180,22 @@ class AdamFamily(Optimizer):
     def _update(self) -> None:
         for group in self.param_groups:
             latest = 0
-            for (device, dtype, _, t), params in self._buckets(group).items():
+            for (device, dtype, _, t), bucket in self._buckets(group).items():
                 if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                     reason = _UNSUPPORTED["capturable"]
                     raise RuntimeError(f"{type(self).__name__}.step() cannot be captured: {reason}")
                 coefficients = self.coefficients(group, t)
                 if dtype in LOW_PRECISION:
-                    for p in params:  # one at a time: the extra memory is the float32 copy of one parameter
+                    for p, grad, state in bucket:  # one at a time: the extra memory is one parameter's float32 copy
                         wide = p.float()
-                        self._kernel([wide], [p.grad.float()], [self.state[p]], t, group, coefficients)
+                        _adam_([(wide, grad.float(), state)], t, group, coefficients)
                         p.copy_(wide)
                 else:
-                    states = [self.state[p] for p in params]
-                    self._kernel(params, [p.grad for p in params], states, t, group, coefficients)
+                    _adam_(bucket, t, group, coefficients)
                 if t > latest:
                     latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
 
-    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, Any, int], list[Tensor]]:
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, Any, int], list[_Entry]]:
         """Return the parameters with a gradient by (device, dtype, mesh, update), one kernel call for each.
 
         The mesh is that of a `DTensor`; a kernel does not take plain tensors beside it. The update is counted for each
@@ -208,42 +210,9 @@ class AdamFamily(Optimizer):
             state = self.state[p]
             if not state:
                 state.update(self.init_state(p))
-            buckets[p.device, p.dtype, getattr(p, "device_mesh", None), int(state["step"].item()) + 1].append(p)
+            t = int(state["step"].item()) + 1
+            buckets[p.device, p.dtype, getattr(p, "device_mesh", None), t].append((p, p.grad, state))
         return buckets
-
-    def _kernel(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Tensor]],
-        t: int,
-        group: dict[str, Any],
-        coefficients: Coefficients,
-    ) -> None:
-        lr, eps, weight_decay, sgd_lr = coefficients
-        beta1, beta2 = group["betas"]
-        device, decoupled = params[0].device, group["decoupled_weight_decay"]
-        moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
-        steps = [state["step"] for state in states]
-        foreach, fused = group["foreach"], group["fused"]
-        if foreach is None and fused is None and fused_is_supported(device.type):
-            fused = True
-        hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
-        hyper |= {"amsgrad": False, "maximize": group["maximize"]}
-        if fused:
-            # torch's public function increments each `step` separately, which takes longer on a CPU than the update of
-            # a small tensor. The kernel is called directly with one count for all. It is sent to the device, not read.
-            torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
-            kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-            kernel(params, grads, *moments, [], [torch.full((), float(t), device=device)] * len(params), **hyper)
-        else:
-            hyper |= {"decoupled_weight_decay": decoupled, "foreach": foreach, "fused": False}
-            adam(params, grads, *moments, [], steps, **hyper)
-        if sgd_lr:
-            for p, exp_avg in zip(params, moments[0], strict=True):
-                if decoupled:
-                    p.mul_(1.0 - sgd_lr * group["weight_decay"])
-                p.add_(exp_avg, alpha=-sgd_lr / (1.0 - beta1**t))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -274,6 +243,35 @@ class AdamFamily(Optimizer):
             if saved and p.dtype in LOW_PRECISION:
                 for key in ("exp_avg", "exp_avg_sq"):
                     self.state[p][key] = saved[key].to(device=p.device, dtype=torch.float32, copy=True)
+
+
+def _adam_(bucket: list[_Entry], t: int, group: dict[str, Any], coefficients: Coefficients) -> None:
+    """Make update `t` of the parameters in `bucket` with torch's kernel that `group` asks for."""
+    lr, eps, weight_decay, sgd_lr = coefficients
+    beta1, beta2 = group["betas"]
+    decoupled, foreach, fused = group["decoupled_weight_decay"], group["foreach"], group["fused"]
+    params, grads, states = map(list, zip(*bucket, strict=True))
+    exp_avgs, exp_avg_sqs, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    device = params[0].device
+    if foreach is None and fused is None and fused_is_supported(device.type):
+        fused = True
+    hyper: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
+    hyper |= {"amsgrad": False, "maximize": group["maximize"]}
+    if fused:
+        # torch's public function increments each `step` separately, which takes longer on a CPU than the update of a
+        # small tensor. The kernel is called directly with one count for all. It is sent to the device, not read.
+        torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
+        kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+        counts = [torch.full((), float(t), device=device)] * len(params)
+        kernel(params, grads, exp_avgs, exp_avg_sqs, [], counts, **hyper)
+    else:
+        hyper |= {"decoupled_weight_decay": decoupled, "foreach": foreach, "fused": False}
+        adam(params, grads, exp_avgs, exp_avg_sqs, [], steps, **hyper)
+    if sgd_lr:
+        for p, exp_avg in zip(params, exp_avgs, strict=True):
+            if decoupled:
+                p.mul_(1.0 - sgd_lr * group["weight_decay"])
+            p.add_(exp_avg, alpha=-sgd_lr / (1.0 - beta1**t))
 
 
 def effective_learning_rates(optimizer: Optimizer) -> list[float]:

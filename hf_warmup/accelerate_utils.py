@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerState
 
 from ._deepspeed import check_deepspeed_config
-from ._from_args import decay_groups, scheduler_on
+from ._from_args import decay_groups
 from ._validation import check_number
 from .checkpoints import (
     TRAINER_STATE_FILE,
@@ -30,7 +30,7 @@ from .checkpoints import (
 from .norms import record_gradient_norms
 from .optim import get_optimizer_spec, optimizer_kwargs
 from .report.run import copy_run_settings
-from .schedules import METRIC_SCHEDULERS, check_length, check_scheduler, unwrap_optimizer
+from .schedules import METRIC_SCHEDULERS, UpdateCounter, check_length, check_scheduler, get_scheduler
 
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-class PerUpdateLR(LRScheduler):
+class PerUpdateLR(UpdateCounter, LRScheduler):
     """A scheduler whose `step()` does nothing unless the optimizer has made an update since; see [`per_update`]."""
 
     def __init__(self, lr_scheduler: LRScheduler):
@@ -53,13 +53,10 @@ class PerUpdateLR(LRScheduler):
         self.optimizer = lr_scheduler.optimizer
         self._step_count = 1  # Accelerate counts on it
         self._updates = self._stepped_at = self._metric_at = 0
-        unwrap_optimizer(self.optimizer).register_step_post_hook(self._count)
+        self._watch_optimizer()
 
-    def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # GradScaler lets torch's fused optimizers skip by themselves, and says so in this attribute while they step.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            self._updates += 1
+    def _after_update(self) -> None:
+        self._updates += 1
 
     def step(self, *metrics: Any) -> None:
         """To the next update's learning rate, once an update however often it is called; a metric counts once, too."""
@@ -194,7 +191,7 @@ def create_scheduler(
     num_training_steps = check_number("num_training_steps", num_training_steps, integer=True)
     check_length(num_warmup_steps, num_training_steps)
     return per_update(
-        scheduler_on(optimizer, name, num_warmup_steps, num_training_steps, scheduler_specific_kwargs, warmup_type)
+        get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs, warmup_type)
     )
 
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ._validation import check_number, closest
-from .schedules import WarmupLR, constant_warmup, with_warmup
+from .schedules import WithWarmupLR, constant_warmup, with_warmup
 
 
 logger = logging.get_logger(__name__)
@@ -96,7 +96,7 @@ class WarmupUntilCallback(TrainerCallback):
             self.num_warmup_steps = state_dict["num_warmup_steps"]
         self._last_value = state_dict["last_value"]
 
-    def wrap_scheduler(self, lr_scheduler: LRScheduler, num_warmup_steps: int, warmup_type: str | None) -> WarmupLR:
+    def wrap_scheduler(self, lr_scheduler: LRScheduler, num_warmup_steps: int, warmup_type: str | None) -> WithWarmupLR:
         """`lr_scheduler` held by this callback, if it does not warm up by itself."""
         if num_warmup_steps or warmup_type not in (None, "none"):
             raise ValueError(
@@ -190,6 +190,6 @@ class WarmupUntilCallback(TrainerCallback):
             )
 
 
-def _held(lr_scheduler: Any) -> WarmupLR | None:
+def _held(lr_scheduler: Any) -> WithWarmupLR | None:
     scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # out of Accelerate's wrapper
-    return scheduler if isinstance(scheduler, WarmupLR) else None
+    return scheduler if isinstance(scheduler, WithWarmupLR) else None

@@ -32,7 +32,7 @@ from ._validation import check_number
 from .cli import exit_on_user_error, parse_arguments
 from .optim.adam_family import AdamFamily
 from .report.figures import DASHES, blank_axes, blank_figure, line_style
-from .schedules import METRIC_SCHEDULERS, WarmupLR, schedule_keywords
+from .schedules import METRIC_SCHEDULERS, WithWarmupLR, schedule_keywords
 from .trainer import create_optimizer_and_scheduler
 from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
 
@@ -235,7 +235,9 @@ def _lr_in_force(optimizer: Optimizer, scheduler: LRScheduler) -> Callable[[int]
         if isinstance(scheduler, LambdaLR):
             return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](t - 1)
         # A schedule that follows a metric starts at the group's own.
-        return scheduler.base_lrs[0] * scheduler.warmups[0](t - 1) if isinstance(scheduler, WarmupLR) else group["lr"]
+        return (
+            scheduler.base_lrs[0] * scheduler.warmups[0](t - 1) if isinstance(scheduler, WithWarmupLR) else group["lr"]
+        )
 
     def in_force(t: int) -> float:
         return optimizer.effective_lr({**group, "lr": scheduled(t)}, t)

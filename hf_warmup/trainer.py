@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PretrainedConfig, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ._deepspeed import check_deepspeed_config
-from ._from_args import build_scheduler, decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
+from ._from_args import decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
 from .callbacks import WarmupUntilCallback
 from .checkpoints import (
     CHECKPOINT_PATTERN,
@@ -27,7 +27,13 @@ from .checkpoints import (
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .report.model_card import add_recording
 from .report.run import copy_run_settings, write_run_settings
-from .schedules import WarmupLR, optimizer_warms_up, scheduler_warms_up
+from .schedules import (
+    METRIC_SCHEDULERS,
+    PlateauWithWarmupLR,
+    get_scheduler,
+    optimizer_warms_up,
+    scheduler_warms_up,
+)
 from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
 
 
@@ -78,6 +84,15 @@ def create_optimizer_and_scheduler(
         model.accepts_loss_kwargs = False
     optimizer = cls(decay_groups(model, args.weight_decay), **kwargs)
     return optimizer, build_scheduler(args, optimizer, num_training_steps)
+
+
+def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
+    """Return the schedule that `args` describe on `optimizer`, for a run of `num_training_steps` updates."""
+    num_warmup_steps, kwargs = args.get_warmup_steps(num_training_steps), dict(args.lr_scheduler_kwargs)
+    if args.lr_scheduler_type.value in METRIC_SCHEDULERS and args.greater_is_better:
+        kwargs.setdefault("mode", "max")  # torch's default is the direction of a loss
+    lengths = num_warmup_steps, num_training_steps
+    return get_scheduler(args.lr_scheduler_type, optimizer, *lengths, kwargs, args.warmup_type)
 
 
 def _check_args(args: Any) -> None:
@@ -143,6 +158,8 @@ class WarmupTrainerMixin:
             args = WarmupTrainingArguments(output_dir="tmp_trainer")
         _check_args(args)
         super().__init__(model, args, *more, **kwargs)
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau) and self.args.metric_for_best_model is None:
+            self.args.metric_for_best_model = "loss"  # as transformers does for its own name
         if self.optimizer is not None and self.lr_scheduler is not None:
             _warn_unused_warmup(self.args, self.optimizer, self.lr_scheduler)
         if self.args.fp16 and self.args.device.type == "cpu":
@@ -224,6 +241,8 @@ class WarmupTrainerMixin:
             logs = {key: value for key, value in latest if key.startswith(f"{LOG_PREFIX}/") and value is not None}
             if recorder.nonfinite_updates:
                 logs[f"{LOG_PREFIX}_nonfinite_updates"] = recorder.nonfinite_updates
+        if isinstance(self.lr_scheduler, PlateauWithWarmupLR):  # the Trainer reads that of the next update
+            logs["learning_rate"] = self.lr_scheduler.used_lrs[0]
         group = next((group for group in self.optimizer.param_groups if group["params"]), {})
         return logs | ({"scheduled_lr": group["scheduled_lr"]} if "scheduled_lr" in group else {})
 
@@ -242,16 +261,6 @@ class WarmupTrainerMixin:
             if self.gradient_norm_recorder is not None:
                 self.gradient_norm_recorder.flush()
             add_recording(self.args.output_dir, self.state)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in transformers; a scheduler that follows a metric behind a warmup of ours is stepped with it."""
-        metrics = super().evaluate(*args, **kwargs)
-        scheduler = self.lr_scheduler
-        whole = kwargs.get("metric_key_prefix", "eval") == "eval"
-        if self.is_in_train and whole and isinstance(scheduler, WarmupLR) and scheduler.follows_metric:
-            metric = self.args.metric_for_best_model
-            scheduler.step(metrics[metric if metric.startswith("eval_") else f"eval_{metric}"])
-        return metrics
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a damaged checkpoint is refused, or passed over where the last one is asked for.

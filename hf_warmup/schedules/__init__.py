@@ -41,7 +41,10 @@ from .warmups import (
 
 
 if TYPE_CHECKING:
+    from .schedulers import PlateauWithWarmupLR as PlateauWithWarmupLR
+    from .schedulers import UpdateCounter as UpdateCounter
     from .schedulers import WarmupLR as WarmupLR
+    from .schedulers import WithWarmupLR as WithWarmupLR
     from .schedulers import check_scheduler as check_scheduler
     from .schedulers import get_scheduler as get_scheduler
     from .schedulers import optimizer_warms_up as optimizer_warms_up
@@ -50,7 +53,10 @@ if TYPE_CHECKING:
     from .schedulers import with_warmup as with_warmup
 
 _OF_SCHEDULERS = (
+    "PlateauWithWarmupLR",
+    "UpdateCounter",
     "WarmupLR",
+    "WithWarmupLR",
     "check_scheduler",
     "get_scheduler",
     "optimizer_warms_up",

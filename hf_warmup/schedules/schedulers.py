@@ -1,15 +1,15 @@
-"""Functions of the step on an optimizer: torch schedulers, and one warmup at a time."""
+"""Schedules on an optimizer: torch schedulers, and the check that there is only one warmup."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from .._validation import check_number, short_repr
+from .._validation import check_number, short_repr, updates_of_share
 from .composition import (
     Schedule,
     TransformersSchedule,
@@ -36,21 +36,40 @@ from .composition import (
     plain_name,
     schedule_keywords,
 )
-from .warmups import WARMUPS, no_warmup
+from .decays import NOAM_PEAK
+from .warmups import WARMUPS, no_warmup, radam_warmup
 
 
 logger = logging.getLogger(__name__)
 
+_WARMUP_FUNCTIONS = [row.function for row in WARMUPS.values()]
+
+
+def unwrap_optimizer(optimizer: Any) -> Optimizer:
+    """Return the user's own optimizer, without the wrappers of Accelerate and DeepSpeed."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def check_scheduler(lr_scheduler: Any) -> None:
+    """Raise a `ValueError` for anything but a scheduler, such as the optimizer itself."""
+    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "optimizer"):
+        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
+
+
+# One warmup at a time
+
 
 def optimizer_warms_up(optimizer: Optimizer) -> bool:
-    """Whether `optimizer` itself warms up, as [`AdamWarmup`] and schedule-free optimizers do."""
+    """Return whether `optimizer` itself warms up, as [`AdamWarmup`] and schedule-free optimizers do."""
     return any(group.get("warmup_steps") for group in optimizer.param_groups)
 
 
-def scheduler_warms_up(lr_scheduler: LRScheduler, group: int = 0) -> bool:
-    """Whether the learning rate of parameter group number `group` begins low and rises, by `lr_scheduler` alone.
+def scheduler_warms_up(lr_scheduler: Any, group: int = 0) -> bool:
+    """Return whether `lr_scheduler` alone lets the learning rate of parameter group number `group` begin low and rise.
 
-    A cycle is none (`CyclicLR` may rise first all its life), a restart neither: it falls first.
+    A cycle is no warmup (`CyclicLR` may rise at first for the whole run), and neither is a restart, which falls first.
 
     Example:
 
@@ -64,9 +83,10 @@ def scheduler_warms_up(lr_scheduler: LRScheduler, group: int = 0) -> bool:
 
     ```
     """
-    inner = getattr(lr_scheduler, "lr_scheduler", None)
-    if inner is not None:  # in one of with_warmup, or of per_update
-        return hasattr(lr_scheduler, "warmups") or scheduler_warms_up(inner, group)
+    if isinstance(lr_scheduler, WithWarmupLR):
+        return True
+    if hasattr(lr_scheduler, "lr_scheduler"):  # of per_update
+        return scheduler_warms_up(lr_scheduler.lr_scheduler, group)
     if isinstance(lr_scheduler, SequentialLR):
         return scheduler_warms_up(lr_scheduler._schedulers[0], group)
     if isinstance(lr_scheduler, ChainedScheduler):
@@ -83,101 +103,424 @@ def scheduler_warms_up(lr_scheduler: LRScheduler, group: int = 0) -> bool:
 def _rises(multiplier: Callable[[int], float]) -> bool:
     if isinstance(multiplier, partial) and multiplier.func is multiply:
         return any(map(_rises, multiplier.keywords["schedules"]))
-    if isinstance(multiplier, partial) and multiplier.func in [row.function for row in WARMUPS.values()]:
+    if isinstance(multiplier, partial) and multiplier.func in _WARMUP_FUNCTIONS:
         return multiplier(0) < 1.0  # "constant" and "radam" are flat at first
     return multiplier(0) < multiplier(1)
 
 
+def _is_radam(warmup: Callable[[int], float]) -> bool:
+    parts = [warmup, *warmup.keywords.get("schedules", ())] if isinstance(warmup, partial) else []
+    return any(getattr(each, "func", None) is radam_warmup for each in parts)
+
+
+def check_one_warmup(optimizer: Optimizer, warmups: Sequence[Callable[[int], float]], lr_scheduler: Any = None) -> None:
+    """Raise a `ValueError` if `warmups` would be a second warmup.
+
+    Args:
+        optimizer (`Optimizer`): The optimizer that the warmups are put on. It has a warmup of its own if its parameter
+            groups have `warmup_steps`; RAdam has one if the warmup is RAdam's rectification.
+        warmups (`Sequence[Callable[[int], float]]`): The new multiplier of each parameter group.
+        lr_scheduler (`LRScheduler`, *optional*): The scheduler that the warmups multiply.
+    """
+    own = unwrap_optimizer(optimizer)
+    name = type(own).__name__
+    for i, (group, warmup) in enumerate(zip(own.param_groups, warmups, strict=False)):
+        if lr_scheduler is not None and warmup is not no_warmup and scheduler_warms_up(lr_scheduler, i):
+            raise ValueError(
+                f"lr_scheduler is a {type(lr_scheduler).__name__} that warms up already, and this would be a second "
+                "warmup. Leave one of them out."
+            )
+        if ("warmup_steps" in group and _rises(warmup)) or (name == "RAdam" and _is_radam(warmup)):
+            raise ValueError(
+                f"The optimizer, {name}, has a warmup of its own, and this schedule would be a second one. Leave out "
+                "the schedule's warmup (warmup_type='none'), or choose another optimizer."
+            )
+
+
+def _hand_warmup_over(optimizer: Optimizer, num_warmup_steps: int) -> bool:
+    """Give the length of the warmup to an optimizer with a warmup of its own; return whether `optimizer` is one.
+
+    Raises:
+        `ValueError`: If the optimizer has been given another length.
+    """
+    own = unwrap_optimizer(optimizer)
+    groups = [group for group in own.param_groups if "warmup_steps" in group]
+    # transformers gives the raw share of the run, below 1, to schedule-free optimizers as if it were a length.
+    other = {group["warmup_steps"] for group in groups if group["warmup_steps"] >= 1} - {num_warmup_steps}
+    if groups and num_warmup_steps:
+        if other:
+            raise ValueError(
+                f"num_warmup_steps={num_warmup_steps} with an optimizer that has warmup_steps={min(other)} "
+                f"({type(own).__name__}): give one of them."
+            )
+        # The default too: a checkpoint of torch's AdamW has no `warmup_steps` to load.
+        for options in (own.defaults, *groups):
+            options["warmup_steps"] = num_warmup_steps
+    return bool(groups)
+
+
+# Schedules by name
+
+
+def _base_lr(optimizer: Optimizer, group: dict[str, Any], of_transformers: bool) -> float:
+    """Return the learning rate that a limit such as `min_lr` is a limit of: transformers takes the optimizer's."""
+    lr = group.get("initial_lr", group["lr"])
+    return float(unwrap_optimizer(optimizer).defaults.get("lr", lr) if of_transformers else lr)
+
+
+def _group_schedules(
+    optimizer: Optimizer,
+    name: Any,
+    num_warmup_steps: int,
+    num_training_steps: int | None,
+    kwargs: dict[str, Any],
+    warmup_type: str | None,
+) -> list[Schedule]:
+    """Return the multiplier of each parameter group, checked at the corners of the run.
+
+    For a name that follows a metric it is the warmup alone.
+    """
+    num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
+    _warn_of_unused_length(name, warmup_type, num_warmup_steps, optimizer)
+    if warmup_type is None and _hand_warmup_over(optimizer, num_warmup_steps):
+        warmup_type = "none"
+    row, warmup = find_schedule(name), find_warmup(name, warmup_type)
+    of_transformers = isinstance(row, TransformersSchedule)
+    name, kwargs = plain_name(name), check_schedule(name, warmup_type, kwargs)
+    beta2 = kwargs.pop("beta2", None)
+    if warmup is not None:
+        check_length(num_warmup_steps, num_training_steps)
+    if of_transformers and row.follows_metric:
+        name, warmup_type = "constant", warmup_type or "none"
+        kwargs = {key: value for key, value in kwargs.items() if warmup and key in warmup.keywords}
+
+    @cache  # most optimizers have groups that differ in neither
+    def schedule(base_lr: float, beta2: float) -> Schedule:
+        lengths = num_warmup_steps, num_training_steps
+        return get_schedule(name, *lengths, warmup_type=warmup_type, base_lr=base_lr, beta2=beta2, **kwargs)
+
+    schedules, lrs = [], []
+    for group in optimizer.param_groups:
+        group_beta2 = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
+        if group_beta2 is None and warmup and warmup.needs_beta2:
+            raise ValueError(
+                f"warmup_type={warmup_type!r} follows from beta2, which {type(unwrap_optimizer(optimizer)).__name__} "
+                'does not have. Add {"beta2": 0.999} to lr_scheduler_kwargs, or choose a warmup with a length.'
+            )
+        schedules.append(
+            schedule(_base_lr(optimizer, group, of_transformers), 0.999 if group_beta2 is None else group_beta2)
+        )
+        lrs.append(float(group.get("initial_lr", group["lr"])))
+    check_one_warmup(optimizer, schedules)
+    _warn_of_prodigy(optimizer, schedules)
+    peak = _check_corners(name, schedules, lrs, num_warmup_steps, num_training_steps)
+    if name == "noam":
+        _report_noam_peak(max(lrs), peak)
+    return schedules
+
+
+def _check_corners(
+    name: str, schedules: list[Schedule], lrs: list[float], num_warmup_steps: int, num_training_steps: int | None
+) -> float:
+    """Return the highest learning rate at the corners of the run.
+
+    Raises:
+        `ValueError`: For a learning rate that is not a finite number of at least 0, before an update could use it.
+    """
+    peak = 0.0
+    for step in {0, max(0, num_warmup_steps - 1), num_warmup_steps, num_training_steps or 0}:
+        for schedule, base_lr in zip(schedules, lrs, strict=True):
+            try:
+                lr = base_lr * schedule(step)
+            except ArithmeticError as error:
+                lr = error
+            if isinstance(lr, ArithmeticError) or not 0.0 <= lr < inf:
+                raise ValueError(
+                    f"lr_scheduler_type={name!r} has no learning rate at step {step} of {num_training_steps} with "
+                    f"num_warmup_steps={num_warmup_steps}: it is {lr}. Change the warmup or lr_scheduler_kwargs."
+                )
+            peak = max(peak, lr)
+    return peak
+
+
+def _warn_of_unused_length(name: Any, warmup_type: str | None, num_warmup_steps: int, optimizer: Optimizer) -> None:
+    row, warmup = find_schedule(name), find_warmup(name, warmup_type)
+    if any("warmup_steps" in group for group in unwrap_optimizer(optimizer).param_groups):
+        return
+    hint = "because num_warmup_steps is 0. Set num_warmup_steps (warmup_steps in the training arguments)."
+    if not num_warmup_steps and warmup_type and warmup and warmup.needs_length:
+        logger.warning(f"warmup_type={warmup_type!r} has no effect {hint}")
+    if not num_warmup_steps and warmup_type is None and name == "noam":
+        logger.warning(f"lr_scheduler_type='noam' begins at its peak {hint}")
+    if num_warmup_steps and warmup is None and isinstance(row, TransformersSchedule) and not row.has_warmup:
+        logger.warning(
+            f"num_warmup_steps={num_warmup_steps} has no effect because lr_scheduler_type={plain_name(name)!r} has no "
+            "warmup of its own. Add warmup_type='linear'."
+        )
+
+
+def _warn_of_prodigy(optimizer: Optimizer, schedules: list[Schedule]) -> None:
+    groups = unwrap_optimizer(optimizer).param_groups
+    if any(group.get("safeguard_warmup") is False for group in groups) and any(map(_rises, schedules)):
+        warnings.warn(
+            "Prodigy overestimates its learning rate during a warmup unless it has safeguard_warmup=True.", stacklevel=4
+        )
+
+
+def _report_noam_peak(learning_rate: float, peak: float) -> None:
+    logger.info(f"Noam: learning_rate={learning_rate:g} peaks at {peak:.3g}.")
+    low, high = NOAM_PEAK
+    if not low <= peak <= high:
+        warnings.warn(
+            f"learning_rate={learning_rate:g} gives Noam a peak of {peak:.3g}, outside [{low:g}, {high:g}]. With "
+            "d_model the learning rate is the paper's factor (1 or 2), without it the peak itself.",
+            stacklevel=4,
+        )
+
+
+def _check_group_count(optimizer: Optimizer, count: int) -> None:
+    if len(optimizer.param_groups) != count:
+        raise ValueError(
+            f"The optimizer has {len(optimizer.param_groups)} parameter groups and its scheduler {count}. Add a group "
+            "that joins the run with `add_param_group` of the scheduler that `hf_warmup.with_warmup` returns."
+        )
+
+
+def _set_lr(group: dict[str, Any], lr: float) -> None:
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+class WarmupLR(LambdaLR):
+    """A warmup times a decay, by name: the scheduler that [`get_scheduler`] returns.
+
+    For tools that build a scheduler from a class and literal keywords, such as a YAML file.
+
+    Args:
+        optimizer (`Optimizer`): Each parameter group keeps its own learning rate and `beta2`.
+        name (`str`): As in [`get_schedule`]. A name that follows a metric needs [`get_scheduler`].
+        num_warmup_steps (`int`, defaults to 0): `W`.
+        num_training_steps (`int`, *optional*): `T`.
+        warmup_type (`str`, *optional*): As in [`get_schedule`].
+        scheduler_specific_kwargs (`dict`, *optional*): The keywords of the decay and of the warmup.
+        kwargs: The same, one by one.
+
+    The only state is the step. Loading it sets the learning rates of the optimizer.
+
+    Raises:
+        `ValueError`: As [`get_scheduler`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.5)
+    >>> scheduler = WarmupLR(optimizer, name="exponential", num_warmup_steps=2, warmup_type="linear", gamma=0.5)
+    >>> for _ in range(4):
+    ...     print(scheduler.get_last_lr()[0], end=" ")
+    ...     optimizer.step()
+    ...     scheduler.step()
+    0.25 0.5 0.5 0.25
+
+    ```
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        name: str,
+        num_warmup_steps: int = 0,
+        num_training_steps: int | None = None,
+        warmup_type: str | None = None,
+        scheduler_specific_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(row := find_schedule(name), TransformersSchedule) and row.follows_metric:
+            raise ValueError(f"lr_scheduler_type={plain_name(name)!r} follows a metric: use hf_warmup.get_scheduler.")
+        kwargs = {**_checked_dict(scheduler_specific_kwargs), **kwargs}
+        lengths = num_warmup_steps, num_training_steps
+        super().__init__(optimizer, _group_schedules(optimizer, name, *lengths, kwargs, warmup_type))
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group at the current step."""
+        _check_group_count(self.optimizer, len(self.base_lrs))
+        return super().get_lr()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, and set the learning rates of the optimizer."""
+        super().load_state_dict(state_dict)
+        _check_group_count(self.optimizer, len(self._last_lr))
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            _set_lr(group, lr)
+
+
+def _checked_dict(kwargs: Any) -> dict[str, Any]:
+    if not isinstance(kwargs, (dict, type(None))):
+        raise ValueError(f"lr_scheduler_kwargs={short_repr(kwargs)}: expected a dictionary.")
+    return dict(kwargs or {})
+
+
+def get_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    num_warmup_steps: int | None = None,
+    num_training_steps: int | None = None,
+    scheduler_specific_kwargs: dict[str, Any] | None = None,
+    warmup_type: str | None = None,
+) -> LRScheduler:
+    """Return a scheduler by name: `transformers.get_scheduler` with more names, and any warmup before any decay.
+
+    Args:
+        name (`str` or [`~transformers.SchedulerType`]): As in [`get_schedule`].
+        optimizer (`Optimizer`): Each parameter group keeps its own learning rate and `beta2`. An optimizer with a
+            warmup of its own, such as [`AdamWarmup`], gets the number of warmup steps, and the schedule has no warmup.
+        num_warmup_steps (`int`, *optional*): `W`.
+        num_training_steps (`int`, *optional*): `T`.
+        scheduler_specific_kwargs (`dict`, *optional*): The keywords of the decay and of the warmup.
+        warmup_type (`str`, *optional*): As in [`get_schedule`]. With `reduce_lr_on_plateau` or `greedy` the warmup
+            multiplies what the metric decides, see [`with_warmup`].
+
+    Returns:
+        `LRScheduler`: A [`WarmupLR`], whose only state is the step. For a name that follows a metric, transformers'
+        scheduler, with a warmup if there is one.
+
+    Raises:
+        `ValueError`: As [`get_schedule`]; for a warmup that follows from `beta2` where the optimizer has none, a second
+            warmup, and a warmup that is longer than the run, except for transformers' own.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.5)
+    >>> scheduler = get_scheduler("cosine", optimizer, 2, 4, warmup_type="constant")
+    >>> for _ in range(4):
+    ...     print(round(scheduler.get_last_lr()[0], 3), end=" ")
+    ...     optimizer.step()
+    ...     scheduler.step()
+    0.05 0.05 0.5 0.25
+
+    ```
+    """
+    kwargs = _checked_dict(scheduler_specific_kwargs)
+    lengths = 0 if num_warmup_steps is None else num_warmup_steps, num_training_steps
+    row = find_schedule(name)
+    of_transformers = isinstance(row, TransformersSchedule)
+    if hasattr(optimizer, "optimizer_dict"):  # one optimizer for each parameter, which transformers steps in a hook
+        if not of_transformers or warmup_type is not None:
+            raise ValueError("A layer-wise optimizer steps in the backward pass. Use a schedule of transformers there.")
+        return _transformers_scheduler(name, optimizer, *lengths, kwargs)
+    if not (of_transformers and row.follows_metric):
+        return WarmupLR(optimizer, name, *lengths, warmup_type, kwargs)
+    warmups = _group_schedules(optimizer, name, *lengths, dict(kwargs), warmup_type)
+    own = {key: kwargs[key] for key in schedule_keywords(name)[0].keys() & kwargs.keys()}
+    scheduler = _transformers_scheduler(name, optimizer, None, None, check_schedule(name, None, own))
+    _warn_of_bounds(scheduler)
+    return with_warmup(scheduler, warmups) if any(map(_rises, warmups)) else scheduler
+
+
+def _transformers_scheduler(name: Any, optimizer: Any, *args: Any) -> Any:
+    from transformers import get_scheduler
+
+    return get_scheduler(plain_name(name), optimizer, *args)
+
+
+def _warn_of_bounds(scheduler: Any) -> None:
+    """Warn if the learning rate is outside the bounds of a `greedy` schedule, whose defaults are 1e-3 and 1."""
+    if not hasattr(scheduler, "max_lrs"):
+        return
+    for i, group in enumerate(scheduler.optimizer.param_groups):
+        low, high = scheduler.min_lrs[i], scheduler.max_lrs[i]
+        if not low <= group["lr"] <= high:
+            warnings.warn(
+                f"The learning rate {float(group['lr']):g} of parameter group {i} is outside the bounds of 'greedy', "
+                f"min_lr={low:g} and max_lr={high:g}. Set min_lr and max_lr in lr_scheduler_kwargs.",
+                stacklevel=3,
+            )
+            return
+
+
+# Any scheduler, multiplied by a warmup
+
+
 @runtime_checkable
 class StatefulWarmup(Protocol):
-    """A warmup that something other than the step can end; what it saves goes into the scheduler's file."""
+    """A warmup that something other than the step can end. Its state is saved with the scheduler."""
 
     def __call__(self, step: int) -> float: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
-class WarmupLR(LRScheduler):
+class WithWarmupLR(LRScheduler):
     """`warmup(step)` times the learning rates that `lr_scheduler` sets; made by [`with_warmup`].
 
-    The inner scheduler never sees the multiplied learning rates, so recursive ones stay right. `follows_metric` says
-    whether it is stepped with a metric at each evaluation instead of at each update.
+    The inner scheduler never sees the multiplied learning rates, so recursive schedulers stay right.
     """
 
     def __init__(
         self,
-        lr_scheduler: LRScheduler,
+        lr_scheduler: Any,
         warmups: Sequence[Callable[[int], float]],
         steps_per_epoch: int | None = None,
     ):
-        # LRScheduler.__init__ would take a first step of its own: the inner scheduler already has.
+        # LRScheduler.__init__ would take a first step of its own, which the inner scheduler has taken already.
         self.lr_scheduler = lr_scheduler
         self.warmups = list(warmups)
         self.steps_per_epoch = steps_per_epoch
-        self.follows_metric = "metrics" in inspect.signature(lr_scheduler.step).parameters
         self.optimizer = lr_scheduler.optimizer
-        self.last_epoch = 0
-        self._step_count = 1  # Accelerate counts on it
-        self.base_lrs = [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+        # A scheduler that has begun has made its updates already.
+        self.last_epoch = max(0, getattr(lr_scheduler, "last_epoch", 0)) * (steps_per_epoch or 1)
+        self._step_count = 1  # Accelerate reads it
+        self.base_lrs = [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
         self._starts = [0] * len(self.warmups)
-        self._metric_seen = self._told = False
+        self._has_warned = False
         self._apply()
 
     def _apply(self) -> None:
         """Keep the inner learning rates, and set the multiplied ones."""
         groups = self.optimizer.param_groups
-        self._inner_lrs = [group["lr"] for group in groups]
+        self._inner_lrs = [float(group["lr"]) for group in groups]
         for group, lr, warmup, start in zip(groups, self._inner_lrs, self.warmups, self._starts, strict=True):
-            group["lr"] = lr * warmup(self.last_epoch - start)
-        self._last_lr = [group["lr"] for group in groups]
+            _set_lr(group, lr * warmup(self.last_epoch - start))
+        self._last_lr = [float(group["lr"]) for group in groups]
 
     def _restore(self) -> None:
         """Set the inner learning rates again."""
         groups = self.optimizer.param_groups
-        if len(groups) != len(self._inner_lrs):
-            raise ValueError(
-                f"The optimizer has {len(groups)} parameter groups, its schedule {len(self._inner_lrs)}: expected a "
-                "group that joins the run to come through the schedule's add_param_group."
-            )
+        _check_group_count(self.optimizer, len(self._inner_lrs))
         for i, (group, lr) in enumerate(zip(groups, self._inner_lrs, strict=True)):
-            if group["lr"] != self._last_lr[i] and not self._told:
-                self._told = True
+            if group["lr"] != self._last_lr[i] and not self._has_warned:
+                self._has_warned = True
                 warnings.warn(
-                    f"The learning rate of parameter group {i} is {group['lr']:g} where this schedule set "
-                    f"{self._last_lr[i]:g}, which it goes on from: expected one schedule on an optimizer.",
+                    f"The learning rate of parameter group {i} was changed from {self._last_lr[i]:g} to "
+                    f"{float(group['lr']):g} outside this scheduler. The change is ignored; use only one scheduler per "
+                    "optimizer.",
                     stacklevel=3,
                 )
-            group["lr"] = lr
+            _set_lr(group, lr)
 
-    def step(self, *metrics: Any) -> None:
-        """One update; with a metric, one evaluation of a scheduler that follows it, and no update."""
+    def step(self, *args: Any) -> None:
+        """Advance by one update."""
         self._restore()
-        if metrics:
-            self._metric_seen = True
-            self.lr_scheduler.step(*metrics)
-        else:
-            self.last_epoch += 1
-            if not self.follows_metric and self.last_epoch % (self.steps_per_epoch or 1) == 0:
-                self.lr_scheduler.step()
+        self.last_epoch += 1
+        if self.last_epoch % (self.steps_per_epoch or 1) == 0:
+            self.lr_scheduler.step()
         self._apply()
-        if self.follows_metric and not self._metric_seen and self.last_epoch == 2 * (self.steps_per_epoch or 0):
-            warnings.warn(
-                f"{type(self.lr_scheduler).__name__} has seen no metric in 2 epochs of {self.steps_per_epoch} updates: "
-                "expected step(metric) after each evaluation.",
-                stacklevel=2,
-            )
 
     def refresh(self) -> None:
-        """Set the learning rates again after a warmup with a state of its own has changed it."""
+        """Set the learning rates again after a warmup with a state of its own has changed its value."""
         self._restore()
         self._apply()
 
     def add_param_group(self, param_group: dict[str, Any], warmup: Callable[[int], float] = no_warmup) -> None:
-        """A parameter group joins the run: `warmup` counts from now, behind it the group follows the first one's curve.
+        """Add a parameter group to the run, with a `warmup` that counts from now times the first group's curve.
 
         Args:
-            param_group (`dict`): As for the optimizer's own `add_param_group`; its `lr` is the full one, which the
-                first group's curve multiplies from where it stands now.
+            param_group (`dict`): As for the optimizer's own `add_param_group`. Its `lr` is the full learning rate,
+                which the first group's curve multiplies from its present value on.
             warmup (`Callable[[int], float]`, defaults to none): Multiplier at the 0-based update since now.
 
         Raises:
@@ -186,19 +529,19 @@ class WarmupLR(LRScheduler):
         inner = self.lr_scheduler
         if not isinstance(inner, LRScheduler) or isinstance(inner, _MANY_CURVES):
             raise ValueError(
-                f"add_param_group behind a {type(inner).__name__}: expected a scheduler with one curve for all groups, "
-                "such as get_scheduler's."
+                f"add_param_group is not possible with a {type(inner).__name__}, which keeps numbers of each group. "
+                "Use a scheduler with one curve for all groups, such as get_scheduler's."
             )
         _check_warmup(warmup)
         self._restore()
         self.optimizer.add_param_group(param_group)
         first, group = self.optimizer.param_groups[0], self.optimizer.param_groups[-1]
-        self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
-        if isinstance(inner, ReduceLROnPlateau):  # takes the group from its full learning rate on
+        self.base_lrs.append(float(group.setdefault("initial_lr", group["lr"])))
+        if isinstance(inner, ReduceLROnPlateau):  # reduces the group from its full learning rate
             inner.min_lrs.append(inner.min_lrs[0])
         else:
             inner.base_lrs.append(group["initial_lr"])
-            group["lr"] = group["lr"] * (first["lr"] / self.base_lrs[0] if self.base_lrs[0] else 1.0)
+            _set_lr(group, group["lr"] * (first["lr"] / self.base_lrs[0] if self.base_lrs[0] else 1.0))
         if isinstance(inner, LambdaLR):
             inner.lr_lambdas.append(inner.lr_lambdas[0])
         self.warmups.append(warmup)
@@ -206,7 +549,7 @@ class WarmupLR(LRScheduler):
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: the step, the inner learning rates, the inner scheduler's state and the warmups'."""
+        """Return plain numbers: the step, the inner learning rates, and the states of inner scheduler and warmups."""
         return {
             "last_epoch": self.last_epoch,
             "inner_lrs": list(self._inner_lrs),
@@ -216,16 +559,16 @@ class WarmupLR(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, with as many parameter groups as there were.
+        """Continue where `state_dict` was taken.
 
         Raises:
-            `ValueError`: If there are more groups, or fewer.
+            `ValueError`: If the optimizer does not have as many parameter groups as it had then.
         """
         lrs, groups = state_dict["inner_lrs"], self.optimizer.param_groups
         if len(lrs) != len(groups):
             raise ValueError(
-                f"A schedule of {len(lrs)} parameter groups for an optimizer of {len(groups)}: expected as many, those "
-                "that joined the run too."
+                f"The state of a scheduler for {len(lrs)} parameter groups cannot be loaded with an optimizer that has "
+                f"{len(groups)}. Add the groups that joined the run first."
             )
         self.last_epoch = state_dict["last_epoch"]
         self._starts = list(state_dict.get("starts", self._starts))
@@ -234,55 +577,117 @@ class WarmupLR(LRScheduler):
                 warmup.load_state_dict(state)
         self.lr_scheduler.load_state_dict(state_dict["lr_scheduler"])
         for group, lr in zip(groups, lrs, strict=True):
-            group["lr"] = lr
+            _set_lr(group, lr)
         self._apply()
 
 
-# They keep other schedulers, or numbers of each group, that a new one would have to be written into.
+# They keep other schedulers, or numbers of each group, that a new group would have to be written into.
 _MANY_CURVES = (ChainedScheduler, CyclicLR, OneCycleLR, SequentialLR)
 
 
-def _missing(warmup: Callable[..., float]) -> list[str]:
-    """The names that `warmup` needs beside the step."""
-    parameters = list(inspect.signature(warmup).parameters.values())
-    return [each.name for each in parameters[1:] if each.default is each.empty and each.kind != each.VAR_KEYWORD]
+class UpdateCounter:
+    """A mixin for schedulers that count the optimizer's updates by themselves, and survive being copied."""
+
+    optimizer: Optimizer
+
+    def _watch_optimizer(self) -> None:
+        """Call `_after_update` after every update that the optimizer really makes."""
+        unwrap_optimizer(self.optimizer).register_step_post_hook(self._on_step)
+
+    def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # GradScaler lets torch's fused optimizers skip an update by themselves: this attribute tells.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self._after_update()
+
+    def _after_update(self) -> None:
+        raise NotImplementedError
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._watch_optimizer()  # a copy of an optimizer has no hooks
+
+
+class PlateauWithWarmupLR(UpdateCounter, WithWarmupLR, ReduceLROnPlateau):
+    """A warmup times the learning rates of a scheduler that follows a metric; made by [`with_warmup`].
+
+    To the Trainer, Accelerate and Lightning it is a `ReduceLROnPlateau`, which they step with the metric after each
+    evaluation. The updates of the warmup are counted by the optimizer.
+    """
+
+    def __init__(self, lr_scheduler: Any, warmups: Sequence[Callable[[int], float]], steps_per_epoch: int | None):
+        if lr_scheduler.last_epoch > 0:
+            raise ValueError(
+                f"lr_scheduler is a {type(lr_scheduler).__name__} that has been stepped already. Give a new one, and "
+                "load its state afterwards."
+            )
+        super().__init__(lr_scheduler, warmups, steps_per_epoch)
+        self._has_metric = False
+        self.used_lrs = list(self._last_lr)
+        self._watch_optimizer()
+
+    def step(self, *metrics: Any) -> None:  # type: ignore[override]
+        """Give a metric to the scheduler. Without a metric nothing happens: updates are counted by the optimizer."""
+        if metrics:
+            self._has_metric = True
+            self._restore()
+            self.lr_scheduler.step(*metrics)
+            self._apply()
+
+    def _after_update(self) -> None:
+        self.used_lrs = list(self._last_lr)
+        self._restore()
+        self.last_epoch += 1
+        self._apply()
+        if not self._has_metric and self.last_epoch == 2 * (self.steps_per_epoch or 0):
+            warnings.warn(
+                f"{type(self.lr_scheduler).__name__} has seen no metric in 2 epochs of {self.steps_per_epoch} updates. "
+                "Call step(metric) after each evaluation.",
+                stacklevel=2,
+            )
+
+
+def _accepts_step_alone(warmup: Callable[..., float]) -> bool:
+    try:
+        warmup(0)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_warmup(warmup: Callable[[int], float]) -> None:
-    name = getattr(getattr(warmup, "func", warmup), "__name__", "warmup")
-    if missing := _missing(warmup):
-        raise ValueError(
-            f"warmup={name} needs {', '.join(missing)}: expected a function of the step alone, such as "
-            f"partial({name}, {missing[0]}=100)."
-        )
     if isinstance(warmup, partial) and "num_warmup_steps" in warmup.keywords:
         check_number("num_warmup_steps", warmup.keywords["num_warmup_steps"], integer=True)
-
-
-def check_scheduler(lr_scheduler: Any) -> None:
-    """Refuse what is no scheduler, such as the optimizer itself."""
-    if isinstance(lr_scheduler, Optimizer) or not hasattr(lr_scheduler, "optimizer"):
-        raise ValueError(f"lr_scheduler is a {type(lr_scheduler).__name__}: expected a learning-rate scheduler.")
+    try:
+        warmup(0)
+    except TypeError as error:
+        name = getattr(getattr(warmup, "func", warmup), "__name__", "warmup")
+        raise ValueError(
+            f"warmup={name} is no function of the step alone: {error}. Bind the rest, such as "
+            f"partial({name}, num_warmup_steps=100)."
+        ) from None
 
 
 def with_warmup(
-    lr_scheduler: LRScheduler,
+    lr_scheduler: Any,
     warmup: Callable[..., float] | Sequence[Callable[..., float]],
     *,
     warmup_epochs: float | None = None,
     steps_per_epoch: int | None = None,
-) -> WarmupLR:
+) -> WithWarmupLR:
     """Multiply `warmup` onto any torch scheduler: `lr = warmup(step) * lr_scheduler's own lr`.
 
     Args:
-        lr_scheduler (`LRScheduler`): A new scheduler. It goes on being stepped inside; step only what is returned.
-            `ReduceLROnPlateau` is stepped with its metric, `step(loss)`, and the warmup without, `step()`.
+        lr_scheduler (`LRScheduler`): The scheduler that is stepped inside; step only what is returned. One that has
+            begun is continued: its warmup has begun, too. A scheduler that follows a metric, such as
+            `ReduceLROnPlateau`, is stepped with the metric, `step(loss)`; its warmup counts the optimizer's updates by
+            itself. Reductions during the warmup count: the peak is then lower.
         warmup (`Callable[[int], float]` or a sequence of them): Multiplier at the 0-based update, for example
             `partial(linear_warmup, num_warmup_steps=100)`; or one for each parameter group.
-        warmup_epochs (`float`, *optional*): Length in epochs of a `warmup` whose `num_warmup_steps` is still open, such
+        warmup_epochs (`float`, *optional*): Length in epochs of a `warmup` whose `num_warmup_steps` is not bound, such
             as `linear_warmup` itself.
-        steps_per_epoch (`int`, *optional*): Updates of an epoch, for a `lr_scheduler` that counts epochs: it is then
-            stepped after each epoch's last update.
+        steps_per_epoch (`int`, *optional*): Updates of an epoch, for a `lr_scheduler` that counts epochs. It is then
+            stepped after the last update of each epoch.
 
     Returns:
         `LRScheduler`: With `step`, `get_last_lr`, `state_dict`, `load_state_dict`, and `add_param_group` for a group
@@ -323,8 +728,10 @@ def with_warmup(
         warmups = _in_epochs(warmups, warmup_epochs, steps_per_epoch)
     for each in warmups:
         _check_warmup(each)
-    _check_one_warmup(lr_scheduler, warmups)
-    return WarmupLR(lr_scheduler, warmups, steps_per_epoch)
+    check_one_warmup(lr_scheduler.optimizer, warmups, lr_scheduler)
+    # ReduceLROnPlateau and transformers' GreedyLR both count evaluations without improvement.
+    cls = PlateauWithWarmupLR if hasattr(lr_scheduler, "num_bad_epochs") else WithWarmupLR
+    return cls(lr_scheduler, warmups, steps_per_epoch)
 
 
 def _in_epochs(
@@ -336,158 +743,7 @@ def _in_epochs(
             f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the updates of an epoch: len(dataloader) without "
             "accumulation."
         )
-    if not any("num_warmup_steps" in _missing(each) for each in warmups):
-        raise ValueError(f"warmup_epochs={warmup_epochs}: expected a warmup whose num_warmup_steps is still open.")
-    length = math.ceil(round(warmup_epochs * steps_per_epoch, 6))  # 7.000000000000001 is 7
-    return [
-        partial(each, num_warmup_steps=length) if "num_warmup_steps" in _missing(each) else each for each in warmups
-    ]
-
-
-def _check_one_warmup(lr_scheduler: LRScheduler, warmups: list[Callable[[int], float]]) -> None:
-    if isinstance(lr_scheduler, WarmupLR):
-        raise ValueError("lr_scheduler warms up already, it comes from with_warmup: expected one warmup.")
-    optimizer = lr_scheduler.optimizer
-    warmed = [i for i, warmup in enumerate(warmups) if warmup is not no_warmup]
-    if warmed and optimizer_warms_up(optimizer):
-        raise ValueError(f"The optimizer warms up already ({type(optimizer).__name__}): expected one warmup.")
-    if any(scheduler_warms_up(lr_scheduler, i) for i in warmed):
-        raise ValueError(
-            f"lr_scheduler warms up already ({type(lr_scheduler).__name__}): expected one warmup, give a scheduler "
-            "without its own."
-        )
-
-
-def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The user's own optimizer, out of Accelerate's and DeepSpeed's wrappers."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def _name(optimizer: Optimizer) -> str:
-    return type(unwrap_optimizer(optimizer)).__name__
-
-
-def get_scheduler(
-    name: str,
-    optimizer: Optimizer,
-    num_warmup_steps: int | None = None,
-    num_training_steps: int | None = None,
-    scheduler_specific_kwargs: dict[str, Any] | None = None,
-    warmup_type: str | None = None,
-) -> LRScheduler:
-    """`transformers.get_scheduler` with our names beside transformers' own, and any warmup in front of any decay.
-
-    Args:
-        name (`str` or [`~transformers.SchedulerType`]): As in [`get_schedule`].
-        optimizer (`Optimizer`): Each parameter group keeps its own learning rate and `beta2`.
-        num_warmup_steps (`int`, *optional*): `W`.
-        num_training_steps (`int`, *optional*): `T`.
-        scheduler_specific_kwargs (`dict`, *optional*): The keywords of the decay and of the warmup.
-        warmup_type (`str`, *optional*): As in [`get_schedule`]. With `reduce_lr_on_plateau` or `greedy` the warmup
-            multiplies what the metric decides, see [`with_warmup`].
-
-    Returns:
-        `LRScheduler`: A `LambdaLR` whose only state is the step; for a name of transformers without `warmup_type`
-        whatever transformers returns.
-
-    Raises:
-        `ValueError`: As [`get_schedule`]; for a warmup that follows from `beta2` where the optimizer has none, a second
-            warmup, and, except for transformers' own, one that is longer than the run.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.5)
-    >>> scheduler = get_scheduler("cosine", optimizer, 2, 4, warmup_type="constant")
-    >>> for _ in range(4):
-    ...     print(round(scheduler.get_last_lr()[0], 3), end=" ")
-    ...     optimizer.step()
-    ...     scheduler.step()
-    0.05 0.05 0.5 0.25
-
-    ```
-    """
-    if not isinstance(scheduler_specific_kwargs, (dict, type(None))):
-        raise ValueError(f"lr_scheduler_kwargs={short_repr(scheduler_specific_kwargs)}: expected a dictionary.")
-    warmup_steps = check_number("num_warmup_steps", 0 if num_warmup_steps is None else num_warmup_steps, integer=True)
-    row, warmup = find_schedule(name), find_warmup(name, warmup_type)
-    kwargs = dict(scheduler_specific_kwargs or {})
-    beta2 = kwargs.pop("beta2", None) if warmup and warmup.needs_beta2 else None
-    name, kwargs = plain_name(name), check_schedule(name, warmup_type, kwargs)
-    of_transformers = isinstance(row, TransformersSchedule)
-    if warmup is not None:
-        check_length(warmup_steps, num_training_steps)
-    if not warmup_steps and warmup_type and warmup.needs_length:
-        logger.warning(
-            f"warmup_type={warmup_type!r} has no effect because num_warmup_steps is {num_warmup_steps}. Set "
-            "num_warmup_steps (warmup_steps in the training arguments)."
-        )
-    warms = warmup_type or (warmup_steps and (not of_transformers or row.has_warmup))
-    if warms and warmup_type != "none" and optimizer_warms_up(optimizer):
-        raise ValueError(
-            f"warmup_type={warmup_type!r}, num_warmup_steps={num_warmup_steps}: the optimizer warms up already "
-            f'({_name(optimizer)} with warmup_steps > 0); give warmup_type="none".'
-        )
-    follows_metric = of_transformers and row.follows_metric
-    if of_transformers and (warmup_type is None or (follows_metric and warmup_type == "none")):
-        return transformers_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
-
-    def group_beta2(group: dict[str, Any]) -> float:
-        value = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
-        if value is None and warmup.needs_beta2:
-            raise ValueError(
-                f"warmup_type={warmup_type!r} follows from beta2, which {_name(optimizer)} does not have: "
-                'give it as {"beta2": 0.999} in the scheduler\'s keywords or choose a warmup with a length.'
-            )
-        return 0.999 if value is None else value
-
-    decay_keywords, warmup_keywords = schedule_keywords(name, warmup_type)
-
-    def schedule(group: dict[str, Any]) -> Schedule:
-        if follows_metric:
-            own = {key: value for key, value in kwargs.items() if key in warmup_keywords}
-            return get_schedule("constant", warmup_steps, warmup_type=warmup_type, beta2=group_beta2(group), **own)
-        # A limit on the learning rate itself is taken against the optimizer's default, as transformers does.
-        base_lr = (
-            unwrap_optimizer(optimizer).defaults["lr"] if of_transformers else group.get("initial_lr", group["lr"])
-        )
-        return get_schedule(
-            name,
-            warmup_steps,
-            num_training_steps,
-            warmup_type=warmup_type,
-            base_lr=base_lr,
-            beta2=group_beta2(group),
-            **kwargs,
-        )
-
-    schedules = [schedule(group) for group in optimizer.param_groups]
-    if follows_metric:
-        own = {key: value for key, value in kwargs.items() if key in decay_keywords}
-        return with_warmup(transformers_scheduler(name, optimizer, None, None, own), schedules)
-    return LambdaLR(optimizer, schedules)
-
-
-def transformers_scheduler(
-    name: str,
-    optimizer: Optimizer,
-    num_warmup_steps: int | None,
-    num_training_steps: int | None,
-    kwargs: dict[str, Any],
-) -> Any:
-    """Return transformers' own scheduler; raise a `ValueError` for a floor above the full learning rate."""
-    from transformers import get_scheduler
-
-    lr = unwrap_optimizer(optimizer).defaults["lr"]
-    if isinstance(kwargs.get("min_lr"), float) and "num_cycles" in schedule_keywords(name)[0]:
-        check_number("min_lr in lr_scheduler_kwargs", kwargs["min_lr"], 0.0, float(lr))
-    try:
-        return get_scheduler(name, optimizer, num_warmup_steps, num_training_steps, kwargs)
-    except ZeroDivisionError:  # transformers' "polynomial" over no updates, its "min_lr" of a learning rate of 0
-        raise ValueError(
-            f"lr_scheduler_type={name!r} has no learning rate with num_training_steps={num_training_steps} and "
-            f"lr={lr}: expected both above 0."
-        ) from None
+    if all(map(_accepts_step_alone, warmups)):
+        raise ValueError(f"warmup_epochs={warmup_epochs}: expected a warmup whose num_warmup_steps is not bound yet.")
+    length = updates_of_share(warmup_epochs, steps_per_epoch)
+    return [each if _accepts_step_alone(each) else partial(each, num_warmup_steps=length) for each in warmups]

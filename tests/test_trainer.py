@@ -239,7 +239,9 @@ def test_the_warmup_goes_where_the_optimizer_is(tmp_path):
     assert by_schedule == pytest.approx([0.0, 2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2])
     by_itself = column(log(AdamWarmup), "scheduled_lr")
     assert by_itself == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
-    with pytest.raises(ValueError, match="AdamWarmup of warmup_steps=6: expected one warmup"):
+    with pytest.raises(
+        ValueError, match=r"num_warmup_steps=4 with an optimizer that has warmup_steps=6 \(AdamWarmup\)"
+    ):
         log(partial(AdamWarmup, warmup_steps=6))
     optimizer = AdamWarmup([torch.zeros(1, requires_grad=True)], warmup_steps=6)
     with pytest.raises(ValueError, match="the optimizer warms up already"):

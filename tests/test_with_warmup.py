@@ -107,6 +107,12 @@ def test_a_group_that_joins_behind_the_schedules_back_is_refused():
         scheduler.step()
 
 
+def begun(optimizer):
+    scheduler = cosine(optimizer)
+    lrs_of(scheduler, 3)
+    return scheduler
+
+
 def sequential(optimizer):
     pieces = [torch_schedulers.ConstantLR(optimizer), cosine(optimizer)]
     return torch_schedulers.SequentialLR(optimizer, pieces, [3])
@@ -150,6 +156,7 @@ def sequential(optimizer):
             lambda: with_warmup(sequential(adamw(1.0)), no_warmup).add_param_group({"params": []}),
             "not possible with a SequentialLR",
         ),
+        (lambda: with_warmup(begun(adamw(0.4)), RAMP), "a CosineAnnealingLR, has been stepped 3 times"),
         (lambda: joined(cosine, linear_warmup), "warmup=linear_warmup is no function of the step alone"),
         (lambda: get_scheduler("warmup_stable_decay", adamw(1.0), 3, 9), "'warmup_stable_decay' needs num_decay_steps"),
     ],

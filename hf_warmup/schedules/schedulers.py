@@ -471,8 +471,7 @@ class WithWarmupLR(LRScheduler):
         self.warmups = list(warmups)
         self.steps_per_epoch = steps_per_epoch
         self.optimizer = lr_scheduler.optimizer
-        # A scheduler that has begun has made its updates already.
-        self.last_epoch = max(0, getattr(lr_scheduler, "last_epoch", 0)) * (steps_per_epoch or 1)
+        self.last_epoch = 0
         self._step_count = 1  # Accelerate reads it
         self.base_lrs = [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
         self._starts = [0] * len(self.warmups)
@@ -616,11 +615,6 @@ class PlateauWithWarmupLR(UpdateCounter, WithWarmupLR, ReduceLROnPlateau):
     """
 
     def __init__(self, lr_scheduler: Any, warmups: Sequence[Callable[[int], float]], steps_per_epoch: int | None):
-        if lr_scheduler.last_epoch > 0:
-            raise ValueError(
-                f"lr_scheduler is a {type(lr_scheduler).__name__} that has been stepped already. Give a new one, and "
-                "load its state afterwards."
-            )
         super().__init__(lr_scheduler, warmups, steps_per_epoch)
         self._has_metric = False
         self.used_lrs = list(self._last_lr)
@@ -678,10 +672,10 @@ def with_warmup(
     """Multiply `warmup` onto any torch scheduler: `lr = warmup(step) * lr_scheduler's own lr`.
 
     Args:
-        lr_scheduler (`LRScheduler`): The scheduler that is stepped inside; step only what is returned. One that has
-            begun is continued: its warmup has begun, too. A scheduler that follows a metric, such as
-            `ReduceLROnPlateau`, is stepped with the metric, `step(loss)`; its warmup counts the optimizer's updates by
-            itself. Reductions during the warmup count: the peak is then lower.
+        lr_scheduler (`LRScheduler`): A new scheduler. It is stepped inside; step only what is returned. One that
+            follows a metric, such as `ReduceLROnPlateau`, is stepped with the metric, `step(loss)`, and its warmup
+            counts the optimizer's updates by itself. If the metric lowers the learning rate during the warmup, the
+            peak is lower.
         warmup (`Callable[[int], float]` or a sequence of them): Multiplier at the 0-based update, for example
             `partial(linear_warmup, num_warmup_steps=100)`; or one for each parameter group.
         warmup_epochs (`float`, *optional*): Length in epochs of a `warmup` whose `num_warmup_steps` is not bound, such
@@ -694,8 +688,8 @@ def with_warmup(
         that joins the run.
 
     Raises:
-        `ValueError`: For a warmup that needs more than the step, epochs of unknown length, or a second warmup: an
-            optimizer or a `lr_scheduler` that warms up by itself.
+        `ValueError`: For a scheduler that has been stepped, a warmup that needs more than the step, epochs of unknown
+            length, or a second warmup: an optimizer or a `lr_scheduler` that warms up by itself.
 
     Example:
 
@@ -716,6 +710,11 @@ def with_warmup(
     ```
     """
     check_scheduler(lr_scheduler)
+    if getattr(lr_scheduler, "last_epoch", 0) > 0:
+        raise ValueError(
+            f"lr_scheduler, a {type(lr_scheduler).__name__}, has been stepped {lr_scheduler.last_epoch} times, and the "
+            "warmup would begin now. Wrap a new scheduler, and load the state of both with `load_state_dict`."
+        )
     groups = lr_scheduler.optimizer.param_groups
     warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
     if len(warmups) != len(groups) or not all(map(callable, warmups)):

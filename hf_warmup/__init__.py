@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from .schedules import get_schedule as get_schedule
     from .schedules import get_scheduler as get_scheduler
     from .schedules import with_warmup as with_warmup
+    from .trainer import WarmupSeq2SeqTrainer as WarmupSeq2SeqTrainer
     from .trainer import WarmupTrainer as WarmupTrainer
     from .trainer import WarmupTrainerMixin as WarmupTrainerMixin
     from .trainer import create_optimizer_and_scheduler as create_optimizer_and_scheduler
     from .training_args import WarmupArgumentsMixin as WarmupArgumentsMixin
+    from .training_args import WarmupSeq2SeqTrainingArguments as WarmupSeq2SeqTrainingArguments
     from .training_args import WarmupTrainingArguments as WarmupTrainingArguments
 
 __version__ = "0.1.0"
@@ -51,6 +53,8 @@ _MODULE_OF = {
     "RAdam": "optim",
     "WarmupArgumentsMixin": "training_args",
     "WarmupLR": "schedules",
+    "WarmupSeq2SeqTrainer": "trainer",
+    "WarmupSeq2SeqTrainingArguments": "training_args",
     "WarmupTrainer": "trainer",
     "WarmupTrainerMixin": "trainer",
     "WarmupTrainingArguments": "training_args",

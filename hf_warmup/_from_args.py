@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
@@ -36,14 +35,3 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for name, p in trained if name in decayed], "weight_decay": weight_decay},
         {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
     ]
-
-
-def ignores_num_items_in_batch(model: nn.Module) -> bool:
-    """Whether the model averages its own loss over the batch although its `forward` takes `num_items_in_batch`.
-
-    BERT-family heads do (transformers issue 47688): the Trainer then multiplies loss and gradient by accumulation steps
-    times processes. They are the models whose `forward` names `CrossEntropyLoss` instead of calling `loss_function`.
-    """
-    code = inspect.unwrap(type(model).forward).__code__
-    used = {"loss_function", "num_items_in_batch"} & {*code.co_names, *code.co_varnames}
-    return "CrossEntropyLoss" in code.co_names and not used

@@ -1,20 +1,28 @@
-"""The Trainer with our optimizers, schedules and per-layer gradient norms: three doors, one behaviour."""
+"""Trainers with warmup: a mixin for any `Trainer`, two ready classes, and the pair that `optimizers=` takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from transformers import PretrainedConfig, Trainer, TrainerCallback
+from transformers import PretrainedConfig, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ._deepspeed import check_deepspeed_config
-from ._from_args import decay_groups, ignores_num_items_in_batch, optimizer_cls_and_kwargs
+from ._from_args import decay_groups, optimizer_cls_and_kwargs
 from .callbacks import WarmupUntilCallback
 from .checkpoints import (
     CHECKPOINT_PATTERN,
@@ -34,29 +42,38 @@ from .schedules import (
     optimizer_warms_up,
     scheduler_warms_up,
 )
-from .training_args import Name, WarmupArgumentsMixin, WarmupTrainingArguments
+from .training_args import Name, WarmupArgumentsMixin, WarmupSeq2SeqTrainingArguments, WarmupTrainingArguments
 
+
+if TYPE_CHECKING:
+    _TrainerBase = Trainer
+else:
+    _TrainerBase = object
 
 logger = logging.get_logger(__name__)
+
+_OWN_GROUPS = ("params", "model", "optimizer_dict")  # keywords by which a Trainer passes its own parameter groups
 
 
 def create_optimizer_and_scheduler(
     model: nn.Module, args: WarmupArgumentsMixin, num_training_steps: int
 ) -> tuple[Optimizer, LRScheduler]:
-    """What `args` describe, for `Trainer(model, args, ..., optimizers=...)`, with the Trainer's own decay groups.
+    """Create the optimizer and schedule that `args` describe, for `Trainer(model, args, ..., optimizers=...)`.
+
+    The parameter groups are the Trainer's: weight decay for all but biases and normalization layers. As in
+    [`WarmupTrainer`], a head that ignores `num_items_in_batch` is made to honor it.
 
     Args:
-        model (`nn.Module`): Its parameters that require a gradient are trained. A BERT-family head that averages its
-            own loss gets `accepts_loss_kwargs = False`, as [`WarmupTrainer`] treats it.
+        model (`nn.Module`): Its parameters that require a gradient are optimized.
         args ([`WarmupTrainingArguments`]): The arguments that the Trainer gets too.
-        num_training_steps (`int`): Optimizer updates of the whole run.
+        num_training_steps (`int`): Optimizer updates of the whole run, at least 1.
 
     Returns:
         `tuple[Optimizer, LRScheduler]`: The pair that `optimizers=` takes.
 
     Raises:
-        `ValueError`: If `args.optim` builds its own parameter groups, the warmup is longer than the run, or
-            `args.max_steps` says another length.
+        `ValueError`: If `args.optim` builds its own parameter groups, the warmup is longer than the run,
+            `args.max_steps` is another length, or `args` configure DeepSpeed.
 
     Example:
 
@@ -73,15 +90,19 @@ def create_optimizer_and_scheduler(
     if 0 < args.max_steps != num_training_steps:
         raise ValueError(f"num_training_steps={num_training_steps}: expected max_steps={args.max_steps} of args.")
     if args.deepspeed_plugin is not None:
-        raise ValueError("optimizers= is replaced by AdamW and a linear schedule under DeepSpeed: use WarmupTrainer.")
+        raise ValueError(
+            "`optimizers=` has no effect under DeepSpeed, which replaces it by AdamW and a linear schedule. "
+            "Use `WarmupTrainer` instead."
+        )
     if args.optimizer_is_ours:
         cls, kwargs = optimizer_cls_and_kwargs(args)
     else:
         cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if not isinstance(cls, type) or {"params", "model", "optimizer_dict"} & kwargs.keys():
-            raise ValueError(f"optim={args.optim.value!r} builds its own parameter groups: use WarmupTrainer.")
-    if ignores_num_items_in_batch(model):
-        model.accepts_loss_kwargs = False
+        if not isinstance(cls, type) or kwargs.keys() & set(_OWN_GROUPS):
+            raise ValueError(
+                f"optim={args.optim.value!r} builds its own parameter groups. Use `WarmupTrainer` instead."
+            )
+    honor_item_count(model)
     optimizer = cls(decay_groups(model, args.weight_decay), **kwargs)
     return optimizer, build_scheduler(args, optimizer, num_training_steps)
 
@@ -95,11 +116,80 @@ def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_traini
     return get_scheduler(args.lr_scheduler_type, optimizer, *lengths, kwargs, args.warmup_type)
 
 
+class _WatchedCount(Tensor):
+    """A `num_items_in_batch` that notes whether a model computes with it."""
+
+    was_used = False  # kept on the class because moving a tensor to another device makes a new object
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("to", "__get__"):
+            return super().__torch_function__(func, types, args, kwargs)
+        cls.was_used = True
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def _watch_item_count(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    count = kwargs.get("num_items_in_batch")
+    open_question = getattr(model, "_ignores_item_count", None) is None and not torch.compiler.is_compiling()
+    if not open_question or not isinstance(count, Tensor) or not isinstance(kwargs.get("labels"), Tensor):
+        return None
+    _WatchedCount.was_used = False
+    return args, {**kwargs, "num_items_in_batch": count.as_subclass(_WatchedCount)}
+
+
+def _apply_item_count(model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+    count = kwargs.get("num_items_in_batch")
+    if isinstance(count, _WatchedCount):
+        model._ignores_item_count = not _WatchedCount.was_used  # type: ignore[assignment]
+    if count is None or not getattr(model, "_ignores_item_count", None):
+        return None
+    labels = kwargs["labels"]
+    labels = kwargs.get("shift_labels", labels[..., 1:] if model._item_count_is_shifted else labels)
+    share = labels.ne(-100).sum() / count
+    if isinstance(outputs, dict):
+        if outputs.get("loss") is not None:
+            outputs["loss"] = outputs["loss"] * share.to(outputs["loss"].dtype)
+        return outputs
+    return (outputs[0] * share.to(outputs[0].dtype), *outputs[1:])
+
+
+def _counts_shifted_labels(model: nn.Module) -> bool:
+    """Return whether the `Trainer` counts `labels[..., 1:]`: since transformers 5.11, for losses of decoders."""
+    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
+    is_decoder = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return causal and is_decoder and Version(transformers.__version__) >= Version("5.11")
+
+
+def honor_item_count(model: nn.Module, shifted: bool | None = None) -> None:
+    """Make `model` scale its loss by `num_items_in_batch` if its head accepts the count and ignores it.
+
+    The Trainer passes the number of labels in all micro-batches of an update and expects `sum(losses) / count`. Many
+    heads of transformers accept the count in `**kwargs` and return the mean over their own micro-batch instead
+    (https://github.com/huggingface/transformers/issues/47688), so loss and gradient grow with the accumulation steps
+    and the processes. Forward hooks observe in the first forward pass whether the head computes with the count. If it
+    does not, they multiply its loss by `labels of the micro-batch / count`, which is exact for a mean over labels.
+
+    Args:
+        model (`nn.Module`): The model as passed to the Trainer, with or without a PEFT wrapper.
+        shifted (`bool`, *optional*): Whether the Trainer counts `labels[..., 1:]`. By default decided from the
+            installed version of transformers and the type of the model's loss.
+    """
+    config = getattr(model, "config", None)
+    # A sum over the batch needs no count: the micro-batches add up to the loss of the whole batch.
+    if hasattr(model, "_item_count_is_shifted") or getattr(config, "ctc_loss_reduction", None) == "sum":
+        return
+    model._item_count_is_shifted = _counts_shifted_labels(model) if shifted is None else shifted  # type: ignore[assignment]
+    model.register_forward_pre_hook(_watch_item_count, with_kwargs=True)
+    model.register_forward_hook(_apply_item_count, with_kwargs=True)
+
+
 def _check_args(args: Any) -> None:
     if not isinstance(args, WarmupArgumentsMixin):
         raise ValueError(
-            f"args is a {type(args).__name__}: expected WarmupTrainingArguments, or a class that mixes "
-            "WarmupArgumentsMixin in."
+            f"`args` is a {type(args).__name__}, which has none of hf_warmup's arguments. Pass "
+            "WarmupTrainingArguments, or an instance of a class that mixes in WarmupArgumentsMixin."
         )
     if args.deepspeed_plugin is not None:
         ours = isinstance(args.lr_scheduler_type, Name) or args.warmup_type is not None
@@ -111,30 +201,27 @@ def _check_args(args: Any) -> None:
 
 
 def _warn_unused_warmup(args: WarmupArgumentsMixin, optimizer: Optimizer, lr_scheduler: LRScheduler) -> None:
-    """Of a warmup in `args` where `optimizers=` brings none."""
-    asked = {name: getattr(args, name) for name in ("warmup_type", "warmup_steps", "warmup_epochs")}
-    asked = [f"{name}={value!r}" for name, value in asked.items() if value]
+    """Warn if `args` ask for a warmup and `optimizers=` brings a pair without one."""
+    names = ("warmup_type", "warmup_steps", "warmup_epochs")
+    asked = [f"{name}={getattr(args, name)!r}" for name in names if getattr(args, name)]
     if asked and args.warmup_type != "none" and not (scheduler_warms_up(lr_scheduler) or optimizer_warms_up(optimizer)):
         logger.warning(
-            f"{', '.join(asked)}: not used, optimizers= brings a {type(lr_scheduler).__name__}; put a warmup in front "
-            "of it with with_warmup."
+            f"{', '.join(asked)} is ignored because a {type(lr_scheduler).__name__} was passed via `optimizers=`. Wrap "
+            "it with `hf_warmup.with_warmup` to add a warmup."
         )
 
 
-class _CutBackOnResume(TrainerCallback):
-    """A resumed run records its updates again: those past the checkpoint go first."""
+class _RunFolderCallback(TrainerCallback):
+    """Everything that [`WarmupTrainerMixin`] does at an event of its Trainer."""
 
-    def __init__(self, recorder: GradientNormRecorder):
-        self.recorder = recorder
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.recorder.resume(state.global_step)
-
-
-class _WriteSettings(TrainerCallback):
-    """What the run was made with stands in its folder before the first update."""
+    def __init__(self, trainer: WarmupTrainerMixin):
+        self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.trainer._honor_item_count()  # `model_init` has made a new model
+        if self.trainer.gradient_norm_recorder is not None:
+            # A resumed run records the updates after the checkpoint again.
+            self.trainer.gradient_norm_recorder.resume(state.global_step)
         if state.is_world_process_zero:
             config = getattr(model, "config", None)
             described = config.to_dict() if isinstance(config, PretrainedConfig) else {}
@@ -143,53 +230,87 @@ class _WriteSettings(TrainerCallback):
             write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps, resumed)
 
 
-class WarmupTrainerMixin:
-    """Our arguments, optimizers, schedules and gradient norms for any Trainer: `class T(WarmupTrainerMixin, Trainer)`.
+class WarmupTrainerMixin(_TrainerBase):
+    """Warmups, optimizers and per-layer gradient norms for any Trainer: `class T(WarmupTrainerMixin, SFTTrainer)`.
 
-    The norms of the whole gradient, after accumulation and reduction and before clipping, go to
-    `gradient_norms.jsonl` in the output folder and, as `grad_norm/<layer>`, into the log; so does `scheduled_lr`, the
-    learning rate in force in an optimizer that warms up by itself.
+    The norms of the whole gradient, after accumulation and reduction and before clipping, are stored in
+    `gradient_norms.jsonl` in the output folder and logged as `grad_norm/<layer>`. For an optimizer with built-in warmup
+    the log also holds its `effective_learning_rate`. A head that accepts `num_items_in_batch` and ignores it is made to
+    honor it (see [`honor_item_count`]), unless the Trainer computes its own loss.
+
+    Args:
+        *args, **kwargs: The arguments of the Trainer that is mixed in. Its `args` have to be an instance of a class
+            that mixes in [`WarmupArgumentsMixin`].
+
+    Raises:
+        `ValueError`: If `args` is missing, is of another class, or asks for something that would silently be left out:
+            fp16 or FSDP on the CPU, a DeepSpeed configuration that replaces the optimizer or the schedule.
     """
 
-    _resumed_from: str | None = None
+    if TYPE_CHECKING:
+        args: Any  # TrainingArguments with WarmupArgumentsMixin
+        model: Any
+        optimizer: Any
+        lr_scheduler: Any
 
-    def __init__(self, model: Any = None, args: Any = None, *more: Any, **kwargs: Any):
-        if args is None:
-            args = WarmupTrainingArguments(output_dir="tmp_trainer")
-        _check_args(args)
-        super().__init__(model, args, *more, **kwargs)
+    _default_args: type[TrainingArguments] | None = None
+    _resumed_from: str | bool | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        given = next((each for each in (*args, *kwargs.values()) if isinstance(each, TrainingArguments)), None)
+        if given is None and self._default_args is not None and len(args) < 2:
+            given = kwargs["args"] = self._default_args("tmp_trainer")
+        if given is None:
+            raise ValueError(
+                f"{type(self).__name__} got no training arguments, and the default of its base class has none of "
+                "hf_warmup's. Pass `args=`, an instance of a class that mixes in WarmupArgumentsMixin."
+            )
+        _check_args(given)
+        super().__init__(*args, **kwargs)
         if isinstance(self.lr_scheduler, ReduceLROnPlateau) and self.args.metric_for_best_model is None:
             self.args.metric_for_best_model = "loss"  # as transformers does for its own name
         if self.optimizer is not None and self.lr_scheduler is not None:
             _warn_unused_warmup(self.args, self.optimizer, self.lr_scheduler)
         if self.args.fp16 and self.args.device.type == "cpu":
-            raise ValueError("fp16=True needs a GPU: expected bf16=True, or neither, on the CPU.")
+            raise ValueError("fp16=True has no effect on the CPU. Use bf16=True or train in float32.")
         if self.args.fsdp and not self.is_fsdp_enabled:
-            raise ValueError(
-                f"fsdp={self.args.fsdp!r} is not in force: transformers shards on a GPU only, not on the CPU."
-            )
-        if ignores_num_items_in_batch(self.accelerator.unwrap_model(self.model)):
-            self.model_accepts_loss_kwargs = False
-        self.add_callback(_WriteSettings())
+            raise ValueError(f"fsdp={self.args.fsdp!r} has no effect on the CPU. Train on GPUs or leave it out.")
         self.gradient_norm_recorder: GradientNormRecorder | None = None
         if self.args.grad_norm_steps:
             path = Path(self.args.output_dir) / GRADIENT_NORMS_FILE if self.is_world_process_zero() else None
             self.gradient_norm_recorder = GradientNormRecorder(
                 path, self.args.grad_norm_group_by, self.args.grad_norm_steps
             )
-            self.add_callback(_CutBackOnResume(self.gradient_norm_recorder))
+        self.add_callback(_RunFolderCallback(self))
+        self._honor_item_count()
 
-    @classmethod
-    def get_optimizer_cls_and_kwargs(cls, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """As in transformers, with our names."""
-        if args.optimizer_is_ours:
-            return optimizer_cls_and_kwargs(args)
-        return super().get_optimizer_cls_and_kwargs(args, model)
+    def _honor_item_count(self) -> None:
+        computes_own_loss = type(self).compute_loss is not Trainer.compute_loss
+        if not computes_own_loss and getattr(self, "loss_is_scaled_for_ga", None) is None:
+            honor_item_count(self.model, getattr(self, "_loss_shifts_labels", False))
+
+    def get_optimizer_cls_and_kwargs(  # type: ignore[override]
+        self, args: Any, model: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the optimizer class and its keyword arguments for any name that `args.optim` accepts.
+
+        Unlike in transformers this is an instance method, because some Trainers override it as one to add parameter
+        groups. Their groups are kept.
+        """
+        host = super().get_optimizer_cls_and_kwargs
+        if not args.optimizer_is_ours:
+            return host(args, model)
+        plain = copy.copy(args)
+        plain.optim, plain.optim_args = "adamw_torch", None
+        _, host_kwargs = host(plain, model)
+        cls, kwargs = optimizer_cls_and_kwargs(args)
+        return cls, kwargs | {name: host_kwargs[name] for name in _OWN_GROUPS if name in host_kwargs}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """As in transformers, with our names and any warmup in front of any decay.
+        """Create the schedule that the arguments describe: any warmup combined with any decay.
 
-        Here both are made and nothing is loaded yet: a checkpoint of another kind of optimizer or schedule is refused.
+        Raises:
+            `ValueError`: If the run resumes from a checkpoint of another kind of optimizer or schedule.
         """
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
@@ -197,19 +318,20 @@ class WarmupTrainerMixin:
                 if isinstance(callback, WarmupUntilCallback):
                     steps = self.args.get_warmup_steps(num_training_steps)
                     self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler, steps, self.args.warmup_type)
-            self._created_lr_scheduler = True  # or a second `train()` would go on with the spent one
+            self._created_lr_scheduler = True  # or a second `train()` would continue with the used one
         if self._resumed_from and not self.is_deepspeed_enabled:
             check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
         return self.lr_scheduler
 
     def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; an Optuna trial may choose `optim`, `lr_scheduler_type` and our arguments by name."""
+        """Search as transformers does; an Optuna trial may choose hf_warmup's names and arguments too."""
 
         def space(trial: Any) -> Any:
+            assert hp_space is not None
             params = hp_space(trial)
             if not isinstance(params, dict) or self.hp_search_backend != "optuna":
                 return params
-            # transformers casts to the kind of the old value: it knows no name of ours, and truncates a ratio.
+            # transformers casts to the type of the old value: it does not know our names and truncates a ratio.
             ours = {each.name for each in fields(WarmupArgumentsMixin)}
             for name in ours & params.keys():
                 setattr(self.args, name, params[name])
@@ -219,35 +341,37 @@ class WarmupTrainerMixin:
         return super().hyperparameter_search(hp_space and space, *args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """As in transformers; then the gradient, whole and not yet clipped, is measured."""
+        """Run a training step and measure the gradient, complete and not yet clipped."""
+        # The first forward pass shows whether the head uses the count; a compiled one would not.
+        undecided = getattr(self.model, "_ignores_item_count", None) is None and self.args.torch_compile
+        eager = torch.compiler.set_stance("force_eager") if undecided else nullcontext()
         step = self.state.global_step + 1
-        with record_gradient_norms(self.gradient_norm_recorder, self.accelerator, self.model, step):
+        with eager, record_gradient_norms(self.gradient_norm_recorder, self.accelerator, self.model, step):
             return super().training_step(model, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with `grad_norm/<layer>` of the last recorded update and `scheduled_lr`."""
-        if "loss" in logs:
-            logs = {**logs, **self._our_logs()}
-        elif self.gradient_norm_recorder is not None:
+        """Log `logs`; a training loss is logged with the latest gradient norms and the effective learning rate."""
+        if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
-        super().log(logs, *args, **kwargs)
+        super().log({**logs, **self._own_logs()} if "loss" in logs else logs, *args, **kwargs)
 
-    def _our_logs(self) -> dict[str, float]:
-        logs = {}
-        recorder = self.gradient_norm_recorder
-        if recorder is not None:
-            recorder.flush()
+    def _own_logs(self) -> dict[str, float]:
+        logs: dict[str, float] = {}
+        if (recorder := self.gradient_norm_recorder) is not None:
             latest = recorder.latest.items()
             logs = {key: value for key, value in latest if key.startswith(f"{LOG_PREFIX}/") and value is not None}
             if recorder.nonfinite_updates:
                 logs[f"{LOG_PREFIX}_nonfinite_updates"] = recorder.nonfinite_updates
         if isinstance(self.lr_scheduler, PlateauWithWarmupLR):  # the Trainer reads that of the next update
             logs["learning_rate"] = self.lr_scheduler.used_lrs[0]
-        group = next((group for group in self.optimizer.param_groups if group["params"]), {})
-        return logs | ({"scheduled_lr": group["scheduled_lr"]} if "scheduled_lr" in group else {})
+        groups = [] if self.optimizer is None else self.optimizer.param_groups  # None before training
+        rate = next((group["scheduled_lr"] for group in groups if group["params"] and "scheduled_lr" in group), None)
+        if rate is not None:
+            logs |= {"effective_learning_rate": rate, "scheduled_lr": rate}  # the former name for one release
+        return logs
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; what was recorded up to a checkpoint is in the file before the checkpoint is."""
+        """Save the model; a checkpoint gets the run's settings, and is written after the recording up to its update."""
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
         super().save_model(output_dir, *args, **kwargs)
@@ -255,7 +379,7 @@ class WarmupTrainerMixin:
             copy_run_settings(self.args.output_dir, output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with what was recorded: settings, findings, and the gradient norms as a figure."""
+        """Write the model card with the settings, the findings and a figure of the gradient norms."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             if self.gradient_norm_recorder is not None:
@@ -263,13 +387,20 @@ class WarmupTrainerMixin:
             add_recording(self.args.output_dir, self.state)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a damaged checkpoint is refused, or passed over where the last one is asked for.
+        """Train, from scratch or from a complete checkpoint.
 
-        Says at the end if any gradient was not finite. What was recorded outlives a crash.
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder; `True` for the latest complete
+                checkpoint of the output folder; `"auto"` for the same, or from scratch if there is none.
+            *args, **kwargs: Passed to the Trainer.
+
+        Raises:
+            `ValueError`: If the checkpoint is incomplete or belongs to another run.
+            `OSError`: If the disk is full, with the checkpoint to resume from.
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
-        if isinstance(self.train_dataset, Sized) and not len(self.train_dataset):
-            raise ValueError("train_dataset has no examples: expected at least one.")
+        if has_length(self.train_dataset) and not len(self.train_dataset):
+            raise ValueError("`train_dataset` has no examples. Training needs at least one.")
         if resume_from_checkpoint:
             chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
             resume_from_checkpoint = None if chosen is None else str(chosen)
@@ -288,15 +419,17 @@ class WarmupTrainerMixin:
                     recorder.flush()
         if recorder is not None and recorder.nonfinite_updates:
             logger.warning(
-                f"{recorder.nonfinite_updates} recorded updates had a gradient that was not finite; "
-                f'{GRADIENT_NORMS_FILE} names the layers under "nonfinite".'
+                f"The gradient of {recorder.nonfinite_updates} recorded updates was not finite. "
+                f'{GRADIENT_NORMS_FILE} lists the layers under "nonfinite".'
             )
         return output
 
 
 class WarmupTrainer(WarmupTrainerMixin, Trainer):
-    """[`~transformers.Trainer`] with [`WarmupTrainerMixin`]; takes the same arguments, `args` a
-    [`WarmupTrainingArguments`].
+    """[`~transformers.Trainer`] with [`WarmupTrainerMixin`].
+
+    Args:
+        *args, **kwargs: Those of [`~transformers.Trainer`], with [`WarmupTrainingArguments`] as `args`.
 
     Example:
 
@@ -309,3 +442,23 @@ class WarmupTrainer(WarmupTrainerMixin, Trainer):
     trainer.train()
     ```
     """
+
+    _default_args = WarmupTrainingArguments
+
+    @wraps(Trainer.__init__)  # its signature in `help()` and completions
+    def __init__(self, *args: Any, **kwargs: Any):  # type: ignore[misc]
+        super().__init__(*args, **kwargs)
+
+
+class WarmupSeq2SeqTrainer(WarmupTrainerMixin, Seq2SeqTrainer):
+    """[`~transformers.Seq2SeqTrainer`] with [`WarmupTrainerMixin`].
+
+    Args:
+        *args, **kwargs: Those of [`~transformers.Seq2SeqTrainer`], with [`WarmupSeq2SeqTrainingArguments`] as `args`.
+    """
+
+    _default_args = WarmupSeq2SeqTrainingArguments
+
+    @wraps(Seq2SeqTrainer.__init__)  # its signature in `help()` and completions
+    def __init__(self, *args: Any, **kwargs: Any):  # type: ignore[misc]
+        super().__init__(*args, **kwargs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ._validation import check_name, check_number, check_updates_or_share, short_repr, updates_of_share
@@ -264,3 +264,8 @@ class WarmupTrainingArguments(WarmupArgumentsMixin, TrainingArguments):
 
     ```
     """
+
+
+@dataclass
+class WarmupSeq2SeqTrainingArguments(WarmupArgumentsMixin, Seq2SeqTrainingArguments):
+    """[`~transformers.Seq2SeqTrainingArguments`] with the names and fields of [`WarmupArgumentsMixin`]."""

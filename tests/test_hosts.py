@@ -188,7 +188,7 @@ class TestLightning:
         assert min(norms) > 0.02  # clipping was active
         records = read_gradient_norms(tmp_path)
         assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-5)
-        key = "grad_norm/bert.encoder.layer.1"
+        key = "grad_norm/encoder.layer.1"
         assert {float(row[key]) for row in metrics if row[key]} == {record[key] for record in records}
 
     def test_a_resumed_run_is_the_run_that_never_stopped(self, tmp_path):

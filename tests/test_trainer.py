@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_warmup import (
     AdamWarmup,
@@ -19,7 +19,6 @@ from hf_warmup import (
     get_scheduler,
     with_warmup,
 )
-from hf_warmup._from_args import ignores_num_items_in_batch
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.schedules import linear_warmup
 
@@ -305,21 +304,11 @@ def test_scheduled_lr_is_of_a_group_with_parameters(tmp_path):
     assert column(run(tmp_path, model, optim="gi_adam", lr_scheduler_type="constant"), "scheduled_lr") == [1e-2] * 8
 
 
-def test_which_models_ignore_the_number_of_items():
-    class Honest(torch.nn.Module):
-        def forward(self, logits, labels, num_items_in_batch=None):
-            return torch.nn.CrossEntropyLoss(reduction="sum")(logits, labels) / num_items_in_batch
-
-    assert ignores_num_items_in_batch(tiny_bert())
-    assert not ignores_num_items_in_batch(Honest())
-    assert not ignores_num_items_in_batch(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8)))
-
-
 def test_an_optimizer_that_builds_its_own_groups_is_refused_at_the_first_door(tmp_path, monkeypatch):
     args = arguments(tmp_path, optim="adamw_torch")
     own = staticmethod(lambda args, model=None: (torch.optim.AdamW, {"params": []}))
     monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", own)
-    with pytest.raises(ValueError, match="optim='adamw_torch' builds its own parameter groups: use WarmupTrainer"):
+    with pytest.raises(ValueError, match=r"optim='adamw_torch' builds its own parameter groups\. Use `WarmupTrainer`"):
         create_optimizer_and_scheduler(tiny_bert(), args, num_training_steps=8)
 
 
@@ -342,7 +331,7 @@ def test_model_init_and_model_card(tmp_path):
 
 
 def test_wrong_arguments_are_refused_before_training(tmp_path):
-    with pytest.raises(ValueError, match="TrainingArguments: expected WarmupTrainingArguments"):
+    with pytest.raises(ValueError, match="`args` is a TrainingArguments, which has none of hf_warmup's arguments"):
         WarmupTrainer(model=tiny_bert(), args=TrainingArguments(str(tmp_path)), train_dataset=examples())
     too_long = arguments(tmp_path, max_steps=-1, num_train_epochs=1, warmup_steps=9)
     with pytest.raises(ValueError, match="warmup_steps=9: expected at most the 8 updates"):
@@ -362,14 +351,14 @@ def test_a_noam_peak_that_cannot_be_meant_warns_with_both_numbers(tmp_path):
 
 
 def test_fp16_that_a_cpu_would_silently_leave_out_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="fp16=True needs a GPU"):
+    with pytest.raises(ValueError, match="fp16=True has no effect on the CPU"):
         WarmupTrainer(tiny_bert(), arguments(tmp_path, fp16=True))
 
 
 def test_a_run_of_another_length_or_without_examples_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^num_training_steps=12: expected max_steps=8 of args\.$"):
         create_optimizer_and_scheduler(tiny_bert(), arguments(tmp_path), num_training_steps=12)
-    with pytest.raises(ValueError, match=r"^train_dataset has no examples: expected at least one\.$"):
+    with pytest.raises(ValueError, match=r"^`train_dataset` has no examples\."):
         WarmupTrainer(model=tiny_bert(), args=arguments(tmp_path), train_dataset=[]).train()
 
 
@@ -393,7 +382,7 @@ def test_a_warmup_that_optimizers_leave_out_is_said(tmp_path, caplog):
     def ours(model, args):
         return create_optimizer_and_scheduler(model, args, 8)
 
-    sentence = "warmup_type='cosine', warmup_steps=0.5: not used, optimizers= brings a StepLR; put a warmup in front"
+    sentence = "warmup_type='cosine', warmup_steps=0.5 is ignored because a StepLR was passed via `optimizers=`."
     assert sentence in make(step_lr, **recipe)
     assert make(step_lr) == make(behind_a_warmup, **recipe) == make(ours, **recipe) == ""
     assert make(ours, optim="adam_warmup", warmup_steps=4) == ""

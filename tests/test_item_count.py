@@ -1,0 +1,228 @@
+"""Gradient accumulation: a head that accepts `num_items_in_batch` and ignores it gives the loss of the whole batch."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedConfig,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.models.auto import modeling_auto
+
+from hf_warmup import WarmupTrainer
+from hf_warmup.trainer import honor_item_count
+
+from .testing_utils import arguments, train
+
+
+HEADS = {
+    "bert-mlm": lambda: BertForMaskedLM(tiny_config(BertConfig())),
+    "distilbert-mlm": lambda: DistilBertForMaskedLM(tiny_config(DistilBertConfig())),
+    "llama-classifier": lambda: LlamaForSequenceClassification(tiny_config(LlamaConfig(num_labels=2))),
+    "llama-honest": lambda: LlamaForCausalLM(tiny_config(LlamaConfig())),
+}
+
+
+def rows(kind: str, count: int = 8) -> list[dict[str, torch.Tensor]]:
+    """Return `count` rows of 8 tokens with labels for the head `kind`."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, 48, (count, 8), generator=generator)
+    labels = torch.randint(0, 2, (count,), generator=generator) if "classifier" in kind else tokens
+    return [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels, strict=True)]
+
+
+def first_log(folder, model, data, accumulation, cls=WarmupTrainer, **kwargs):
+    """Train one update of all `data` in `accumulation` micro-batches; return its loss and gradient norm."""
+    sizes = {"per_device_train_batch_size": len(data) // accumulation, "gradient_accumulation_steps": accumulation}
+    args_cls = {} if issubclass(cls, WarmupTrainer) else {"cls": TrainingArguments}
+    trainer_kwargs = {"compute_loss_func": kwargs.pop("compute_loss_func")} if "compute_loss_func" in kwargs else {}
+    args = arguments(folder, **args_cls, max_steps=1, **sizes, **kwargs)
+    log = train(cls(model=model, args=args, train_dataset=data, **trainer_kwargs))[0]
+    return log["loss"], log["grad_norm"]
+
+
+def seeded(make):
+    torch.manual_seed(0)
+    return make()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_warmup_trainer_accumulation_gives_loss_of_whole_batch(tmp_path, kind):
+    logs = [first_log(tmp_path, seeded(HEADS[kind]), rows(kind), steps) for steps in (1, 2, 4)]
+    plain = first_log(tmp_path, seeded(HEADS[kind]), rows(kind), 1, Trainer)
+    assert logs[0] == plain  # without accumulation the count changes no bit
+    torch.testing.assert_close(torch.tensor(logs), torch.tensor([plain] * 3))  # fp32: another order of summation
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft
+def test_warmup_trainer_peft_model_accumulation_gives_loss_of_whole_batch(tmp_path):
+    peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+
+    def make():
+        config = peft.LoraConfig(target_modules=["query"], init_lora_weights=False)
+        return peft.get_peft_model(HEADS["bert-mlm"](), config)
+
+    logs = [first_log(tmp_path, seeded(make), rows("bert-mlm"), steps) for steps in (1, 4)]
+    torch.testing.assert_close(torch.tensor(logs[1]), torch.tensor(logs[0]))
+
+
+def test_warmup_trainer_uneven_label_counts_give_loss_of_whole_batch(tmp_path):
+    def make():
+        return BertForTokenClassification(tiny_config(BertConfig()))
+
+    data = rows("bert")
+    for i, row in enumerate(data):  # 1 to 8 labelled tokens
+        row["labels"] = torch.where(torch.arange(8) <= i, row["labels"] % 2, -100)
+    logs = [first_log(tmp_path, seeded(make), data, steps) for steps in (1, 2, 8)]
+    torch.testing.assert_close(torch.tensor(logs), torch.tensor([logs[0]] * 3))
+
+
+class OwnLoss(WarmupTrainer):
+    """A Trainer with a loss of its own that needs the count."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / num_items_in_batch
+
+
+def sum_over_count(outputs, labels, num_items_in_batch=None):
+    logits = outputs.logits.flatten(0, 1)
+    return nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs"),
+    [
+        (OwnLoss, {}),
+        (WarmupTrainer, {"compute_loss_func": sum_over_count}),
+        (WarmupTrainer, {"label_smoothing_factor": 0.1}),
+    ],
+    ids=["compute_loss", "compute_loss_func", "label_smoothing"],
+)
+def test_warmup_trainer_loss_outside_the_model_is_left_alone(tmp_path, cls, kwargs):
+    logs = [first_log(tmp_path, seeded(HEADS["bert-mlm"]), rows("mlm"), steps, cls, **kwargs) for steps in (1, 4)]
+    torch.testing.assert_close(torch.tensor(logs[1]), torch.tensor(logs[0]))
+
+
+def test_warmup_trainer_that_scales_its_loss_itself_is_left_alone():
+    class Host(Trainer):
+        loss_is_scaled_for_ga = True
+
+    class Ours(WarmupTrainer, Host):
+        pass
+
+    model = HEADS["bert-mlm"]()
+    Ours(model=model, args=arguments("unused"))
+    assert not model._forward_hooks
+
+
+def test_honor_item_count_leaves_a_summed_loss_alone():
+    model = transformers.Wav2Vec2ForCTC(tiny_config(transformers.Wav2Vec2Config()))
+    honor_item_count(model)
+    assert not model._forward_hooks
+
+
+# Sizes that make most of transformers' architectures small, by the name of the configuration's field.
+SMALL = {
+    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_size", "projection_dim"], 16),
+    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"], 1),
+    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"], 2),
+    **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads", "num_local_experts", "num_experts"], 2),
+    **dict.fromkeys(["intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"], 32),
+    **dict.fromkeys(["d_kv", "d_head", "head_dim"], 8),
+    **{"vocab_size": 48, "max_position_embeddings": 64, "n_positions": 64, "image_size": 32, "patch_size": 8},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+    **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+}
+
+
+def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Make `config` and the configurations inside it small, without dropout."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            tiny_config(value)
+        elif name in SMALL and isinstance(value, (int, type(None))):
+            setattr(config, name, SMALL[name])
+        elif isinstance(value, float) and any(word in name for word in ("drop", "pdrop", "mask_")):
+            setattr(config, name, 0.0)
+    return config
+
+
+def batch_for(name: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a batch of 4 for the head class `name`, with labels of the shape that its task expects."""
+    torch.manual_seed(0)
+    shape = (4, 2, 8) if "MultipleChoice" in name else (4, 8)
+    inputs = {"input_ids": lambda: torch.randint(3, 48, shape), "pixel_values": lambda: torch.randn(4, 3, 32, 32)}
+    inputs["input_values"] = lambda: torch.randn(4, 2000)
+    main = model.main_input_name
+    if any(word in name for word in ("TokenClassification", "ElectraForPreTraining")):
+        labels = torch.randint(0, 2, (4, 8))
+    elif any(word in name for word in ("Classification", "MultipleChoice", "NextSentence", "XVector")):
+        labels = torch.randint(0, 2, (4,))
+    elif "Segmentation" in name:
+        labels = torch.randint(0, 2, (4, 32, 32))
+    else:
+        labels = torch.randint(3, 20, (4, 3) if "CTC" in name else (4, 8))
+    return {main: inputs[main](), "labels": labels}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # about sizes that nobody trains with
+def test_honor_item_count_every_head_that_ignores_the_count_gives_loss_of_whole_batch():
+    """Every class of transformers' auto mappings that can be built tiny from its default configuration."""
+    names = {
+        name
+        for key, mapping in vars(modeling_auto).items()
+        if key.startswith("MODEL_FOR_") and key.endswith("_MAPPING_NAMES")
+        for names in mapping.values()
+        for name in ([names] if isinstance(names, str) else names)
+    }
+    ignoring, wrong = 0, {}
+    for name in sorted(names):
+        try:
+            cls = getattr(transformers, name)
+            parameters = inspect.signature(cls.forward).parameters
+            if "labels" not in parameters or not getattr(cls, "accepts_loss_kwargs", True):
+                continue
+            torch.manual_seed(0)
+            model = cls(tiny_config(cls.config_class())).eval()
+            batch = batch_for(name, model)
+            whole = loss_of(model, batch)
+        except Exception:
+            continue  # not small enough, or it needs other inputs
+        honor_item_count(model)
+        shifted = getattr(model, "_item_count_is_shifted", False)
+        count = (batch["labels"][..., 1:] if shifted else batch["labels"]).ne(-100).sum().float()
+        halves = [{key: value[part] for key, value in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+        try:
+            total = sum(loss_of(model, half, num_items_in_batch=count) for half in halves)
+        except TypeError:
+            continue  # takes no further keywords
+        if getattr(model, "_ignores_item_count", False):
+            ignoring += 1
+            if total != pytest.approx(whole, rel=1e-3):  # mixture-of-experts heads add a loss per micro-batch
+                wrong[name] = (whole, total)
+    assert ignoring > 200
+    assert not wrong
+
+
+@torch.no_grad()
+def loss_of(model, batch, **kwargs):
+    torch.manual_seed(1)
+    outputs = model(**batch, **kwargs)
+    return (outputs["loss"] if isinstance(outputs, dict) else outputs[0]).item()

@@ -1,1 +1,1 @@
-"""Speed and memory: `python -m scripts.benchmarks optimizers`."""
+"""Speed and memory of hf_warmup: `python -m scripts.benchmarks optimizers`."""

@@ -1,4 +1,4 @@
-"""What `benchmark.py` compares: ours, torch's own, and other libraries' where they are installed."""
+"""What the benchmarks compare: the parts of hf_warmup, those of torch, and other libraries if they are installed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from hf_warmup import AdamWarmup, GIAdam, GradientNormRecorder, RAdam
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-OURS = ("RAdam", "AdamWarmup", "GIAdam", "ours", "WarmupTrainer", "hf_warmup")  # how our names begin
 
 Parameters = list[nn.Parameter]
 
 
-def takes_part(name: str, call: Callable[[Any], Any], argument: Any) -> bool:
-    """Whether the library behind a candidate can be imported; says so where not."""
+def is_available(name: str, call: Callable[[Any], Any], argument: Any) -> bool:
+    """Return whether a contender runs, and print why not otherwise."""
     try:
         call(argument)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another build of torch
-        print(f"{name} does not take part: {error}")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision for another build of torch
+        print(f"{name} is left out: {error}")
         return False
     return True
 
@@ -54,8 +53,9 @@ def schedulefree_radam(parameters: Parameters) -> torch.optim.Optimizer:
     return optimizer
 
 
+REFERENCE = "torch AdamW fused"
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
-    "torch AdamW fused": partial(torch.optim.AdamW, fused=True),
+    REFERENCE: partial(torch.optim.AdamW, fused=True),
     "RAdam": RAdam,
     "AdamWarmup": partial(AdamWarmup, warmup_steps=100),
     "GIAdam": GIAdam,
@@ -74,7 +74,7 @@ if DEVICE.type == "cuda":
 
 
 def record_by(group_by: str) -> Callable[[nn.Module], Any]:
-    """Record and flush, as a Trainer that logs every update does."""
+    """Return a function that records and fetches gradient norms, as a Trainer that logs every update does."""
     recorder = GradientNormRecorder(None, group_by)
 
     def measure(model: nn.Module) -> None:
@@ -85,21 +85,21 @@ def record_by(group_by: str) -> Callable[[nn.Module], Any]:
 
 
 def item_each(model: nn.Module) -> list[float]:
-    """What people write: one `.norm().item()` a parameter."""
+    """Return one `.norm().item()` per parameter, the usual way in own code."""
     return [p.grad.norm().item() for p in model.parameters() if p.grad is not None]
 
 
 def lightning(model: nn.Module) -> Any:
-    """Lightning's own, whose values its logger then fetches one by one."""
+    """Return Lightning's norms, fetched one by one as its logger does."""
     from pytorch_lightning.utilities.grads import grad_norm
 
     return {name: norm.item() for name, norm in grad_norm(model, norm_type=2).items()}
 
 
 GRADIENT_NORMS: dict[str, Callable[[nn.Module], Any]] = {
-    "ours, layer": record_by("layer"),
-    "ours, module": record_by("module"),
-    "ours, parameter": record_by("parameter"),
+    "by layer": record_by("layer"),
+    "by module": record_by("module"),
+    "by parameter": record_by("parameter"),
     ".norm().item() each": item_each,
     "Lightning's grad_norm": lightning,
 }

@@ -1,11 +1,11 @@
-"""What `benchmark.py` measures with: calls in turns, peak memory, tables, and a bar chart of ratios."""
+"""How the benchmarks measure: interleaved calls, peak memory, and tables of medians and ratios."""
 
 from __future__ import annotations
 
 import ctypes
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 
 Row = dict[str, Any]
-WARM_UP = 2  # rounds that do not count, but no more than those that do
+Table = dict[str, Any]  # "note": what was measured; "rows": one per candidate
+WARM_UP = 2  # rounds that are not counted
 
 
 def wall_clock(call: Callable[[], Any]) -> float:
-    """Seconds of one call, the device's work included."""
+    """Return the seconds of one call, including the work of the device."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -28,12 +29,19 @@ def wall_clock(call: Callable[[], Any]) -> float:
 
 
 def interleave(
-    candidates: dict[str, Callable[[], Any]],
+    candidates: Mapping[str, Callable[[], Any]],
     rounds: int,
     label: str,
     clock: Callable[[Callable[[], Any]], float] = wall_clock,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, candidates in a new random order every round."""
+    """Return the seconds of each call; every round calls the candidates in a new random order.
+
+    Args:
+        candidates (`Mapping[str, Callable]`): Name to call.
+        rounds (`int`): Calls per candidate that are counted; up to two more rounds warm up.
+        label (`str`): Of the progress bar.
+        clock (`Callable`, *optional*): Returns the seconds of one call; by default the wall clock.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     warm_up = min(WARM_UP, rounds)
     for turn in tqdm(range(rounds + warm_up), desc=label, unit="round"):
@@ -44,10 +52,20 @@ def interleave(
     return seconds
 
 
-def rows_of(seconds: dict[str, list[float]], **columns: dict[str, Any]) -> list[Row]:
-    """One row a candidate: medians, bests, the ratios of either to the first candidate's, and more columns by name."""
+def table_of(note: str, seconds: Mapping[str, list[float]], **columns: Mapping[str, float]) -> Table:
+    """Return a table with one row per candidate: median, best, their ratios to the first candidate, more columns.
+
+    Example:
+
+    ```python
+    >>> table = table_of("two calls", {"a": [0.002, 0.004, 0.003], "b": [0.006, 0.006, 0.001]}, extra_mb={"b": 7.0})
+    >>> table["rows"][1]
+    {'name': 'b', 'median_ms': 6.0, 'best_ms': 1.0, 'ratio': 2.0, 'ratio_of_bests': 0.5, 'extra_mb': 7.0}
+
+    ```
+    """
     first = next(iter(seconds.values()))
-    return [
+    rows = [
         {
             "name": name,
             "median_ms": 1e3 * median(values),
@@ -58,55 +76,34 @@ def rows_of(seconds: dict[str, list[float]], **columns: dict[str, Any]) -> list[
         }
         for name, values in seconds.items()
     ]
+    return {"note": note, "rows": rows}
 
 
 def peak_extra_megabytes(call: Callable[[], Any]) -> float:
-    """What `call` needs beyond what is held already: resident memory's high-water mark, or the CUDA allocator's."""
+    """Return the memory that a call needs at its peak beyond what is already in use."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if not Path("/proc/self/clear_refs").exists():
+    if not Path("/proc/self/clear_refs").exists():  # not Linux
         return float("nan")
 
     def status(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(key)).split()[1])
 
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed goes back, or this one would have it for nothing
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed would hide what this call needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = status("VmRSS")
     call()
     return max(0, status("VmHWM") - before) / 1024
 
 
-def print_table(title: str, rows: list[Row]) -> None:
-    print(f"\n{title}\n  {'':<34}{'median ms':>12}{'best ms':>12}{'ratio':>9}{'of bests':>9}")
-    for row in rows:
+def print_table(title: str, table: Table) -> None:
+    """Print a table."""
+    print(f"\n{title} ({table['note']})\n  {'':<36}{'median ms':>12}{'best ms':>12}{'ratio':>9}{'of bests':>9}")
+    for row in table["rows"]:
         name, *known = (row[key] for key in ("name", "median_ms", "best_ms", "ratio", "ratio_of_bests"))
         more = "".join(f"  {key} {value:.2f}" for key, value in list(row.items())[5:])
-        print(f"  {name:<34}{known[0]:>12.2f}{known[1]:>12.2f}{known[2]:>9.3f}{known[3]:>9.3f}{more}")
-
-
-def write_chart(tables: dict[str, list[Row]], path: Path, ours: tuple[str, ...]) -> None:
-    """A bar a candidate, its ratio to the first of its table; names that begin as `ours` do in blue."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.6 + 0.32 * sum(len(rows) + 2 for rows in tables.values())), layout="constrained")
-    heights = {"height_ratios": [len(rows) for rows in tables.values()]}
-    grid = figure.subplots(len(tables), 1, squeeze=False, gridspec_kw=heights)
-    for axes, (title, rows) in zip(grid.flat, tables.items(), strict=True):
-        colors = ["#0072B2" if row["name"].startswith(ours) else "#999999" for row in rows]
-        bars = axes.barh([row["name"] for row in rows], [row["ratio"] for row in rows], color=colors)
-        readable = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # where the line runs through
-        labels = [f"{row['ratio']:{'.2f' if row['ratio'] >= 0.1 else '.2g'}}" for row in rows]
-        axes.bar_label(bars, labels, padding=3, fontsize=8, bbox=readable)
-        axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.invert_yaxis()
-        axes.margins(x=0.1)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("time, ratio to the first of each table", fontsize=9)
-    figure.savefig(path, dpi=150)
+        print(f"  {name:<36}{known[0]:>12.2f}{known[1]:>12.2f}{known[2]:>9.3f}{known[3]:>9.3f}{more}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -80,4 +81,24 @@ def rules() -> str:
     return table_of(["rule", "what is asked", "threshold", "source"], rows)
 
 
-TABLES = {"warmups": warmups, "decays": decays, "optimizers": optimizers, "rules": rules}
+def benchmarks() -> str:
+    """Return all tables of `benchmarks.json`, with what was measured and where."""
+    path = ROOT / "docs" / "benchmarks.json"
+    if not path.exists():
+        return "No measurements are stored in `docs/benchmarks.json`."
+    parts = []
+    for section, content in json.loads(path.read_text(encoding="utf-8")).items():
+        for title, table in content["tables"].items():
+            header = list(dict.fromkeys(key for row in table["rows"] for key in row))
+            rows = [
+                [row["name"], *(f"{row[key]:.3g}" if key in row else "" for key in header[1:])] for row in table["rows"]
+            ]
+            names = ["", *(name.replace("_", " ") for name in header[1:])]
+            parts += [f"### {section}: {title}", f"Measured: {table['note']}.", table_of(names, rows)]
+        environment = content["environment"]
+        machine = ", ".join(str(environment[key]) for key in ("machine", "processor", "date"))
+        parts.append(f"{machine}; torch {environment['torch']}, transformers {environment['transformers']}.")
+    return "\n\n".join(parts)
+
+
+TABLES = {"warmups": warmups, "decays": decays, "optimizers": optimizers, "rules": rules, "benchmarks": benchmarks}

@@ -1,115 +1,162 @@
-"""The benchmarks run and write what they promise; how long anything takes is not tested."""
+"""The benchmarks: their structure, resuming, and the figures that README and docs state. Times are not tested."""
 
 from __future__ import annotations
 
 import json
-import runpy
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from scripts.benchmarks.contenders import OPTIMIZERS
+from scripts.benchmarks.measure import interleave, peak_extra_megabytes, table_of
+from scripts.benchmarks.sections import SECTIONS, read_results
 
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
 LIBRARIES = ("optimi", "pytorch_optimizer", "timm", "schedulefree", "pytorch_lightning")
-COLUMNS = {"name", "median_ms", "best_ms", "ratio", "ratio_of_bests"}
 
 
 @pytest.fixture
 def benchmark(script, monkeypatch, tmp_path):
-    """Run `python -m scripts.benchmarks flags` in this process, with none of the other libraries installed."""
+    """Run `python -m scripts.benchmarks flags --quick` in this process, without the other libraries."""
     for library in LIBRARIES:
         monkeypatch.setitem(sys.modules, library, None)
 
-    def call(*flags: object, rc: int = 0) -> tuple[dict[str, list[dict]], str]:
-        out, err = script("benchmarks", *flags, "--output_dir", tmp_path, rc=rc)
-        if rc:
-            return {}, err
-        (folder,) = tmp_path.iterdir()
-        assert (folder / "ratios.png").stat().st_size > 10_000
-        results = json.loads((folder / "results.json").read_text())
-        assert {"torch", "transformers", "machine", "threads"} <= results["environment"].keys()
-        return results["tables"], out
+    def call(*flags: object, rc: int = 0) -> tuple[dict, str]:
+        out, err = script("benchmarks", *flags, "--quick", "--json", tmp_path / "results.json", rc=rc)
+        return ({}, err) if rc else (json.loads((tmp_path / "results.json").read_text()), out)
 
-    yield call
-    for module in ("measure", "contenders"):
-        sys.modules.pop(f"scripts.benchmarks.{module}", None)
+    return call
 
 
-def check_rows(rows, first):
-    """One row a candidate, and ratios to the first of them."""
-    assert len({row["name"] for row in rows}) == len(rows) >= 2
-    assert (rows[0]["name"], rows[0]["ratio"], rows[0]["ratio_of_bests"]) == (first, 1.0, 1.0)
-    for row in rows:
-        assert row.keys() >= COLUMNS
+def rows_of(table: dict) -> dict[str, dict]:
+    """Return name -> row, and check the columns that every row has."""
+    rows = {row["name"]: row for row in table["rows"]}
+    first = table["rows"][0]
+    for row in table["rows"]:
         assert 0 < row["best_ms"] <= row["median_ms"]
-        assert row["ratio"] == pytest.approx(row["median_ms"] / rows[0]["median_ms"])
-        assert row["ratio_of_bests"] == pytest.approx(row["best_ms"] / rows[0]["best_ms"])
+        assert row["ratio"] == pytest.approx(row["median_ms"] / first["median_ms"])
+        assert row["ratio_of_bests"] == pytest.approx(row["best_ms"] / first["best_ms"])
+    return rows
 
 
-def test_optimizers(benchmark):
-    tables, out = benchmark("optimizers", "--quick")
-    assert [title.partition(":")[0] for title in tables] == ["BERT shapes", "small tensors"]
-    for rows in tables.values():
-        check_rows(rows, "torch AdamW fused")
-        steps = {row["name"]: row for row in rows if not row["name"].startswith("(limit")}
-        assert {"RAdam", "AdamWarmup", "GIAdam", "RAdam foreach", "RAdam loop", "torch RAdam loop"} <= steps.keys()
-        assert len(rows) == len(steps) + 2
+def test_optimizers_measures_every_implementation(benchmark):
+    results, out = benchmark("optimizers")
+    assert {"torch", "transformers", "machine", "processor", "threads", "date"} <= results["optimizers"][
+        "environment"
+    ].keys()
+    tables = results["optimizers"]["tables"]
+    assert list(tables) == ["BERT-base shapes", "small tensors"]
+    for table in tables.values():
+        steps = {name: row for name, row in rows_of(table).items() if not name.startswith("(limit")}
+        assert {
+            "torch AdamW fused",
+            "RAdam",
+            "AdamWarmup",
+            "GIAdam",
+            "RAdam foreach",
+            "torch RAdam loop",
+        } <= steps.keys()
+        assert len(table["rows"]) == len(steps) + 2
         assert all(row["extra_mb"] >= 0 and row["of_bandwidth"] > 0 for row in steps.values())
-    for library in ("torch-optimi RAdam", "pytorch_optimizer RAdam", "timm NAdamW", "schedulefree RAdam"):
-        assert f"{library} does not take part" in out
+    assert "torch-optimi RAdam is left out" in out
 
 
-@pytest.mark.parametrize("name", ["gradient-norms", "gradient_norms"])
-def test_gradient_norms(benchmark, name):
-    tables, out = benchmark(name, "--quick")
-    (rows,) = tables.values()
-    alone = [row for row in rows if row["name"].endswith(", alone")]
-    check_rows([row for row in rows if row not in alone], "no recording")
-    measured = {"ours, layer", "ours, module", "ours, parameter", ".norm().item() each"}
-    assert {row["name"].removesuffix(", alone") for row in alone} == measured
-    for row in alone:  # a share of the whole update
-        assert row["ratio"] == pytest.approx(row["median_ms"] / rows[0]["median_ms"])
-    assert "Lightning's grad_norm does not take part" in out
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("section", "title", "names"),
+    [
+        ("gradient-norms", "demo BERT", {"a training update", "by layer", "by module", "by parameter"}),
+        ("trainer", "demo BERT", {"Trainer", "WarmupTrainer", "WarmupTrainer, recording"}),
+        ("imports", "imports", {"import torch", "import torch, hf_warmup", "import hf_warmup.report.run"}),
+        ("large-recording", "large recording", {"read_run", "GradientNormRecorder.resume"}),
+    ],
+)  # fmt: skip
+def test_section_measures_its_candidates(benchmark, section, title, names):
+    results, _ = benchmark(section)
+    assert names <= rows_of(results[section]["tables"][title]).keys()
 
 
-@pytest.mark.slow  # each import in a process of its own
-def test_trainer(benchmark):
-    tables, _ = benchmark("trainer", "--quick")
-    runs, imports = tables.values()
-    check_rows(runs, "Trainer")
-    check_rows(imports, "torch")
-    for row in runs:
-        assert row["updates_per_second"] == pytest.approx(5 / (row["median_ms"] / 1e3))
-    assert imports[1]["ms_beyond_torch"] == pytest.approx(imports[1]["median_ms"] - imports[0]["median_ms"])
+def test_all_continues_an_incomplete_file_of_the_same_conditions(tmp_path):
+    path, conditions = tmp_path / "results.json", {"commit": "a", "date": ""}
+    done = {"environment": {"commit": "a", "date": "2026-01-01"}, "tables": {}}
+    path.write_text(json.dumps({"imports": done, "trainer": {**done, "environment": {"commit": "b", "date": ""}}}))
+    assert read_results(path, conditions, "all") == {"imports": done}
+    assert read_results(path, conditions, "trainer").keys() == {"imports", "trainer"}
+    path.write_text(json.dumps(dict.fromkeys(SECTIONS, done)))  # complete: measured again
+    assert read_results(path, conditions, "all") == {}
+    assert read_results(tmp_path / "none.json", conditions, "all") == {}
+
+
+def test_interleave_calls_every_candidate_and_does_not_count_warm_up():
+    calls = []
+    seconds = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "test")
+    assert sorted(calls) == ["a"] * 5 + ["b"] * 5
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3}
+    assert [row["ratio"] for row in table_of("", {"a": [2.0, 4.0], "b": [1.0, 2.0]})["rows"]] == [1.0, 0.5]
+
+
+def test_peak_extra_megabytes_sees_temporary_memory():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux tells the peak memory of a call")
+    assert peak_extra_megabytes(lambda: torch.ones(16 * 2**20)) == pytest.approx(64, abs=8)
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("flags", "message"),
     [
-        (("optimizer",), "'optimizer' is no benchmark: expected optimizers, gradient-norms, trainer"),
-        (("trainer", "--rounds", 0), "rounds=0: expected an integer in [1, inf)"),
+        (("optimizer",), "what='optimizer': expected one of imports, optimizers"),
+        (("optimizers", "--only", "Adamm"), "only='Adamm': expected some of torch AdamW fused, RAdam"),
         (("trainer", "--threads", -1), "threads=-1: expected an integer in [0, inf)"),
     ],
     ids=lambda value: "",
 )
-def test_mistakes_are_one_sentence(benchmark, flags, sentence):
+def test_benchmarks_exit_with_one_error(benchmark, flags, message):
     _, err = benchmark(*flags, rc=2)
     assert err.count("error: ") == 1
-    assert sentence in err
+    assert message in err
 
 
 @pytest.mark.parametrize("library", ["optimi", "pytorch_optimizer", "schedulefree"])
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
-def test_the_other_libraries_optimizers_step(monkeypatch, library):
+def test_optimizers_of_other_libraries_step(library):
     pytest.importorskip(library)
-    import torch
-
-    contenders = runpy.run_path(str(SCRIPTS / "benchmarks" / "contenders.py"))
-    (make,) = (make for make in contenders["OPTIMIZERS"].values() if getattr(make, "__name__", "").startswith(library))
+    (make,) = (make for make in OPTIMIZERS.values() if getattr(make, "__name__", "").startswith(library))
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = make([p])
     for _ in range(10):
         p.grad = torch.ones(3)
         optimizer.step()
     assert (p < 1).all()
+
+
+# A figure and where it comes from: `0.99<!-- benchmark: optimizers / BERT-base shapes / RAdam / ratio -->`.
+FIGURE = re.compile(r"(\d+(?:\.\d+)?)[^\d\n]*<!-- benchmark: (.+?) / (.+?) / (.+?) / (\w+) -->")
+
+
+def too_good(text: str, results: dict) -> list[str]:
+    """Return the figures of a text that are better (smaller) than the measured ones, rounded alike."""
+    found = []
+    for value, section, title, name, column in FIGURE.findall(text):
+        (row,) = (row for row in results[section]["tables"][title]["rows"] if row["name"] == name)
+        if float(value) < round(row[column], len(value.partition(".")[2])):
+            found.append(f"{value} for {section} / {title} / {name} / {column}, measured {row[column]:.4g}")
+    return found
+
+
+def test_figures_in_readme_and_docs_are_no_better_than_measured():
+    rows = [{"name": "RAdam", "ratio": 0.994}]
+    results = {"optimizers": {"tables": {"BERT-base shapes": {"rows": rows}}}}
+    comment = "<!-- benchmark: optimizers / BERT-base shapes / RAdam / ratio -->"
+    assert too_good(f"| 0.99 {comment} | and 1.0{comment}", results) == []
+    assert len(too_good(f"0.98 times {comment}", results)) == 1
+
+    path = ROOT / "docs" / "benchmarks.json"
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if "<!-- benchmark:" in text:
+            assert path.exists(), f"{page} states figures: run `python -m scripts.benchmarks all --json {path}`"
+            assert too_good(text, json.loads(path.read_text(encoding="utf-8"))) == [], page

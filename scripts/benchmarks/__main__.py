@@ -1,6 +1,6 @@
 """Measure what the parts of hf_warmup cost, compared with torch, transformers and other libraries.
 
-    python -m scripts.benchmarks optimizers                 # one step() on the shapes of BERT-base, and on small tensors
+    python -m scripts.benchmarks optimizers                 # one step() on BERT-base shapes and on small tensors
     python -m scripts.benchmarks gradient-norms             # gradient norms of one update, by themselves
     python -m scripts.benchmarks trainer                    # runs of Trainer and of WarmupTrainer
     python -m scripts.benchmarks imports                    # imports in new processes
@@ -8,9 +8,9 @@
     python -m scripts.benchmarks all --json docs/benchmarks.json    # everything, in under 15 minutes
 
 Candidates take turns in random order. The tables have medians, best values, and ratios to the first row; on a shared
-machine only the ratios mean something. `--quick` uses small sizes and one round. The results are stored in `--json` after
-each section; `all` continues an interrupted file of the same machine, versions and commit. Other libraries are measured if
-they are installed: `pip install ".[bench]"`, and timm.
+machine only the ratios mean something. `--quick` uses small sizes and one round. The results are stored in `--json`
+after each section; `all` continues an interrupted file of the same machine, versions and commit. Other libraries are
+measured if they are installed: `pip install ".[bench]"`, and timm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import json
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -29,17 +28,7 @@ from hf_warmup.cli import check_minimums, exit_on_user_error, parse_arguments, w
 from hf_warmup.model_card import environment
 
 from .measure import print_table
-from .sections import SECTIONS, BenchmarkArguments
-
-
-def read_results(path: Path, described: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return the sections in `path` to keep: for `all`, those of an incomplete file made under the same conditions."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if what != "all":
-        return found
-    if found.keys() >= SECTIONS.keys():
-        return {}
-    return {name: section for name, section in found.items() if {**section["environment"], "date": ""} == described}
+from .sections import SECTIONS, BenchmarkArguments, processor, read_results
 
 
 def main() -> None:
@@ -50,7 +39,13 @@ def main() -> None:
         check_minimums(args, rounds=0, threads=0)
         if args.threads:
             torch.set_num_threads(args.threads)
-        described = {**environment(), "threads": torch.get_num_threads(), "quick": args.quick, "date": ""}
+        described = {
+            **environment(),
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "quick": args.quick,
+            "date": "",
+        }
         path = Path(args.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         results = read_results(path, described, args.what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -200,9 +201,7 @@ def compare_trainers(
         return WarmupTrainer(model, WarmupTrainingArguments(folder, **common, **extra), train_dataset=data)
 
     with TemporaryDirectory() as folder:
-        calls = {
-            name: partial(make, extra, f"{folder}/{i}") for i, (name, extra) in enumerate(candidates.items())
-        }
+        calls = {name: partial(make, extra, f"{folder}/{i}") for i, (name, extra) in enumerate(candidates.items())}
         seconds = interleave(calls, args.rounds_or(rounds), f"{steps} updates", seconds_of_training)
     rates = {name: steps / median(each) for name, each in seconds.items()}
     note = f"runs of {steps} updates, batch of {batch} x {length} tokens, fused AdamW"
@@ -234,7 +233,9 @@ def large_recording(args: BenchmarkArguments) -> Tables:
         run.mkdir()
         with (run / "gradient_norms.jsonl").open("w") as file:
             for step in range(1, updates + 1):
-                norms = {f"grad_norm/encoder.layer.{i}": 0.1 + 0.9 * ((step * (i + 7)) % 101) / 101 for i in range(layers)}
+                norms = {
+                    f"grad_norm/encoder.layer.{i}": 0.1 + 0.9 * ((step * (i + 7)) % 101) / 101 for i in range(layers)
+                }
                 file.write(json.dumps({"step": step, "grad_norm": 1.0, **norms}) + "\n")
         log = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in range(10, updates + 1, 10)]
         state = {"global_step": updates, "max_steps": updates, "log_history": log}
@@ -264,3 +265,21 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "large-recording": large_recording,
     "trainer": trainer,
 }
+
+
+def processor() -> str:
+    """Return the name of the processor, which Python's `platform` does not know on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def read_results(path: Path, described: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return the sections in `path` to keep: for `all`, those of an incomplete file made under the same conditions."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if what != "all":
+        return found
+    if found.keys() >= SECTIONS.keys():
+        return {}
+    return {name: section for name, section in found.items() if {**section["environment"], "date": ""} == described}

@@ -1,4 +1,4 @@
-"""The result that the demo shows, on one seed: who needs a warmup and who does not (Xiong et al. 2020)."""
+"""The result of the demo on one seed: which configurations need a warmup (Xiong et al. 2020)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
     assert stuck["final_loss"] == pytest.approx(CHANCE, abs=0.05)
     assert stuck["accuracy"] < 0.1
     assert len(results) == 4
-    for arm, result in results.items():
-        assert result["accuracy"] > 0.95, arm
-    # Pre-LN gets there in fewer updates than Post-LN with its warmup; 1.49 times fewer were measured.
+    for name, result in results.items():
+        assert result["accuracy"] > 0.95, name
+    # Pre-LN needs fewer updates than Post-LN with warmup; 1.49 times fewer were measured.
     assert results["post:adamw:linear"]["steps_to_loss_0.5"] > 1.2 * results["pre:adamw:none"]["steps_to_loss_0.5"]
 
-    def ratio_at_20(arm):
-        steps, ratios = read_run(tmp_path / f"{arm}-seed3").ratio()
+    def ratio_at_20(name):
+        steps, ratios = read_run(tmp_path / f"{name}-seed3").ratio()
         return ratios[steps.index(20)]
 
     assert ratio_at_20("post-adamw-none") > 30
     assert ratio_at_20("post-adamw-linear") < 15
     assert ratio_at_20("pre-adamw-none") < 3
 
-    # What the recordings say: the one that failed is told from those that did not.
+    # The findings tell the failed run from the others.
     stalled = {folder.name for folder in jobs if any(finding.is_problem for finding in find(read_run(folder)))}
     assert stalled == {"post-adamw-none-seed3"}

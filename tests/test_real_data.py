@@ -1,4 +1,4 @@
-"""On the complete GLUE files, where the environment variable HF_WARMUP_DATA says they are."""
+"""Reading the complete GLUE files in the folder that the environment variable HF_WARMUP_DATA names."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ pytestmark = [
 DATA = Path(os.environ.get("HF_WARMUP_DATA", "."))
 
 
-def test_sst2_is_read_whole():
+def test_load_files_reads_all_of_sst2():
     folder = DATA / "glue" / "SST-2"
     data, columns = load_files({"train": str(folder / "train.tsv"), "validation": str(folder / "dev.tsv")}, "sst2")
     assert columns == ["sentence"]
     assert (len(data["train"]), len(data["validation"])) == (67_349, 872)
     assert data["validation"][0] == {"sentence": "it 's a charming and often affecting journey . ", "label": 1}
-    # The majority class of the development set: 444 of 872.
+    # 444 of 872 examples are of the majority class.
     assert sum(data["validation"]["label"]) == 444
 
 
-def test_rte_pairs_and_its_labels_are_read():
+def test_load_files_reads_pairs_and_labels_of_rte():
     folder = DATA / "glue" / "RTE"
     data, columns = load_files({"train": str(folder / "train.tsv"), "validation": str(folder / "dev.tsv")}, "rte")
     assert columns == ["sentence1", "sentence2"]
@@ -36,6 +36,6 @@ def test_rte_pairs_and_its_labels_are_read():
     assert data["validation"].features["label"].names == ["entailment", "not_entailment"]
 
 
-def test_the_vocabulary_tokenizes_a_sentence():
+def test_vocabulary_tokenizes_a_sentence():
     tokenizer = BertTokenizerFast.from_pretrained(DATA / "bert-base-uncased")
     assert tokenizer("A charming journey.")["input_ids"] == [101, 1037, 11951, 4990, 1012, 102]

@@ -1,4 +1,4 @@
-"""The reproductions run, judge what can be judged in seconds, and write what they promise."""
+"""The reproductions: their pieces, and (slow) each of them at its smallest size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 @pytest.fixture
 def reproduce(script, tmp_path):
-    """Run `python -m scripts.reproductions flags` in this process; `results.json`, or what stderr says."""
+    """Run `python -m scripts.reproductions flags` in this process; return `results.json`, and stdout or stderr."""
 
     def call(what: str, *flags: object, rc: int = 0) -> tuple[dict, str]:
         out, err = script("reproductions", what, *flags, "--output_dir", tmp_path, rc=rc)
@@ -52,21 +52,21 @@ def holds(results: dict) -> list[bool | None]:
     return [verdict["holds"] for verdict in results["verdicts"]]
 
 
-def test_untuned(reproduce):
+def test_untuned_measures_the_lengths_of_the_formulas(reproduce):
     results, out = reproduce("untuned", "--quick", "--max_steps", 1500)
     assert holds(results) == [True, True, True]
     lengths = results["numbers"]["effective_lengths"]
-    # Sums of the formulas; sum over t of (1 - t / 2000) is 999.5 by pencil.
+    # Sums of the formulas: the sum of 1 - t / 2000 for t = 1 to 1999 is 999.5.
     assert lengths["0.999"]["untuned linear"] == pytest.approx(999.5)
     assert lengths["0.99"]["untuned exponential"] == pytest.approx(1 / (2.718281828459045**0.01 - 1))
     assert "1033" in out
 
 
-def test_variance(reproduce):
+def test_variance_falls_as_measured_with_more_trajectories(reproduce):
     results, _ = reproduce("variance", "--quick")
     assert holds(results) == [None, True, True]  # 6000 updates are not quick
     adam = results["numbers"]["Adam"]
-    # Of 5000 trajectories: 7.45e-2 and 5.2e-3; 1000 of them are within a fifth.
+    # With 5000 trajectories: 7.45e-2 and 5.2e-3; with 1000 within a fifth of that.
     assert adam["10"] == pytest.approx(7.45e-2, rel=0.2)
     assert adam["100"] == pytest.approx(5.2e-3, rel=0.2)
 
@@ -84,17 +84,19 @@ def test_exact_variance_is_the_integral():
     assert first_order_variance(1000.0) == pytest.approx(exact_variance(1000.0), rel=0.01)
 
 
-def test_depth(reproduce):
+@pytest.mark.slow
+def test_depth_at_its_smallest_size(reproduce):
     results, _ = reproduce("depth", "--quick", "--seeds", 3)
     exponents = results["numbers"]["exponents"]
-    # Two seeds fewer than the tolerances were measured with, so twice as wide: they still keep 0 and -1/2 apart.
+    # One seed instead of five: tolerances twice as wide still separate 0 and -1/2.
     assert abs(exponents["Xavier"]["post"][0]) < 0.3
     assert -0.85 < exponents["Xavier"]["pre"][0] < -0.3
     assert abs(exponents["transformers', embedding LayerNorm"]["pre"][0]) < 0.15
     assert holds(results) == [None] * 4
 
 
-def test_profile(reproduce):
+@pytest.mark.slow
+def test_profile_at_its_smallest_size(reproduce):
     results, _ = reproduce("profile", "--quick", "--max_steps", 2)
     assert holds(results)[-1] is None
     norms = results["numbers"]["norms"]
@@ -105,7 +107,8 @@ def test_profile(reproduce):
     assert all(len(row) == 6 for pairs in norms["decoder"].values() for pair in pairs for row in pair)
 
 
-def test_warmup_runs_and_goes_on(reproduce, tmp_path):
+@pytest.mark.slow
+def test_warmup_does_not_repeat_finished_runs(reproduce, tmp_path):
     flags = ("--quick", "--max_steps", 2, "--num_workers", 1)
     results, _ = reproduce("warmup", *flags)
     assert [run["norm_placement"] for run in results["numbers"]] == ["post", "post", "post", "pre"]
@@ -117,11 +120,11 @@ def test_warmup_runs_and_goes_on(reproduce, tmp_path):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproductions").glob("[a-z]*.py")])
-def test_examples_in_docstrings(name):
+def test_docstring_examples_of_reproductions(name):
     assert doctest.testmod(import_module(f"scripts.reproductions.{name}")).failed == 0
 
 
-def test_verdicts_about_arms():
+def test_verdicts_of_warmup_follow_from_results():
     from scripts.reproductions.warmup import BAND, CLAIMS, faster, judge, wider
 
     def runs(placement, warmup, updates, lr=2e-3):
@@ -141,17 +144,17 @@ def test_verdicts_about_arms():
     assert wider(papers).holds is None
 
 
-def test_optimizers(reproduce):
+@pytest.mark.slow
+def test_optimizers_at_its_smallest_size(reproduce):
     results, out = reproduce("optimizers", "--quick", "--max_steps", 2, "--num_workers", 1)
     assert results["numbers"]["learning_rates"].keys() == {"SGD, momentum", "AdamW", "RAdam"}
     assert len(results["numbers"]["runs"]) == 6
     assert "0/1" in out
 
 
-def test_every_optimizer_of_the_table_can_be_meant(tmp_path):
-    from compare_layer_norm import training_arguments
+def test_training_arguments_are_valid_for_every_optimizer_of_the_table(tmp_path):
     from scripts.reproductions.optimizers import ROWS, warmups_of
-    from scripts.reproductions.reversal import job
+    from scripts.reproductions.reversal import job, training_arguments
 
     for row in ROWS.values():
         for warmup in warmups_of(row):
@@ -161,7 +164,7 @@ def test_every_optimizer_of_the_table_can_be_meant(tmp_path):
 
 @pytest.fixture
 def texts(tmp_path):
-    """The folders of the real texts, with a few words in them."""
+    """A data folder with a few words in each file."""
     folder = tmp_path / "data"
     (folder / "bert-base-uncased").mkdir(parents=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -178,8 +181,10 @@ def texts(tmp_path):
     return folder
 
 
-def test_pretrain(reproduce, texts):
-    results, _ = reproduce("pretrain", "--quick", "--max_steps", 2, "--num_workers", 1, "--data_dir", texts)
+@pytest.mark.slow
+def test_pretrain_and_finetune_at_their_smallest_size(reproduce, texts, tmp_path):
+    flags = ("--quick", "--max_steps", 2, "--num_workers", 1, "--data_dir", texts)
+    results, _ = reproduce("pretrain", *flags)
     pretrained, finetuned = results["numbers"].values()
     assert [[step for step, _ in run["evaluations"]] for run in pretrained] == [[1, 2]] * 3
     assert {(run["norm_placement"], run["task"]) for run in finetuned} == {
@@ -187,20 +192,16 @@ def test_pretrain(reproduce, texts):
     }
     assert holds(results) == [None, None]
 
-
-def test_finetune(reproduce, texts, tmp_path):
-    flags = ("--quick", "--max_steps", 2, "--num_workers", 1, "--data_dir", texts)
-    reproduce("pretrain", *flags)
-    pretrained = tmp_path / "pretrain" / "pretrained" / "post-linear-lr0.001-seed0" / "result.json"
-    written = pretrained.stat().st_mtime_ns
+    result = tmp_path / "pretrain" / "pretrained" / "post-linear-lr0.001-seed0" / "result.json"
+    written = result.stat().st_mtime_ns
     results, _ = reproduce("finetune", *flags)
-    assert pretrained.stat().st_mtime_ns == written
+    assert result.stat().st_mtime_ns == written  # uses the checkpoints of `pretrain`
     assert [run["warmup_type"] for run in results["numbers"]] == ["none", "linear", "none"]
     assert all(0 <= run["roc_auc"] <= 1 for run in results["numbers"])
     assert holds(results) == [None, None]
 
 
-def test_runs_are_kept_with_their_settings(tmp_path):
+def test_run_all_repeats_runs_with_other_settings_only(tmp_path):
     from scripts.reproductions.kept_runs import run_all
 
     def run_one(settings, folder):
@@ -214,8 +215,8 @@ def test_runs_are_kept_with_their_settings(tmp_path):
     for lr, fails, rest in (
         (1, False, ["settings.json"]),
         (1, False, None),  # not run again
-        (2, True, ["settings.json"]),  # nothing of the other settings is gone on with
-        (2, True, ["checkpoint-1", "settings.json"]),  # its own is
+        (2, True, ["settings.json"]),  # the checkpoint of other settings is removed
+        (2, True, ["checkpoint-1", "settings.json"]),  # the run's own checkpoint is kept
     ):
         before = len(seen)
         settings = {"lr": lr, **({"fails": True} if fails else {})}
@@ -228,7 +229,7 @@ def test_runs_are_kept_with_their_settings(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_workers_end_with_what_started_them(tmp_path):
+def test_workers_exit_with_their_parent(tmp_path):
     parent = subprocess.Popen(
         [sys.executable, "-m", "tests.workers.slow_runs", tmp_path], cwd=SCRIPTS.parent, stderr=subprocess.DEVNULL
     )
@@ -248,7 +249,7 @@ def test_workers_end_with_what_started_them(tmp_path):
     wait_until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
-def test_loss_at_masks_is_berts_own():
+def test_loss_at_masks_equals_the_loss_of_bert():
     from scripts.reproductions.training import LossAtMasks
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -261,7 +262,7 @@ def test_loss_at_masks_is_berts_own():
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_texts_become_sequences(texts):
+def test_sequences_have_special_tokens_and_a_fixed_length(texts):
     from scripts.reproductions.texts import LENGTH, sequences
 
     tokenizer = BertTokenizerFast.from_pretrained(texts / "bert-base-uncased")
@@ -290,7 +291,7 @@ def test_texts_become_sequences(texts):
     ],
     ids=lambda value: "",
 )
-def test_mistakes_are_one_sentence(reproduce, monkeypatch, flags, sentence):
+def test_reproductions_exit_with_one_error(reproduce, monkeypatch, flags, sentence):
     monkeypatch.delenv("HF_WARMUP_DATA", raising=False)
     _, err = reproduce(*flags, rc=2)
     assert err.count("error: ") == 1

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .accelerate_utils import create_scheduler as create_scheduler
     from .accelerate_utils import per_update as per_update
     from .callbacks import WarmupUntilCallback as WarmupUntilCallback
+    from .guard import WarmupGuard as WarmupGuard
     from .modeling_bert_pre_ln import BertPreLNConfig as BertPreLNConfig
     from .modeling_bert_pre_ln import BertPreLNForMaskedLM as BertPreLNForMaskedLM
     from .modeling_bert_pre_ln import BertPreLNForSequenceClassification as BertPreLNForSequenceClassification
@@ -52,6 +53,7 @@ _MODULE_OF = {
     "GradientNormRecorder": "norms",
     "RAdam": "optim",
     "WarmupArgumentsMixin": "training_args",
+    "WarmupGuard": "guard",
     "WarmupLR": "schedules",
     "WarmupSeq2SeqTrainer": "trainer",
     "WarmupSeq2SeqTrainingArguments": "training_args",

@@ -32,6 +32,7 @@ from .checkpoints import (
     resolve_checkpoint,
     warn_existing_checkpoints,
 )
+from .guard.callback import GUARD_FILE, WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .report.model_card import add_recording
 from .report.run import copy_run_settings, write_run_settings
@@ -282,6 +283,14 @@ class WarmupTrainerMixin(_TrainerBase):
                 path, self.args.grad_norm_group_by, self.args.grad_norm_steps
             )
         self.add_callback(_RunFolderCallback(self))
+        self.guard: WarmupGuard | None = None
+        if self.args.guard != "off":
+            check_guard(self.args)
+            self.guard = WarmupGuard(
+                self.args.guard, self.gradient_norm_recorder, max_rewinds=self.args.guard_max_rewinds
+            )
+            self.guard.log = self.log
+            self.add_callback(self.guard)
         self._honor_item_count()
 
     def _honor_item_count(self) -> None:
@@ -318,6 +327,8 @@ class WarmupTrainerMixin(_TrainerBase):
                 if isinstance(callback, WarmupUntilCallback):
                     steps = self.args.get_warmup_steps(num_training_steps)
                     self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler, steps, self.args.warmup_type)
+            if self.guard is not None:
+                self.lr_scheduler = self.guard.wrap_scheduler(self.lr_scheduler)
             self._created_lr_scheduler = True  # or a second `train()` would continue with the used one
         if self._resumed_from and not self.is_deepspeed_enabled:
             check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
@@ -347,7 +358,10 @@ class WarmupTrainerMixin(_TrainerBase):
         eager = torch.compiler.set_stance("force_eager") if undecided else nullcontext()
         step = self.state.global_step + 1
         with eager, record_gradient_norms(self.gradient_norm_recorder, self.accelerator, self.model, step):
-            return super().training_step(model, *args, **kwargs)
+            loss = super().training_step(model, *args, **kwargs)
+        if self.guard is not None:
+            self.guard.count_loss(loss)
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log `logs`; a training loss is logged with the latest gradient norms and the effective learning rate."""
@@ -362,6 +376,8 @@ class WarmupTrainerMixin(_TrainerBase):
             logs = {key: value for key, value in latest if key.startswith(f"{LOG_PREFIX}/") and value is not None}
             if recorder.nonfinite_updates:
                 logs[f"{LOG_PREFIX}_nonfinite_updates"] = recorder.nonfinite_updates
+        if self.guard is not None and (count := self.guard.take_nonfinite_losses()):
+            logs["nonfinite_losses"] = count
         if isinstance(self.lr_scheduler, PlateauWithWarmupLR):  # the Trainer reads that of the next update
             logs["learning_rate"] = self.lr_scheduler.used_lrs[0]
         groups = [] if self.optimizer is None else self.optimizer.param_groups  # None before training
@@ -377,6 +393,8 @@ class WarmupTrainerMixin(_TrainerBase):
         super().save_model(output_dir, *args, **kwargs)
         if output_dir and CHECKPOINT_PATTERN.fullmatch(Path(output_dir).name) and self.is_world_process_zero():
             copy_run_settings(self.args.output_dir, output_dir)
+            if self.guard is not None:
+                torch.save(self.guard.state_dict(), Path(output_dir) / GUARD_FILE)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card with the settings, the findings and a figure of the gradient norms."""
@@ -405,6 +423,8 @@ class WarmupTrainerMixin(_TrainerBase):
             chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
             resume_from_checkpoint = None if chosen is None else str(chosen)
         self._resumed_from = resume_from_checkpoint or None
+        if self.guard is not None:
+            self.guard.checkpoint = self._resumed_from
         if resume_from_checkpoint:
             check_not_beyond(resume_from_checkpoint, self.args.max_steps)
             if self.is_world_process_zero():

@@ -12,6 +12,7 @@ from transformers import SchedulerType, Seq2SeqTrainingArguments, TrainingArgume
 from transformers.training_args import OptimizerNames
 
 from ._validation import check_name, check_number, check_updates_or_share, short_repr, updates_of_share
+from .guard.callback import ACTIONS
 from .norms import GROUPINGS
 from .optim import OPTIMIZERS, parse_optim_args
 from .schedules import DECAYS, WARMUPS, check_schedule, schedule_names
@@ -87,6 +88,9 @@ class WarmupArgumentsMixin:
         grad_norm_steps (`int`, defaults to 1): Record per-layer gradient norms at updates 1, 1 + n, 1 + 2 n, ...; 0 for
             never.
         grad_norm_group_by (`str`, defaults to `"layer"`): `"layer"`, `"module"` or `"parameter"`.
+        guard (`str`, defaults to `"warn"`): What [`WarmupGuard`] does when the run goes wrong: `off`, `warn`, `stop` or
+            `rewind`.
+        guard_max_rewinds (`int`, defaults to 5): Rewinds after which `guard="rewind"` stops the run.
 
     Raises:
         `ValueError`: In one sentence, for the first value that cannot be meant.
@@ -119,6 +123,11 @@ class WarmupArgumentsMixin:
     grad_norm_group_by: str = field(
         default="layer", metadata={"help": f"What a recorded norm is of: {', '.join(GROUPINGS)}."}
     )
+
+    guard: str = field(
+        default="warn", metadata={"help": f"What to do when the run goes wrong: {', '.join(('off', *ACTIONS))}."}
+    )
+    guard_max_rewinds: int = field(default=5, metadata={"help": "Rewinds after which --guard rewind stops the run."})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # Of an argument that is gone the dataclass would say nothing but that it is unexpected.
@@ -161,6 +170,8 @@ class WarmupArgumentsMixin:
         check_number("max_steps", self.max_steps, -1, integer=True)
         check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
         check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
+        check_name("guard", self.guard, ("off", *ACTIONS))
+        check_number("guard_max_rewinds", self.guard_max_rewinds, integer=True)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check_number(name, getattr(self, name), 1, integer=True)
         for name in ("logging_steps", "eval_steps", "save_steps"):  # transformers makes integers of them

@@ -129,7 +129,7 @@ class Records:
     def can_be_pre_ln(self) -> bool:
         """Whether `BertPreLN*` could replace the model: a BERT trained from scratch."""
         model_type = str(self.settings.get("model_type", "bert" if self.settings.get("norm_placement") else ""))
-        return self.is_post_ln and model_type in ("bert", "bert_pre_ln") and not self.settings.get("_name_or_path")
+        return self.is_post_ln and model_type in ("bert", "bert-pre-ln") and not self.settings.get("_name_or_path")
 
 
 class Verdict(NamedTuple):

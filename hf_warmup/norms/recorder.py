@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite, sqrt
 from pathlib import Path
@@ -60,6 +60,7 @@ class GradientNormRecorder:
         self.group_by = group_by
         self.nonfinite_updates = 0
         self.latest: dict[str, Any] = {}
+        self.listener: Callable[[list[dict[str, Any]]], None] = lambda rows: None  # gets what `flush` fetches
         self._pending: list[tuple[int, list[str], Tensor]] = []
         self._groups: dict[str, str] = {}
 
@@ -106,7 +107,12 @@ class GradientNormRecorder:
         self._pending.clear()
         self.nonfinite_updates += sum("nonfinite" in record for record in records)
         self.latest = records[-1]
+        self.listener(records)
         return records
+
+    def norms_on_device(self, step: int) -> Tensor | None:
+        """Return the norms of update `step` if it has been recorded and not been fetched yet."""
+        return self._pending[-1][2] if self._pending and self._pending[-1][0] == step else None
 
     def resume(self, step: int) -> None:
         """Cut the file back to update `step`: a run resumed from its checkpoint records the later ones again."""

@@ -1,0 +1,461 @@
+"""Act on the rules while a run trains: warn, stop, or rewind and warm up longer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .._validation import check_name, check_number
+from ..norms import GradientNormRecorder
+from ..report.findings import Finding, apply
+from ..report.run import LOG_PREFIX, append_rows
+from ..schedules import WarmupLR as WithWarmupLR
+from ..schedules import linear_warmup, unwrap_optimizer
+from .rules import DANGER_RATIO, RULES, WARMUPS_FROM_BETA2, Records, smooth
+
+
+logger = logging.get_logger(__name__)
+
+ACTIONS = ("warn", "stop", "rewind")
+GUARD_FILE = "warmup_guard.pt"  # in a checkpoint
+FIRST_WARMUP = 25  # updates of warmup after the first rewind of a run that had none
+KEPT_ROWS = 128  # records that rules look back on; 32 of them are saved in a checkpoint, more than acting rules need
+# A snapshot is taken only while the last/first-block ratio is below a third of the limit; runs that learned stay below.
+SOUND_RATIO = DANGER_RATIO / 3
+
+
+class RestartedWarmup:
+    """A multiplier of the learning rate that is 1 until the run is rewound, and then a linear warmup from there."""
+
+    def __init__(self) -> None:
+        self.start = self.length = 0
+
+    def __call__(self, step: int) -> float:
+        """Return the multiplier at the 0-based `step`."""
+        return linear_warmup(step - self.start, num_warmup_steps=self.length) if step >= self.start else 1.0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"start": self.start, "length": self.length}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        self.start, self.length = state_dict["start"], state_dict["length"]
+
+
+def check_guard(args: Any) -> None:
+    """Raise a `ValueError` if a run with these training arguments cannot be rewound."""
+    if args.guard == "rewind" and args.deepspeed_plugin is not None:
+        raise ValueError(
+            "guard='rewind' cannot restore a DeepSpeed optimizer, which keeps its state itself. Use guard='stop'."
+        )
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return deepcopy(value)
+
+
+@dataclass
+class Snapshot:
+    """A copy of everything that an update changes: trained parameters, buffers, and the optimizer's state.
+
+    It lies on the parameters' device and takes the memory of the trained parameters, and after the first update that of
+    the optimizer's state as well. Of a sharded model each process copies its own shards.
+    """
+
+    step: int
+    params: list[list[Tensor]]
+    state: list[list[dict[str, Any]]]
+    groups: list[dict[str, Any]]
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def take(cls, step: int, model: nn.Module, optimizer: Optimizer) -> Snapshot:
+        """Copy the state after `step` updates."""
+        groups = optimizer.param_groups
+        return cls(
+            step,
+            params=[[_copy(p) for p in group["params"]] for group in groups],
+            state=[[_copy(dict(optimizer.state.get(p, {}))) for p in group["params"]] for group in groups],
+            groups=[_copy(_options(group)) for group in groups],
+            buffers={name: _copy(buffer) for name, buffer in model.named_buffers()},
+        )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold other parts of the parameters."""
+        return any(isinstance(p, DTensor) for group in self.params for p in group)
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Restore parameters, buffers and the optimizer's state, bit for bit. Learning rates stay as they are."""
+        for group, params, states, options in zip(
+            optimizer.param_groups, self.params, self.state, self.groups, strict=True
+        ):
+            group.update(_copy(options))
+            # A parameter that joined its group after the snapshot keeps its value.
+            for p, saved, saved_state in zip(group["params"], params, states, strict=False):
+                p.copy_(saved)
+                present = optimizer.state.pop(p, {})
+                if saved_state:
+                    optimizer.state[p] = {key: _like(value, present.get(key)) for key, value in saved_state.items()}
+        for name, buffer in model.named_buffers():
+            if name in self.buffers:
+                buffer.copy_(self.buffers[name])
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a parameter group that an optimizer may change, without the schedule's learning rate."""
+    return {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+
+
+def _like(value: Any, present: Any) -> Any:
+    """Return a copy of `value` on the device of `present`: a snapshot read from a file lies on the CPU."""
+    value = _copy(value)
+    return value.to(present.device) if isinstance(value, Tensor) and isinstance(present, Tensor) else value
+
+
+class WarmupGuard(TrainerCallback):
+    """Judge a run while it trains by the rules of `hf_warmup.guard.rules`, and act.
+
+    Every `check_steps` updates the recorded norms are fetched and the rules are checked. `"warn"` logs a finding at the
+    update at which it is found, once per kind. `"stop"` ends training without saving a checkpoint. `"rewind"` restores
+    the last sound snapshot, continues with the next batches, and warms up linearly again, for twice as many updates as
+    before and at least 25; the decay and the number of updates are not moved. With both, an update whose gradient is
+    not finite is skipped.
+
+    [`WarmupTrainer`] adds a guard by itself, see `--guard`. A loop calls `wrap_scheduler`, `start`, `before_step` and
+    `after_step`.
+
+    Args:
+        action (`str`, defaults to `"warn"`): `"warn"`, `"stop"` or `"rewind"`.
+        recorder ([`GradientNormRecorder`], *optional*): The recorder of the run. Without one only the loss is judged.
+        max_rewinds (`int`, defaults to 5): Rewinds after which the run is stopped instead.
+        check_steps (`int`, defaults to 5): Updates between two checks.
+        snapshot_steps (`int`, defaults to 500): Updates between two snapshots, which are taken of a sound run only. The
+            first is taken before training.
+        num_warmup_steps (`int`, defaults to 0): Updates of warmup that the run has to begin with.
+
+    Raises:
+        `ValueError`: If an argument is invalid.
+
+    Example:
+
+    ```py
+    guard = WarmupGuard("rewind", recorder, num_warmup_steps=100)
+    scheduler = guard.wrap_scheduler(scheduler)
+    guard.start(model, optimizer, scheduler)
+    for step, batch in enumerate(loader, start=1):
+        with record_gradient_norms(recorder, accelerator, model, step):
+            accelerator.backward(model(**batch).loss)
+        guard.before_step(step)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if guard.after_step(step):
+            break
+    ```
+    """
+
+    def __init__(
+        self,
+        action: str = "warn",
+        recorder: GradientNormRecorder | None = None,
+        *,
+        max_rewinds: int = 5,
+        check_steps: int = 5,
+        snapshot_steps: int = 500,
+        num_warmup_steps: int = 0,
+    ):
+        self.action = check_name("guard", action, ACTIONS)
+        self.max_rewinds = check_number("max_rewinds", max_rewinds, integer=True)
+        self.check_steps = check_number("check_steps", check_steps, 1, integer=True)
+        self.snapshot_steps = check_number("snapshot_steps", snapshot_steps, 1, integer=True)
+        self.num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.listener = self._add_rows
+        self.log: Callable[[dict[str, float]], None] = lambda logs: None
+        self.warmup = RestartedWarmup()
+        self.checkpoint: str | None = None  # that training resumes from
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rewinds: list[dict[str, int]] = []
+        self.stopped_by: Finding | None = None
+        self.snapshot: Snapshot | None = None
+        self.settings: dict[str, Any] = {}
+        self.num_training_steps: int | None = None
+        self._is_main = True
+        self._reports_to: Sequence[str] = ()
+        self._rows: list[dict[str, Any]] = []
+        self._log: dict[str, tuple[list[int], list[float]]] = {}
+        self._told: set[str] = set()
+        self._nonfinite_losses: Tensor | None = None
+
+    # Called by a loop, and by the events of a Trainer below
+
+    def wrap_scheduler(self, lr_scheduler: LRScheduler) -> LRScheduler:
+        """Return `lr_scheduler` multiplied by the warmup that a rewind starts; other guards return it unchanged."""
+        if self.action != "rewind":
+            return lr_scheduler
+        if hasattr(lr_scheduler, "num_bad_epochs") or isinstance(lr_scheduler, WithWarmupLR):
+            raise ValueError(
+                "guard='rewind' restarts the warmup of a schedule that follows the number of updates, and this one "
+                "follows a metric. Use guard='stop' or another schedule."
+            )
+        self.warmup.start = self.warmup.length = 0
+        return WithWarmupLR(lr_scheduler, [self.warmup] * len(lr_scheduler.optimizer.param_groups))
+
+    def start(self, model: nn.Module, optimizer: Any, lr_scheduler: Any, step: int = 0) -> None:
+        """Take the first snapshot, after `step` updates."""
+        self._model, self._optimizer = model, unwrap_optimizer(optimizer)
+        self._scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # out of Accelerate's wrapper
+        if self.action == "rewind" and self.snapshot is None:
+            self._take_snapshot(step)
+
+    def count_loss(self, loss: Tensor) -> None:
+        """Count a loss that is not finite, on its device; the Trainer replaces such a loss before it is logged."""
+        bad = (~torch.isfinite(loss.detach())).sum()
+        self._nonfinite_losses = bad if self._nonfinite_losses is None else self._nonfinite_losses + bad
+
+    def take_nonfinite_losses(self) -> int:
+        """Return how many losses of this process were not finite since the last call."""
+        count, self._nonfinite_losses = self._nonfinite_losses, None
+        return 0 if count is None else int(count)
+
+    def before_step(self, step: int) -> None:
+        """Skip update `step` if its gradient is not finite: its parameters, moments and counts stay as they are.
+
+        torch's fused optimizers decide on the device. Other optimizers need one number on the host per update. An fp16
+        loss scaler skips such updates itself; do not call this method with one.
+        """
+        if self.action == "warn":
+            return
+        params = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = None if self.recorder is None else self.recorder.norms_on_device(step)
+        if norms is None:
+            norms = torch.nn.utils.get_total_norm([p.grad for p in params])
+            norms = norms.full_tensor() if isinstance(norms, DTensor) else norms
+        finite = torch.isfinite(norms).all()
+        if all(group.get("fused") for group in self._optimizer.param_groups) and hasattr(
+            self._optimizer, "_step_supports_amp_scaling"
+        ):
+            self._optimizer.found_inf = (~finite).float()
+        elif not finite:
+            for p in params:
+                p.grad = None
+
+    def after_step(self, step: int) -> bool:
+        """Check the rules after update `step`, and act.
+
+        Returns:
+            `bool`: Whether training should stop.
+        """
+        with suppress(AttributeError):
+            del self._optimizer.found_inf
+        if step % self.check_steps:
+            return False
+        if self.recorder is not None:
+            self.recorder.flush()
+        records = self._records(step)
+        found = apply([rule for rule in RULES if rule.live], records)
+        acting = next((finding for finding in found if finding.rule in _ACTING), None)
+        for finding in found:
+            if finding is not acting or self.action == "warn":
+                self._tell(finding, step)
+        if acting is None:
+            if step % self.snapshot_steps == 0 and self._is_sound(records):
+                self._take_snapshot(step)
+            return False
+        if self.action == "warn":
+            return False
+        if self.action == "rewind" and self.snapshot is not None and len(self.rewinds) < self.max_rewinds:
+            self._rewind(step, acting)
+            return False
+        self._stop(step, acting)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to decide as this one: recent records, rewinds and the snapshot."""
+        state = {
+            "rewinds": self.rewinds,
+            "num_warmup_steps": self.num_warmup_steps,
+            "rows": self._rows[:1] + self._rows[1:][-31:],
+            "told": sorted(self._told),
+        }
+        if self.snapshot is not None and not self.snapshot.is_sharded:
+            state["snapshot"] = vars(self.snapshot)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.rewinds = list(state_dict["rewinds"])
+        self.num_warmup_steps = state_dict["num_warmup_steps"]
+        self._rows, self._told = list(state_dict["rows"]), set(state_dict["told"])
+        if "snapshot" in state_dict and self.action == "rewind":
+            self.snapshot = Snapshot(**state_dict["snapshot"])
+
+    # Judging
+
+    def _add_rows(self, rows: list[dict[str, Any]]) -> None:
+        self._rows += rows
+        self._rows[1:-KEPT_ROWS] = []  # the first record tells a ratio that is high by design
+
+    def _records(self, step: int) -> Records:
+        keys = dict.fromkeys(key for row in self._rows for key in row)
+        columns = {key: [nan if row.get(key) is None else row[key] for row in self._rows] for key in keys}
+        steps = columns.get("step", [])
+        prefix = f"{LOG_PREFIX}/"
+        return Records(
+            steps=steps,
+            norms={key.removeprefix(prefix): column for key, column in columns.items() if key.startswith(prefix)},
+            nonfinite={row["step"]: row["nonfinite"] for row in self._rows if row.get("nonfinite")},
+            log=self._log | ({LOG_PREFIX: (steps, columns[LOG_PREFIX])} if LOG_PREFIX in columns else {}),
+            settings=self.settings,
+            num_training_steps=self.num_training_steps,
+            updates=step,
+            start=self._start,
+        )
+
+    @property
+    def _start(self) -> int:
+        """The update after which the run was rewound last."""
+        return self.rewinds[-1]["step"] if self.rewinds else 0
+
+    def _is_sound(self, records: Records) -> bool:
+        if self.action != "rewind" or self._scheduler.last_epoch < self.warmup.start + self.warmup.length:
+            return False
+        latest = [ratios[0] > DANGER_RATIO or smooth(ratios)[-1] < SOUND_RATIO for _, ratios in records.ratios.values()]
+        return all(latest) and not any(step in records.nonfinite for step in records.steps[-self.check_steps :])
+
+    # Acting
+
+    def _take_snapshot(self, step: int) -> None:
+        try:
+            self.snapshot = Snapshot.take(step, self._model, self._optimizer)
+        except torch.OutOfMemoryError:
+            logger.warning(
+                f"There is no memory for a snapshot at update {step}. The guard continues with "
+                f"{'the one of update ' + str(self.snapshot.step) if self.snapshot else 'warnings only'}."
+            )
+
+    def _tell(self, finding: Finding, step: int, what: str = "") -> None:
+        """Log a finding, once per rule, and hand it to the trackers that have alerts."""
+        if not what and finding.rule in self._told:
+            return
+        self._told.add(finding.rule)
+        if not self._is_main:
+            return
+        text = f"Update {step}: {finding.sentence} {what or finding.advice}"
+        logger.warning(text)
+        for name in ("trackio", "wandb"):
+            if name in self._reports_to and name in sys.modules:
+                with suppress(Exception):  # an alert that fails must not end the run
+                    sys.modules[name].alert(title=f"{finding.rule} at update {step}", text=text)
+
+    def _rewind(self, step: int, finding: Finding) -> None:
+        assert self.snapshot is not None
+        length = max(FIRST_WARMUP, 2 * self.num_warmup_steps)
+        self.snapshot.restore(self._model, self._optimizer)
+        self.warmup.start, self.warmup.length = self._scheduler.last_epoch, length
+        self._scheduler.refresh()
+        self.num_warmup_steps = length
+        self.rewinds.append({"step": step, "to": self.snapshot.step, "warmup_steps": length})
+        self._rows.clear()
+        self._log.clear()
+        if self.recorder is not None and self.recorder.path is not None:
+            row = {"step": step, "rewound_to": self.snapshot.step, "rewound_warmup_steps": length}
+            append_rows(self.recorder.path, [row])
+        self.log({"rewound_to": self.snapshot.step, "rewound_warmup_steps": length})
+        self._tell(
+            finding, step,
+            f"Rewound to update {self.snapshot.step} (rewind {len(self.rewinds)} of at most {self.max_rewinds}); the "
+            f"next {length} updates are a warmup.",
+        )  # fmt: skip
+
+    def _stop(self, step: int, finding: Finding) -> None:
+        self.stopped_by = finding
+        advice = finding.advice
+        if self.rewinds:
+            advice = (
+                f"{len(self.rewinds)} rewinds and a warmup of {self.num_warmup_steps} updates did not help: lower the "
+                "learning rate, use RAdam, or a Pre-LN model where there is one."
+            )
+        self._tell(finding, step, f"Training stops here and saves no checkpoint. {advice}")
+
+    # Events of a Trainer
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Read the settings and, in a resumed run, the state in the checkpoint."""
+        self._reset()
+        config = getattr(model, "config", None)
+        self.settings = (config.to_dict() if hasattr(config, "to_dict") else {}) | args.to_dict()
+        self.num_training_steps = state.max_steps
+        if hasattr(args, "get_warmup_steps"):
+            self.settings["num_warmup_steps"] = args.get_warmup_steps(state.max_steps)
+        asked = Records(settings=self.settings)
+        self.num_warmup_steps = asked.warmup_length or 0
+        if self.settings.get("warmup_type") in WARMUPS_FROM_BETA2:
+            self.num_warmup_steps = asked.untuned_length or 0
+        self._is_main, self._reports_to = state.is_world_process_zero, args.report_to
+        if state.global_step and self.checkpoint and (path := Path(self.checkpoint) / GUARD_FILE).is_file():
+            self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            for entry in state.log_history:
+                self._add_logs(entry, entry["step"])
+        self.start(model, optimizer, lr_scheduler, state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Skip an update whose gradient is not finite."""
+        if not args.fp16:
+            self.before_step(state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the rules, and act."""
+        should_log = control.should_log
+        if self.after_step(state.global_step):
+            control.should_training_stop = True
+        control.should_log = should_log  # the log of a rewind does not replace the log of the loss
+        self._keep_checkpoints(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save no checkpoint of a run that was stopped."""
+        self._keep_checkpoints(control)
+
+    def _keep_checkpoints(self, control: Any) -> None:
+        if self.stopped_by is not None:
+            control.should_save = control.should_evaluate = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep what was logged for the rules about the loss."""
+        self._add_logs(logs, state.global_step)
+
+    def _add_logs(self, logs: Mapping[str, Any], step: int) -> None:
+        for key, value in logs.items() if step > self._start else ():
+            if isinstance(value, (int, float)) and key != "step" and not key.startswith(LOG_PREFIX):
+                steps, values = self._log.setdefault(key, ([], []))
+                steps.append(step)
+                values.append(float(value))
+                del steps[: -2 * KEPT_ROWS], values[: -2 * KEPT_ROWS]
+
+
+_ACTING = {rule.name for rule in RULES if rule.acts}

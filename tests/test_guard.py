@@ -1,0 +1,261 @@
+"""The guard warns, stops and rewinds, and a resumed run decides as the one that was not interrupted."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from hf_warmup import (
+    AdamWarmup,
+    GradientNormRecorder,
+    RAdam,
+    WarmupGuard,
+    WarmupTrainer,
+    get_scheduler,
+)
+from hf_warmup.guard import callback
+from hf_warmup.guard.callback import RestartedWarmup, Snapshot
+from hf_warmup.report import find, read_run
+from hf_warmup.report.findings import Finding
+
+from .testing_utils import arguments, column, examples, run, tiny_bert, train
+
+
+STALLING = Finding(
+    "stalling", True, "The run is stalling.", {"update": 1}, "Warm up.", "encoder.layer.0", 30.0, "a test"
+)
+
+
+@pytest.fixture
+def stalls_at(monkeypatch):
+    """Let the rules find a stall at the given updates, and nothing else."""
+
+    def patch(*updates):
+        monkeypatch.setattr(callback, "apply", lambda rules, records: [STALLING] * (records.updates in updates))
+
+    return patch
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+
+
+def update(model, optimizer, seed):
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    optimizer.step()
+
+
+def contents(model, optimizer):
+    state = optimizer.state_dict()["state"]
+    return [*model.state_dict().values(), *(value for each in state.values() for value in each.values())]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: RAdam(p, lr=0.1),
+        lambda p: AdamWarmup(p, lr=0.1, warmup_steps=4),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 7])
+def test_snapshot_restores_parameters_buffers_and_optimizer_bit_for_bit(make, before):
+    model = linear()
+    optimizer = make(model.parameters())
+    for seed in range(before):
+        update(model, optimizer, seed)
+    snapshot = Snapshot.take(before, model, optimizer)
+    kept = [value.clone() for value in contents(model, optimizer)]
+    for _ in range(2):  # a snapshot can be restored more than once
+        for seed in range(10):
+            update(model, optimizer, 100 + seed)
+        snapshot.restore(model, optimizer)
+        restored = contents(model, optimizer)
+        assert len(restored) == len(kept)
+        assert all(map(torch.equal, restored, kept))
+
+
+def test_restarted_warmup_is_linear_from_the_rewind():
+    warmup = RestartedWarmup()
+    assert [warmup(step) for step in (0, 9)] == [1.0, 1.0]
+    warmup.load_state_dict({"start": 10, "length": 4})
+    assert [warmup(step) for step in (10, 11, 13, 20)] == [0.25, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_update_with_a_nonfinite_gradient_changes_nothing(fused):
+    model = linear()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    recorder = GradientNormRecorder(None)
+    guard = WarmupGuard("stop", recorder)
+    guard.start(model, optimizer, None)
+    update(model, optimizer, 0)
+    kept = [value.clone() for value in contents(model, optimizer)]
+    for record in (True, False):
+        (model[0].weight.sum() * float("inf")).backward()
+        if record:
+            recorder.record(model.named_parameters(), step=2)
+        guard.before_step(2)
+        optimizer.step()
+        guard.after_step(2)
+        optimizer.zero_grad()
+        recorder.flush()
+        assert all(map(torch.equal, contents(model, optimizer), kept))
+    update(model, optimizer, 1)  # the next update is made
+    assert not torch.equal(model[0].weight, kept[0])
+
+
+def test_warn_logs_each_kind_once(tmp_path, stalls_at, caplog):
+    stalls_at(5, 10)
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, max_steps=12)
+    assert [record.message for record in caplog.records if "stalling" in record.message] == [
+        "Update 5: The run is stalling. Warm up."
+    ]
+
+
+def test_stop_ends_training_and_saves_no_checkpoint(tmp_path, stalls_at, caplog):
+    stalls_at(10)
+    trainer = WarmupTrainer(
+        tiny_bert(), arguments(tmp_path, guard="stop", max_steps=20, save_strategy="steps", save_steps=5),
+        train_dataset=examples(),
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 10
+    assert trainer.guard.stopped_by is STALLING
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert "Training stops here and saves no checkpoint. Warm up." in caplog.text
+
+
+def guarded(folder, **kwargs):
+    options = {"guard": "rewind", "max_steps": 30, "lr_scheduler_type": "linear", "warmup_type": "none"} | kwargs
+    return WarmupTrainer(tiny_bert(), arguments(folder, **options), train_dataset=examples())
+
+
+def test_rewind_restores_the_start_and_warms_up_again(tmp_path, stalls_at):
+    stalls_at(10, 20)
+    trainer = guarded(tmp_path)
+    log = train(trainer)
+    rates = {entry["step"]: entry["learning_rate"] for entry in log if "learning_rate" in entry}
+    base = trainer.args.learning_rate
+    # The decay goes on: (30 - step) / 30. After the rewinds a warmup of 25 and then of 50 updates multiplies it.
+    assert rates[10] == pytest.approx(base * 21 / 30)
+    assert rates[11] == pytest.approx(base * 20 / 30 * 1 / 25)
+    assert rates[20] == pytest.approx(base * 11 / 30 * 10 / 25)
+    assert rates[21] == pytest.approx(base * 10 / 30 * 1 / 50)
+    assert trainer.state.global_step == 30
+    assert trainer.guard.rewinds == [
+        {"step": 10, "to": 0, "warmup_steps": 25},
+        {"step": 20, "to": 0, "warmup_steps": 50},
+    ]
+    assert [entry["rewound_to"] for entry in trainer.state.log_history if "rewound_to" in entry] == [0, 0]
+    trainer.save_state()
+    (finding,) = [finding for finding in find(read_run(tmp_path)) if finding.rule == "rewound"]
+    assert "after update 10, 20; the last warmup takes 50 updates" in finding.text
+
+
+def test_weights_after_a_rewind_are_those_of_the_snapshot(tmp_path, stalls_at):
+    stalls_at(5)
+    start = [p.clone() for p in tiny_bert().parameters()]
+    trainer = guarded(tmp_path, max_steps=5)
+    trainer.train()
+    assert all(map(torch.equal, trainer.model.parameters(), start))
+    assert not trainer.optimizer.optimizer.state
+
+
+def test_rewind_changes_no_bit_of_a_run_that_needs_none(tmp_path):
+    logs = [run(tmp_path / guard, guard=guard, max_steps=12, warmup_steps=4) for guard in ("off", "rewind")]
+    assert column(logs[0], "loss") == column(logs[1], "loss")
+    assert column(logs[0], "learning_rate") == column(logs[1], "learning_rate")
+
+
+def test_run_killed_after_a_rewind_resumes_to_the_same_bits(tmp_path, stalls_at):
+    stalls_at(10, 20)
+    options = {"save_strategy": "steps", "save_steps": 15}
+    whole = guarded(tmp_path / "whole", **options)
+    log = train(whole)
+    resumed = guarded(tmp_path / "whole", **options)
+    log_resumed = train(resumed, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-15"))
+    assert resumed.guard.rewinds == whole.guard.rewinds  # the second rewind restores the start from the checkpoint
+    assert all(map(torch.equal, whole.model.parameters(), resumed.model.parameters()))
+    assert column(log, "loss") == column(log_resumed, "loss")
+
+
+def test_snapshot_is_renewed_while_the_run_is_sound(tmp_path, stalls_at):
+    stalls_at(20)
+    trainer = guarded(tmp_path)
+    trainer.guard.snapshot_steps = 10
+    trainer.train()
+    assert trainer.guard.rewinds == [{"step": 20, "to": 10, "warmup_steps": 25}]
+
+
+def test_rewind_stops_after_max_rewinds(tmp_path, stalls_at, caplog):
+    stalls_at(5, 10)
+    trainer = guarded(tmp_path, guard_max_rewinds=1)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 10
+    assert "1 rewinds and a warmup of 25 updates did not help: lower the learning rate" in caplog.text
+
+
+def test_nonfinite_losses_hidden_by_the_trainer_are_counted(tmp_path, caplog):
+    class Diverging(WarmupTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            return loss * float("nan") if self.state.global_step == 2 else loss
+
+    trainer = Diverging(tiny_bert(), arguments(tmp_path, max_steps=6, guard="stop"), train_dataset=examples())
+    with caplog.at_level(logging.WARNING):
+        log = train(trainer)
+    assert {entry["step"]: entry["nonfinite_losses"] for entry in log if "nonfinite_losses" in entry} == {3: 1}
+    assert "The training loss was not finite from update 3 on" in caplog.text
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())  # the update was skipped
+
+
+@pytest.mark.parametrize("kwargs", [{"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}])
+def test_rewind_refuses_a_schedule_that_follows_a_metric(tmp_path, kwargs):
+    args = arguments(tmp_path, guard="rewind", **kwargs)
+    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(), eval_dataset=examples())
+    with pytest.raises(ValueError, match="follows a metric"):
+        trainer.train()
+
+
+def test_guard_in_a_loop_rewinds_on_recorded_norms(tmp_path):
+    """Norms whose ratio grows tenfold at update 3, as rows of a recorder."""
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    recorder = GradientNormRecorder(tmp_path / "gradient_norms.jsonl")
+    guard = WarmupGuard("rewind", recorder, num_warmup_steps=20)
+    scheduler = guard.wrap_scheduler(get_scheduler("constant", optimizer))
+    guard.start(model, optimizer, scheduler)
+    start = [p.clone() for p in model.parameters()]
+    for step in range(1, 11):
+        ratio = 100.0 if 3 <= step <= 10 else 1.0
+        recorder.listener([{"step": step, "grad_norm/h.0": 1.0, "grad_norm/h.1": ratio}])
+        update(model, optimizer, step)
+        scheduler.step()
+        assert not guard.after_step(step)
+    assert guard.rewinds == [{"step": 5, "to": 0, "warmup_steps": 40}]  # after which 100 is the first ratio
+    assert scheduler.get_last_lr() == [pytest.approx(6 / 40)]
+    assert not all(map(torch.equal, model.parameters(), start))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["post", "pre"])
+def test_rewind_solves_the_demo_that_fails_without_a_warmup(tmp_path, placement):
+    from scripts.reproductions.reversal import job, run_one
+
+    settings = job(placement, "adamw", "none", 2e-3, 300, seed=0) | {"guard": "rewind"}
+    result = run_one(settings, tmp_path / "run")
+    assert result["steps_to_loss_0.5"] is not None
+    rewinds = read_run(tmp_path / "run").recorded("rewound_to")
+    assert (len(rewinds.steps) > 0) is (placement == "post")
+    assert all(step <= 15 for step in rewinds.steps[:1])

@@ -23,8 +23,7 @@ from .._validation import check_name, check_number
 from ..norms import GradientNormRecorder
 from ..report.findings import Finding, apply
 from ..report.run import LOG_PREFIX, append_rows
-from ..schedules import WarmupLR as WithWarmupLR
-from ..schedules import linear_warmup, unwrap_optimizer
+from ..schedules import WithWarmupLR, linear_warmup, unwrap_optimizer
 from .rules import DANGER_RATIO, RULES, WARMUPS_FROM_BETA2, Records, smooth
 
 

@@ -224,7 +224,8 @@ class WarmupGuard(TrainerCallback):
 
     def start(self, model: nn.Module, optimizer: Any, lr_scheduler: Any, step: int = 0) -> None:
         """Take the first snapshot, after `step` updates."""
-        self._model, self._optimizer = model, unwrap_optimizer(optimizer)
+        self._model = model
+        self._optimizer: Any = unwrap_optimizer(optimizer)  # `found_inf` is an attribute that torch's kernels read
         self._scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # out of Accelerate's wrapper
         if self.action == "rewind" and self.snapshot is None:
             self._take_snapshot(step)
@@ -319,7 +320,9 @@ class WarmupGuard(TrainerCallback):
 
     def _records(self, step: int) -> Records:
         keys = dict.fromkeys(key for row in self._rows for key in row)
-        columns = {key: [nan if row.get(key) is None else row[key] for row in self._rows] for key in keys}
+        columns: dict[str, Any] = {
+            key: [nan if row.get(key) is None else row[key] for row in self._rows] for key in keys
+        }
         steps = columns.get("step", [])
         prefix = f"{LOG_PREFIX}/"
         return Records(
@@ -407,7 +410,7 @@ class WarmupGuard(TrainerCallback):
     ) -> None:  # fmt: skip
         """Read the settings and, in a resumed run, the state in the checkpoint."""
         self._reset()
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         self.settings = (config.to_dict() if hasattr(config, "to_dict") else {}) | args.to_dict()
         self.num_training_steps = state.max_steps
         if hasattr(args, "get_warmup_steps"):

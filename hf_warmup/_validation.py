@@ -1,4 +1,4 @@
-"""One sentence for a wrong argument: its name, its value, what is allowed."""
+"""Checks of arguments: a `ValueError` gives the argument's name, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from typing import Any
 
 
 def short_repr(value: Any) -> str:
-    """`repr(value)` for a sentence: on one line, cut where it is long, and of anything."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # an integer of more than 4300 digits, a nesting too deep
-        text = f"<{type(value).__name__}>"
+    """Return `repr(value)` on one line of at most 200 characters, for an error message."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:150]}...{text[-20:]}"
 
 
@@ -32,54 +29,95 @@ def check_number(
     open_high: bool = False,
     integer: bool = False,
 ) -> Any:
-    """Return `value` as a Python `float` (`int` where `integer`) or raise a `ValueError` that says what is allowed."""
+    """Return a number as a Python `float`, or as an `int` with `integer`.
+
+    Args:
+        name (`str`): The argument, as the user knows it.
+        value (`Any`): Python's or NumPy's number.
+        low, high (`float`): The allowed range.
+        open_low, open_high (`bool`, defaults to `False`): Exclude the end of the range.
+        integer (`bool`, defaults to `False`): Allow only whole numbers.
+
+    Raises:
+        `ValueError`: If `value` is no finite number in the range.
+
+    Example:
+
+    ```python
+    >>> check_number("warmup_steps", 3.0, integer=True)
+    3
+    >>> check_number("adam_beta2", 1, 0.0, 1.0, open_high=True)
+    Traceback (most recent call last):
+    ValueError: adam_beta2=1: expected a finite number in [0, 1).
+
+    ```
+    """
     left, right = ("(" if open_low else "["), (")" if open_high or high == inf else "]")
     allowed = f"{'an integer' if integer else 'a finite number'} in {left}{low:g}, {high:g}{right}"
-    good = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high and _is_finite(value)
-    good = good and not (open_low and value == low) and not (open_high and value == high)
-    if not good or (integer and value != int(value)):
+    if not _is_number(value) or not low <= value <= high:
+        raise ValueError(f"{name}={short_repr(value)}: expected {allowed}.")
+    excluded = (open_low and value == low) or (open_high and value == high)
+    if excluded or (integer and value != int(value)):
         raise ValueError(f"{name}={short_repr(value)}: expected {allowed}.")
     return int(value) if integer else float(value)
 
 
-def _is_finite(value: Any) -> bool:
-    try:
-        return isfinite(value)
-    except OverflowError:  # an integer beyond float64
-        return False
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
 def check_updates_or_share(name: str, value: Any) -> Any:
-    """Return `value`, a number of updates from 1 on and below 1 a share of the run, or raise a `ValueError`."""
-    try:
-        return check_number(name, value, integer=not isinstance(value, (int, float)) or value >= 1)
-    except ValueError as error:
-        allowed = "expected an integer in [0, inf), or a share of the run in (0, 1)."
-        raise ValueError(f"{str(error).rpartition('expected ')[0]}{allowed}") from None
+    """Return a number of updates, or a share of the run in (0, 1).
+
+    Raises:
+        `ValueError`: If it is neither.
+    """
+    if not _is_number(value) or value < 0 or (value >= 1 and value != int(value)):
+        allowed = "an integer in [0, inf), or a share of the run in (0, 1)"
+        raise ValueError(f"{name}={short_repr(value)}: expected {allowed}.")
+    return float(value) if value < 1 else int(value)
 
 
 def check_flag(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raise a `ValueError` unless `value` is `True` or `False`, or `None` where `optional`."""
+    """Raise a `ValueError` unless `value` is `True` or `False`, or, with `optional`, `None`."""
     if not (isinstance(value, bool) or (optional and value is None)):
         raise ValueError(f"{name}={short_repr(value)}: expected True{', False or None' if optional else ' or False'}.")
 
 
 def closest(value: str, allowed: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The one of `allowed` that `value` is a misspelling of, capitals aside."""
-    in_small = {each.lower(): each for each in allowed}
-    close = get_close_matches(value.lower(), in_small, n=1, cutoff=cutoff)
-    return in_small[close[0]] if close else None
+    """Return the one of `allowed` that is most similar to `value`, ignoring case, if any is similar enough."""
+    in_lower_case = {each.lower(): each for each in allowed}
+    close = get_close_matches(value.lower(), in_lower_case, n=1, cutoff=cutoff)
+    return in_lower_case[close[0]] if close else None
 
 
 def check_name(name: str, value: Any, allowed: Iterable[str], *, of: str | None = None) -> str:
-    """Return `value` if it is one of `allowed`, which `of` takes, else raise a `ValueError` with the closest match."""
+    """Return a name that is one of `allowed`.
+
+    Args:
+        name (`str`): The argument, as the user knows it.
+        value (`Any`): The name to check.
+        allowed (`Iterable[str]`): The names that exist.
+        of (`str`, *optional*): What has these names, such as an optimizer with its options.
+
+    Raises:
+        `ValueError`: With the closest name, or with all names if none is close.
+
+    Example:
+
+    ```python
+    >>> check_name("optim", "rdam", ["adamw", "radam"])
+    Traceback (most recent call last):
+    ValueError: optim='rdam' is unknown. Did you mean 'radam'?
+
+    ```
+    """
     allowed = sorted(allowed)
     if isinstance(value, str) and value in allowed:
         return value
     close = closest(value, allowed) if isinstance(value, str) else None
-    unknown = f"{name}={short_repr(value)} is unknown{f' to {of!r}' if of else ''}."
-    hint = f" Did you mean {close!r}?" if close else ""
-    raise ValueError(f"{unknown}{hint} Allowed: {', '.join(allowed) or 'none'}.")
+    hint = f"Did you mean {close!r}?" if close else f"Allowed: {', '.join(allowed) or 'none'}."
+    raise ValueError(f"{name}={short_repr(value)} is unknown{f' to {of!r}' if of else ''}. {hint}")
 
 
 def updates_of_share(share: float, total: int, whole: float = 1) -> int:

@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerState
 
 from ._deepspeed import check_deepspeed_config
-from ._from_args import decay_groups
 from ._validation import check_number
 from .checkpoints import (
     TRAINER_STATE_FILE,
@@ -29,6 +28,7 @@ from .checkpoints import (
 )
 from .norms import record_gradient_norms
 from .optim import get_optimizer_spec, optimizer_kwargs
+from .optim.parameter_groups import parameter_groups
 from .report.run import copy_run_settings
 from .schedules import METRIC_SCHEDULERS, UpdateCounter, check_length, check_scheduler, get_scheduler
 
@@ -133,6 +133,8 @@ def create_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     optim_args: str | None = None,
+    learning_rate_mapping: dict[str, float] | None = None,
+    layerwise_lr_decay: float | None = None,
 ) -> Optimizer:
     """An optimizer of [`OPTIMIZERS`] with the Trainer's groups: no weight decay for biases and normalisation layers.
 
@@ -143,6 +145,8 @@ def create_optimizer(
         weight_decay (`float`, defaults to 0.0): At least 0.
         betas, eps: For the Adam family.
         optim_args (`str`, *optional*): `"key=value,key=value"`, as in [`WarmupTrainingArguments`].
+        learning_rate_mapping, layerwise_lr_decay (*optional*): Learning rates by parameter name and by depth, as in
+            [`WarmupTrainingArguments`].
 
     Raises:
         `ValueError`: For a name or an argument that there is not, or a value out of range.
@@ -158,7 +162,8 @@ def create_optimizer(
     ```
     """
     kwargs = optimizer_kwargs(name, lr=learning_rate, betas=betas, eps=eps, optim_args=optim_args)
-    return get_optimizer_spec(name).cls(decay_groups(model, weight_decay), **kwargs)
+    groups = parameter_groups(model, weight_decay, learning_rate, learning_rate_mapping, layerwise_lr_decay)
+    return get_optimizer_spec(name).cls(groups, **kwargs)
 
 
 def create_scheduler(

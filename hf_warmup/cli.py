@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: arguments from flags or a file, and one sentence for a user's mistake."""
+"""Helpers for command lines: arguments from flags and files, readable help, and one clear error for a mistake."""
 
 from __future__ import annotations
 
@@ -6,106 +6,227 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
+from inspect import get_annotations
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._validation import closest, short_repr
+from ._validation import closest
 
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
-# What gloo and NCCL say when the other side of a connection is gone.
+RESUME_HINT = "--resume_from_checkpoint auto resumes from the latest complete checkpoint."
+ARGUMENT_FILES = (".json", ".yaml", ".yml")
+
+# Help of the arguments that hf_warmup adds. It is kept here so that `--help` does not have to import transformers.
+WARMUP_FLAGS = {
+    "optim": "Optimizer: radam, adam_warmup, gi_adam, adam, adamw, nadam, adadelta, adagrad, rmsprop, sgd, sgdm, nag, "
+    "an import path such as my_optim:MyAdam, or a name of transformers.",
+    "optim_args": "Options of the optimizer: key=value,key=value.",
+    "lr_scheduler_type": "Decay: noam, exponential, power, sine, inverse_time, an import path such as "
+    "my_curves:cooldown, or a name of transformers.",
+    "lr_scheduler_kwargs": "Keywords of the decay and the warmup, as JSON: '{\"d_model\": 768}'.",
+    "warmup_type": "Warmup before the decay: linear, constant, exponential, cosine, untuned_linear, "
+    "untuned_exponential, radam, none, or an import path. By default the warmup of lr_scheduler_type.",
+    "warmup_steps": "Length of the warmup in updates, or, below 1, as a share of the run.",
+    "warmup_epochs": "Length of the warmup in epochs, instead of --warmup_steps.",
+    "learning_rate_mapping": "Learning rates by parameter name, as JSON: '{\"regular expression\": 1e-5}'.",
+    "layerwise_lr_decay": "Multiply the learning rate by this factor for each block below the head, such as 0.9.",
+    "grad_norm_steps": "Record gradient norms per layer every so many updates; 0 turns the recording off.",
+    "grad_norm_group_by": "Parameters of one recorded norm: layer, module, parameter, attention or mlp.",
+    "guard": "What to do if the run goes wrong: off, warn, stop or rewind.",
+    "guard_max_rewinds": "Rewinds after which --guard rewind stops the run.",
+}
+
+# Flags of older versions and other scripts: the flags that replace them, or why there is none.
+_RENAMED_FLAGS: dict[str, tuple[str, ...]] = {
+    "--epochs": ("--num_train_epochs",),
+    "--evaluation_strategy": ("--eval_strategy",),
+    "--max_train_steps": ("--max_steps",),
+    "--max_steps": ("--max_train_steps",),
+    "--warmup_proportion": ("--warmup_steps", "--num_warmup_steps"),
+    "--warmup_ratio": ("--warmup_steps", "--num_warmup_steps"),
+}
+_REMOVED_FLAGS = {
+    "--overwrite_output_dir": "transformers removed it; without --resume_from_checkpoint a run starts from scratch",
+}
+
+# What gloo and NCCL report if another process of the run has ended.
 _LOST_PEER = (
     "Connection (closed|reset) by peer|Broken pipe|[Tt]imed out waiting|remote process exited|NCCL communicator"
 )
 
 
-RESUME_HINT = "--resume_from_checkpoint auto goes on from the last checkpoint."
-
-
 @contextmanager
-def exit_on_user_error(going_on: str = "") -> Iterator[None]:
-    """Turn a mistake in arguments or files into one sentence on stderr and exit code 2, without a traceback.
+def exit_on_user_error(resume_hint: str = "") -> Iterator[None]:
+    """Print an error in arguments or files as one line and exit with code 2, without a traceback.
 
-    So too, with exit code 1, where another process of the run has ended and this one cannot go on, and, with 130 and
-    the words of `going_on`, where it was stopped with Ctrl-C.
+    Exit with code 1 if another process of the run has ended, and with code 130 on Ctrl-C.
+
+    Args:
+        resume_hint (`str`, *optional*): How to continue; printed on Ctrl-C.
+
+    Example:
+
+    ```python
+    >>> import contextlib, sys
+    >>> with contextlib.redirect_stderr(sys.stdout), exit_on_user_error():
+    ...     raise ValueError("max_steps=0: expected an integer in [1, inf).")
+    Traceback (most recent call last):
+    SystemExit: 2
+
+    ```
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:  # ImportError: a flag that needs a package
-        is_of_a_file = isinstance(error, OSError) and error.filename and error.strerror
-        words = f"{error.filename}: {error.strerror}." if is_of_a_file else " ".join(str(error).split())
-        print(f"error: {words}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an argument that needs a missing package
+        names_a_file = isinstance(error, OSError) and error.filename and error.strerror
+        text = f"{error.filename}: {error.strerror}." if names_a_file else " ".join(str(error).split())  # type: ignore[union-attr]
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\nstopped{going_on and ': '}{going_on}", file=sys.stderr)
+        print(f"\nstopped{resume_hint and ': '}{resume_hint}", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         if not re.search(_LOST_PEER, str(error)):
             raise
         last_line = str(error).strip().splitlines()[-1]
         print(
-            f"error: Another process of this run has ended or cannot be reached ({last_line}): start all of them again "
-            "with --resume_from_checkpoint auto.",
+            f"error: Another process of this run has ended or cannot be reached ({last_line}). Start all processes "
+            "again with --resume_from_checkpoint auto.",
             file=sys.stderr,
         )
         sys.exit(1)
 
 
 def parse_arguments(
-    parser: HfArgumentParser, argv: list[str] | None = None, *, ignore_foreign: bool = False
+    parser: HfArgumentParser, argv: Sequence[str] | None = None, *, ignore_foreign: bool = False
 ) -> tuple[Any, ...]:
-    """Parse a single `.json`, `.yaml` or `.yml` file, or flags.
+    """Parse flags, or a `.json`, `.yaml` or `.yml` file followed by flags; the flags take precedence.
 
-    With `ignore_foreign`, unknown flags are ignored with a warning unless they are close to a known one.
+    `--help` lists the arguments of the script and of hf_warmup, `--help-all` those of transformers as well.
+
+    Args:
+        parser (`HfArgumentParser`): The parser of the dataclasses to fill. Its usage line is replaced.
+        argv (`Sequence[str]`, *optional*): The command line, by default `sys.argv[1:]`.
+        ignore_foreign (`bool`, defaults to `False`): Ignore unknown flags with a warning, unless one of them is close
+            to a known flag.
+
+    Returns:
+        `tuple`: One instance of each dataclass of the parser.
 
     Raises:
-        `ValueError`: For an argument or key that there is not, a missing or malformed file, or a value out of range.
+        `ValueError`: For an unknown flag, a file that is missing or malformed, or a value out of range.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if len(argv) == 1 and Path(argv[0]).suffix in _FILES:
-        argv = _flags_from_file(Path(argv[0]))
-    parser.allow_abbrev = False  # a misspelt name is no other name's beginning
-    parser.usage = "--help shows every argument"  # instead of two screens in front of argparse's own sentence
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = {each.name: each for cls in parser.dataclass_types for each in fields(cls)}
+    if argv and Path(argv[0]).suffix in ARGUMENT_FILES:
+        argv = _flags_from_file(Path(argv[0]), known) + argv[1:]
+    parser.allow_abbrev = False  # a misspelled flag is not the beginning of another one
+    parser.usage = f"{parser.prog} [FILE.yaml] [--FLAG VALUE ...]  (--help lists the flags)"
+    if {"-h", "--help", "--help-all"} & set(argv):
+        print(format_help(parser.prog, parser.description, _help_groups(parser, "--help-all" in argv)))
+        sys.exit(0)
+    results: Any = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    *parsed, unknown = results
+    flags = [f"--{name}" for name in known]
     if ignore_foreign:
-        names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
-        flags = [each for each in unknown if each.startswith("--")]
-        unknown = [each for each in flags if closest(each.partition("=")[0], names, cutoff=0.85)]
-        if flags and not unknown:
-            print(f"warning: {', '.join(flags)} ignored: they are no training arguments.", file=sys.stderr)
+        foreign = [each for each in unknown if each.startswith("--")]
+        unknown = [each for each in foreign if closest(each.partition("=")[0], flags, cutoff=0.85)]
+        if foreign and not unknown:
+            print(f"warning: ignoring {', '.join(foreign)}, which are not training arguments.", file=sys.stderr)
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        flag = flag if flag.split() == [flag] else repr(flag)
-        names = [f"--{each.name}" for cls in parser.dataclass_types for each in fields(cls)]
-        raise ValueError(f"{flag} is no argument{_hint(flag, names)}")
+        raise ValueError(_unknown_flag(unknown[0].partition("=")[0], flags))
     return tuple(parsed)
 
 
-_FILES = (".json", ".yaml", ".yml")
+def _unknown_flag(flag: str, known: Sequence[str]) -> str:
+    """Return the error for a flag that no dataclass has."""
+    unknown = f"{flag} is not an argument"
+    if flag.endswith(ARGUMENT_FILES):
+        return f"{unknown}. A file of arguments comes first, before all flags."
+    if flag in _REMOVED_FLAGS:
+        return f"{unknown}: {_REMOVED_FLAGS[flag]}."
+    renamed = next((name for name in _RENAMED_FLAGS.get(flag, ()) if name in known), None)
+    if renamed and renamed.endswith("warmup_steps"):
+        return f"{unknown}. Use {renamed}: a value below 1 is a share of the run."
+    close = renamed or closest(flag, known)
+    return f"{unknown}. Did you mean {close}?" if close else f"{unknown}."
 
 
-def _hint(flag: str, names: list[str]) -> str:
-    """How the sentence about a `flag` that there is not ends, where the others are `names`."""
-    if flag.endswith(_FILES):
-        return ": a file of arguments stands alone, without flags beside it."
-    if flag == "--overwrite_output_dir":
-        return ": transformers has taken it away; without it, too, a run begins anew in the same folder."
-    length = next((name for name in names if name.endswith("warmup_steps")), None)
-    if flag == "--warmup_ratio" and length:
-        return f": use {length} 0.1, below 1 it is a share of the run."
-    close = closest(flag, names)
-    return f". Did you mean {close}?" if close else "."
+def format_help(prog: str, description: str | None, groups: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the help of a command.
+
+    Args:
+        prog (`str`): The command, as it is typed.
+        description (`str`, *optional*): What it does.
+        groups (`Mapping[str, Mapping[str, str]]`): For each title the flags, without dashes, with their help.
+
+    Example:
+
+    ```python
+    >>> print(format_help("draw", "Draw a curve.", {"output": {"width": "Columns (default: 72)."}}))
+    usage: draw [FILE.yaml] [--FLAG VALUE ...]
+    <BLANKLINE>
+    Draw a curve.
+    <BLANKLINE>
+    output:
+      --width                   Columns (default: 72).
+
+    ```
+    """
+    lines = [f"usage: {prog} [FILE.yaml] [--FLAG VALUE ...]"]
+    lines += ["", description.strip()] if description else []
+    for title, flags in groups.items():
+        lines += ["", f"{title}:"]
+        for name, text in flags.items():
+            lines.append(
+                textwrap.fill(text, 100, initial_indent=f"  --{name:<22}  ", subsequent_indent=" " * 28)
+                if text
+                else f"  --{name}"
+            )
+    return "\n".join(lines)
 
 
-def words_first(name: str, argv: list[str] | None = None) -> list[str]:
-    """The flags of a script with subcommands: a first word without a flag is the value of `name`.
+def _help_groups(parser: HfArgumentParser, everything: bool) -> dict[str, dict[str, str]]:
+    """Return the flags by the class that declares them, transformers' last and only with `everything`."""
+    groups: dict[type, dict[str, str]] = {}
+    for cls in parser.dataclass_types:
+        for each in fields(cls):
+            owner = next(base for base in cls.__mro__ if each.name in get_annotations(base))
+            groups.setdefault(owner, {})[each.name] = describe_field(each)
+    own = {owner: flags for owner, flags in groups.items() if not owner.__module__.startswith("transformers.")}
+    hidden = [flags for owner, flags in groups.items() if owner not in own]
+    titled = {(owner.__doc__ or owner.__name__).partition("\n")[0].rstrip("."): own[owner] for owner in own}
+    if hidden and everything:
+        titled["Arguments of transformers"] = {name: text for flags in hidden for name, text in flags.items()}
+    elif hidden:
+        titled["More"] = {"help-all": "List all arguments of transformers as well."}
+    return titled
+
+
+def default_of(each: Field[Any]) -> Any:
+    """Return the default of a dataclass field, or `dataclasses.MISSING`."""
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def describe_field(each: Field[Any]) -> str:
+    """Return the help of a dataclass field with its default."""
+    text, default = str(each.metadata.get("help", "")).replace("%%", "%"), default_of(each)
+    if default is MISSING:
+        return f"{text} (required)".strip()
+    return text if default in (None, [], {}) else f"{text} (default: {getattr(default, 'value', default)})".strip()
+
+
+def words_first(name: str, argv: Sequence[str] | None = None) -> list[str]:
+    """Return a command line in which a first word without dashes is the value of the flag `name`.
 
     Example:
 
@@ -115,7 +236,7 @@ def words_first(name: str, argv: list[str] | None = None) -> list[str]:
 
     ```
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     return [f"--{name}", *argv] if argv and not argv[0].startswith("-") else argv
 
 
@@ -148,54 +269,57 @@ def check_minimums(arguments: Any, **minimums: float) -> None:
 
 
 def check_process_count(num_processes: int) -> None:
-    """Refuse to be one of several unrelated runs: the launcher asked for more processes than this one sees.
+    """Check that the run has as many processes as its launcher was asked for.
 
-    That is what comes of `torchrun` with an Accelerate loop on the CPU unless `ACCELERATE_USE_CPU=true`, of
-    `accelerate launch --cpu --num_processes 2`, and of `srun` without a launcher.
+    Otherwise each process would train alone. That happens with `torchrun` and an Accelerate loop on the CPU unless
+    `ACCELERATE_USE_CPU=true`, with `accelerate launch --cpu --num_processes 2`, and with `srun` without a launcher.
+
+    Args:
+        num_processes (`int`): The number of processes that the run sees.
 
     Raises:
-        `ValueError`: With both numbers and the command that works.
+        `ValueError`: If the launcher was asked for more.
     """
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
     asked = max((int(os.environ[name]) for name in sizes if os.environ.get(name, "").isdigit()), default=1)
-    # Accelerate's launcher for one process leaves this address behind only if several were asked for.
+    # With one process, Accelerate's launcher leaves this address behind only if several processes were asked for.
     if asked == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
         asked = 2 if "WORLD_SIZE" not in os.environ else asked
     if asked > num_processes:
         raise ValueError(
-            f"The launcher asked for {asked if asked > 2 else 'several'} processes and this run sees "
-            f"{num_processes}: several on a CPU need ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-            "--num_processes N, as in scripts/accelerate_configs/."
+            f"The launcher was asked for {asked if asked > 2 else 'several'} processes, but this run sees "
+            f"{num_processes}. On CPUs use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, as "
+            "in scripts/accelerate_configs/."
         )
 
 
-def _flags_from_file(path: Path) -> list[str]:
-    """The file's arguments as flags, so that both ways in convert and check alike."""
+def _flags_from_file(path: Path, known: Mapping[str, Field[Any]]) -> list[str]:
+    """Return the arguments of a file as flags, so that both are converted and checked alike."""
     import yaml
 
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such arguments file.")
+        raise ValueError(f"{path}: the arguments file does not exist.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bad JSON, bad UTF-8, 13 months
-        kind = path.suffix[1:].upper()
-        raise ValueError(f"{path}: not valid {kind} ({' '.join(str(error).split())}).") from None
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: malformed JSON or UTF-8
+        raise ValueError(f"{path}: not valid {path.suffix[1:].upper()} ({' '.join(str(error).split())}).") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{path}: expected one object of argument names and values.")
-    flags = []
-    for name, value in arguments.items():
-        try:
-            if isinstance(value, list):
-                flags += [f"--{name}", *map(_as_text, value)]
-            elif value is not None:
-                flags.append(f"--{name}={_as_text(value)}")
-        except (ValueError, TypeError, RecursionError):  # YAML has dates as keys, lists inside themselves, ...
-            raise ValueError(
-                f"{path}: {short_repr(name)} has the value {short_repr(value)}: expected what JSON can say."
-            ) from None
+    flags: list[str] = []
+    for key, value in arguments.items():
+        name = str(key).replace("-", "_")
+        if isinstance(value, dict) and name not in known:
+            raise ValueError(f"{path}: {key!r} is a section. Expected the arguments without sections.")
+        kind = str(known[name].type) if name in known else ""
+        if isinstance(value, list) and ("list" in kind or len(value) == 1):
+            flags += [f"--{name}", *map(_as_text, value)]
+        elif value is False and "bool" not in kind:  # YAML reads `no` as false
+            flags.append(f"--{name}=no")
+        elif value is not None:
+            flags.append(f"--{name}={_as_text(value)}")
     return flags
 
 
 def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+    return json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)

@@ -1,14 +1,13 @@
-"""The learning rate of every update before training: the flags of a run in, its curve out.
+"""The learning rate of every update of a run before it is trained, as a table and a picture.
 
-    python -m hf_warmup.preview --lr_scheduler_type noam --warmup_steps 4000 --max_steps 100000
-    python -m hf_warmup.preview --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_type exponential \\
+    hf-warmup preview --lr_scheduler_type noam --warmup_steps 4000 --max_steps 100000
+    hf-warmup preview --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_type exponential \\
         --warmup_steps 0.02 --max_steps 20000 --compare linear linear:cosine none:noam --output curves.png
 
-It takes the flags of training, or a file of them. The flags of a
-training script about its model and data are ignored.
-`--compare` draws other schedules beside it, each with the other flags the same: a decay (`linear` is
-`--lr_scheduler_type linear`) or `warmup:decay` (`exponential:cosine` is `--warmup_type exponential --lr_scheduler_type
-cosine`). Without `--output` the picture goes into the terminal.
+The command accepts the flags of a training run, or a file of them followed by flags. It ignores the flags of a training
+script about its model and data. `--compare` adds other schedules with otherwise the same flags: a decay, as in
+`--lr_scheduler_type linear`, or `warmup:decay`, as in `--warmup_type exponential --lr_scheduler_type cosine`. Without
+`--output` the picture is drawn in the terminal.
 """
 
 from __future__ import annotations
@@ -21,31 +20,26 @@ from copy import copy
 from dataclasses import dataclass, field, fields
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import HfArgumentParser, TrainingArguments
+from typing import TYPE_CHECKING, Any
 
 from ._validation import check_number
-from .cli import exit_on_user_error, parse_arguments
-from .optim.adam_family import AdamFamily
-from .report.figures import DASHES, blank_axes, blank_figure, line_style
-from .schedules import METRIC_SCHEDULERS, WithWarmupLR, schedule_keywords
-from .trainer import create_optimizer_and_scheduler
-from .training_args import WarmupArgumentsMixin, WarmupTrainingArguments
+from .cli import WARMUP_FLAGS, describe_field, exit_on_user_error, format_help, parse_arguments
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from .training_args import WarmupArgumentsMixin
 
 MAX_POINTS = 10_000
+_MARKS = ("*", "o", "+", "x", "#", "@", "%", "=")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
-    """One schedule: `lrs[i]` is the learning rate in force at update `updates[i]`, counted from 1."""
+    """One schedule: `lrs[i]` is the effective learning rate of update `updates[i]`, counted from 1."""
 
     label: str
     updates: list[int]
@@ -57,16 +51,20 @@ class Curve:
         highest = max(self.lrs)
         return highest, self.updates[self.lrs.index(highest)]
 
+    def __repr__(self) -> str:
+        highest, update = self.peak
+        return f"<Curve {self.label!r}: {len(self.updates)} points, peak {highest:.3g} at update {update}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SchedulePreview:
-    """Learning-rate curves of one run's length: text when printed, a picture in a notebook."""
+    """Learning-rate curves of a run: text when printed, a picture in a notebook."""
 
     num_training_steps: int
     curves: list[Curve]
 
     def table(self) -> str:
-        """First, peak and end of each curve, and a few values between."""
+        """Return the learning rates of a few updates, and the peak, of each curve."""
         T = self.num_training_steps
         shown = sorted({1, *(max(1, T * quarter // 4) for quarter in (1, 2, 3)), T})
         rows = [["lr at update", *map(str, shown), "peak", "at update"]]
@@ -81,11 +79,11 @@ class SchedulePreview:
         )
 
     def sketch(self, width: int = 72, height: int = 16) -> str:
-        """The curves drawn in text, `width` columns by `height` rows."""
+        """Return the curves drawn in `width` by `height` characters; ASCII if the terminal cannot show box lines."""
         top = max(curve.peak[0] for curve in self.curves) or 1.0
         canvas = [[" "] * width for _ in range(height)]
         marked = list(zip(self.curves, cycle(_MARKS), strict=False))
-        for curve, mark in reversed(marked):  # the first one on top
+        for curve, mark in reversed(marked):  # the first curve is drawn last, over the others
             last = None
             for column in range(width):
                 i = round(column / (width - 1) * (len(curve.lrs) - 1))
@@ -94,34 +92,34 @@ class SchedulePreview:
                 for each in range(low, high + 1):
                     canvas[height - 1 - each][column] = mark
                 last = row
+        side, corner, line = _box_lines()
         left = f"{top:.3g}"
         lines = [
-            f"{(left, '0')[i > 0] if i in (0, height - 1) else '':>{len(left)}} │" + "".join(row).rstrip()
+            f"{(left, '0')[i > 0] if i in (0, height - 1) else '':>{len(left)}} {side}" + "".join(row).rstrip()
             for i, row in enumerate(canvas)
         ]
         pad = " " * (len(left) + 1)
-        lines.append(f"{pad}└{'─' * width}")
+        lines.append(f"{pad}{corner}{line * width}")
         lines.append(f"{pad} 1{f'update {self.num_training_steps}':>{width - 1}}")
         if len(self.curves) > 1:
             lines += [f"{pad} {mark} {curve.label}" for curve, mark in marked]
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """The curves as a matplotlib figure.
+        """Return the curves as a matplotlib figure.
 
         Raises:
-            `ValueError`: Without matplotlib.
+            `ImportError`: If matplotlib is not installed.
         """
-        try:
-            figure = blank_figure(8, 3.6)
-        except ImportError:
-            raise ValueError("A picture needs matplotlib: pip install matplotlib.") from None
+        from .report.figures import DASHES, blank_axes, blank_figure, line_style
+
+        figure = blank_figure(8, 3.6)
         axes = blank_axes(figure, "Learning rate before training", "learning rate")
         for i, curve in enumerate(self.curves):
-            # Earlier lines are wider, so that those that later ones cover still show.
+            # Earlier lines are wider, so that they still show where later ones cover them.
             width = 1.6 + 2.4 * (len(self.curves) - 1 - i) / len(self.curves)
             color, dash = line_style(i)
-            style = {"color": color, "linestyle": DASHES[dash], "linewidth": width}
+            style: dict[str, Any] = {"color": color, "linestyle": DASHES[dash], "linewidth": width}
             axes.plot(curve.updates, curve.lrs, label=curve.label, **style)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -130,119 +128,164 @@ class SchedulePreview:
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.sketch()}"
 
+    __repr__ = __str__
+
     def _repr_png_(self) -> bytes | None:
         try:
             figure = self.figure()
-        except ValueError:  # no matplotlib: the notebook shows the text
+        except (ImportError, ValueError):  # without matplotlib the notebook shows the text
             return None
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         return buffer.getvalue()
 
 
-_MARKS = ("*", "o", "+", "x", "#", "@", "%", "=")
+def _box_lines() -> tuple[str, str, str]:
+    """Return the characters for the left side, the corner and the bottom of a sketch."""
+    try:
+        "│└─".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return "|", "+", "-"
+    return "│", "└", "─"
 
 
 def preview_schedule(
     args: WarmupArgumentsMixin,
     num_training_steps: int | None = None,
     compare: Sequence[str | WarmupArgumentsMixin] = (),
+    *,
+    num_hidden_layers: int = 12,
 ) -> SchedulePreview:
-    """The learning rate in force at every update of the run of `args`, from the schedule that training builds.
-
-    With an optimizer that warms up by itself (`radam`, `adam_warmup`) it is that optimizer's `scheduled_lr`. A schedule
-    that follows a metric is shown as long as the metric does not act. Beyond 10,000 updates a curve is sampled.
+    """Return the learning rate of every update of a run, before it is trained.
 
     Args:
-        args ([`WarmupTrainingArguments`]): The arguments that the Trainer gets.
-        num_training_steps (`int`, *optional*): Updates of the whole run, where `args` give it in epochs.
-        compare (`Sequence`, *optional*): Other schedules beside it: `"linear"` for another `lr_scheduler_type`,
-            `"exponential:cosine"` for another `warmup_type` too, or other arguments.
+        args ([`WarmupTrainingArguments`]): The arguments of the run.
+        num_training_steps (`int`, *optional*): Updates of the run, by default `args.max_steps`.
+        compare (`Sequence`, *optional*): Other schedules: `"decay"` or `"warmup:decay"` with otherwise the same
+            arguments, or arguments of another run of the same length.
+        num_hidden_layers (`int`, defaults to 12): Blocks of the model. Used only with `layerwise_lr_decay`.
 
     Returns:
-        [`SchedulePreview`]: With `curves`, `table()`, `sketch()` and `figure()`; text when printed, a picture in a
-        notebook.
+        [`SchedulePreview`]: `print` it, let a notebook show it, or take its `curves`. With `layerwise_lr_decay` or
+        `learning_rate_mapping` there is one curve for each learning rate of `args`.
 
     Raises:
-        `ValueError`: For what training would refuse, and where the run's length is not known.
+        `ValueError`: If the length of the run is unknown, or a schedule is invalid.
 
     Example:
 
     ```python
-    >>> args = WarmupTrainingArguments(lr_scheduler_type="noam", warmup_steps=4, max_steps=16, learning_rate=0.1)
+    >>> from hf_warmup import WarmupTrainingArguments
+    >>> args = WarmupTrainingArguments("runs/a", max_steps=16, warmup_steps=4, lr_scheduler_type="noam", learning_rate=0.1)
     >>> print(preview_schedule(args, compare=["exponential:linear"]).table())
-    lr at update                       1       4       8      12       16    peak  at update
-    noam, warmup 4                 0.025     0.1  0.0707  0.0577     0.05     0.1          4
+    lr at update                        1       4       8      12       16    peak  at update
+    noam, warmup 4                  0.025     0.1  0.0707  0.0577     0.05     0.1          4
     exponential:linear, warmup 4  0.0221  0.0632  0.0648  0.0396  0.00818  0.0713          5
 
     ```
-    """
+    """  # noqa: E501
     if num_training_steps is None:
         if args.max_steps <= 0:
             raise ValueError(
-                f"max_steps={args.max_steps}: expected the run's length in updates; num_train_epochs="
-                f"{args.num_train_epochs:g} becomes one only with the data's size, give it as num_training_steps."
+                "The length of the run is unknown: the number of updates in num_train_epochs="
+                f"{args.num_train_epochs:g} depends on the data. Set max_steps or num_training_steps."
             )
         num_training_steps = args.max_steps
-    check_number("num_training_steps", num_training_steps, 1, integer=True)
+    T = check_number("num_training_steps", num_training_steps, 1, integer=True)
     if isinstance(compare, str):
         raise ValueError(f"compare={compare!r}: expected a list, such as [{compare!r}].")
     entries = [args, *(_replaced(args, each) if isinstance(each, str) else each for each in compare)]
-    return SchedulePreview(num_training_steps, [_curve(each, num_training_steps) for each in entries])
+    return SchedulePreview(T, [curve for each in entries for curve in _curves(each, T, num_hidden_layers)])
 
 
 def _replaced(args: WarmupArgumentsMixin, entry: str) -> WarmupArgumentsMixin:
-    """`args` with the schedule that `entry` names, and those keywords that it takes."""
-    warmup_type, colon, name = entry.rpartition(":")
+    """Return `args` with the schedule that `entry` names, and those of its keywords that the schedule has."""
+    from .schedules import schedule_keywords
+
+    warmup_type, name = _split(entry)
     args = copy(args)
     args.lr_scheduler_type = name
-    args.warmup_type = warmup_type if colon else args.warmup_type
-    kwargs, args.lr_scheduler_kwargs = args.lr_scheduler_kwargs, {}
-    args._check_warmup_arguments()
+    args.warmup_type = warmup_type or args.warmup_type
     decay, warmup = schedule_keywords(name, args.warmup_type)
-    args.lr_scheduler_kwargs = {key: value for key, value in kwargs.items() if key in {**decay, **warmup}}
+    args.lr_scheduler_kwargs = {key: value for key, value in args.lr_scheduler_kwargs.items() if key in decay | warmup}
+    args.check_warmup_arguments()
     return args
 
 
+def _split(entry: str) -> tuple[str | None, str]:
+    """Return the warmup and the decay of `"decay"` or `"warmup:decay"`, where each may be an import path."""
+    from .schedules import WARMUPS, schedule_names
+
+    parts = entry.split(":")
+    if len(parts) > 1 and parts[0] in WARMUPS:
+        cut = 1
+    else:
+        cut = max(0, len(parts) - (1 if parts[-1] in schedule_names() else 2))
+    return ":".join(parts[:cut]) or None, ":".join(parts[cut:])
+
+
+def _curves(args: WarmupArgumentsMixin, num_training_steps: int, num_hidden_layers: int) -> list[Curve]:
+    """Return one curve for each parameter group that differs in its learning rate."""
+    from .optim.parameter_groups import learning_rates
+
+    args, rates = copy(args), {"": args.learning_rate}
+    if args.layerwise_lr_decay is not None:
+        blocks = [f"block.{i}" for i in range(num_hidden_layers)]
+        names = ["embeddings", *(f"{block}.weight" for block in blocks), "head"]
+        by_name = learning_rates(names, args.learning_rate, layerwise_lr_decay=args.layerwise_lr_decay)
+        rates = {f", {name.removesuffix('.weight')}": rate for name, rate in reversed(by_name.items())}
+    rates |= {f", {pattern}": rate for pattern, rate in args.learning_rate_mapping.items()}
+    args.layerwise_lr_decay, args.learning_rate_mapping = None, {}
+    curves = []
+    for suffix, args.learning_rate in rates.items():
+        curve = _curve(args, num_training_steps)
+        curves.append(Curve(curve.label + suffix, curve.updates, curve.lrs))
+    return curves
+
+
 def _curve(args: WarmupArgumentsMixin, num_training_steps: int) -> Curve:
+    from torch import nn
+
+    from .trainer import create_optimizer_and_scheduler
+
     try:
-        pair = create_optimizer_and_scheduler(nn.Linear(1, 1), args, num_training_steps)
-    except ImportError:  # an optimizer that is not installed here; a schedule reads no more of it than AdamW has
+        optimizer, scheduler = create_optimizer_and_scheduler(nn.Linear(1, 1), args, num_training_steps)
+    except ImportError:  # the package of the optimizer is not installed here; the schedule is that of AdamW
         args = copy(args)
         args.optim, args.optim_args = "adamw", None
-        pair = create_optimizer_and_scheduler(nn.Linear(1, 1), args, num_training_steps)
+        optimizer, scheduler = create_optimizer_and_scheduler(nn.Linear(1, 1), args, num_training_steps)
     num_warmup_steps = args.get_warmup_steps(num_training_steps)
     T, stride = num_training_steps, -(-num_training_steps // MAX_POINTS)
     corners = {1, num_warmup_steps, num_warmup_steps + 1, *(T * quarter // 4 for quarter in (1, 2, 3)), T}
     updates = sorted({*range(1, T + 1, stride), *(update for update in corners if 1 <= update <= T)})
-    lr = _lr_in_force(*pair)
-    return Curve(_label(args, pair[0], num_warmup_steps), updates, [lr(update) for update in updates])
+    lr = _effective_lr(optimizer, scheduler)
+    return Curve(_label(args, num_warmup_steps), updates, [lr(update) for update in updates])
 
 
-def _label(args: WarmupArgumentsMixin, optimizer: Optimizer, num_warmup_steps: int) -> str:
-    name = args.lr_scheduler_type.value
+def _label(args: WarmupArgumentsMixin, num_warmup_steps: int) -> str:
+    from .schedules import METRIC_SCHEDULERS
+
+    name, optim = args.lr_scheduler_type.value, args.optim.value
     label = name if args.warmup_type is None else f"{args.warmup_type}:{name}"
     label += f", warmup {num_warmup_steps}" if num_warmup_steps else ""
-    label += f", {args.optim.value}" if args.optim in ("radam", "adam_warmup") else ""
+    label += f", {optim}" if optim in ("radam", "adam_warmup") else ""
     return label + (", until its metric acts" if name in METRIC_SCHEDULERS else "")
 
 
-def _lr_in_force(optimizer: Optimizer, scheduler: LRScheduler) -> Callable[[int], float]:
-    """The learning rate at update t: the schedule's, through the optimizer's own warmup if it has one."""
+def _effective_lr(optimizer: Optimizer, scheduler: LRScheduler) -> Callable[[int], float]:
+    """Return the learning rate of update t: that of the schedule, times the optimizer's own warmup if it has one."""
     group = optimizer.param_groups[0]
 
     def scheduled(t: int) -> float:
-        if isinstance(scheduler, LambdaLR):
+        if hasattr(scheduler, "lr_lambdas"):
             return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](t - 1)
-        # A schedule that follows a metric starts at the group's own.
-        return (
-            scheduler.base_lrs[0] * scheduler.warmups[0](t - 1) if isinstance(scheduler, WithWarmupLR) else group["lr"]
-        )
+        if hasattr(scheduler, "warmups"):  # the warmup of a schedule that follows a metric
+            return scheduler.base_lrs[0] * scheduler.warmups[0](t - 1)
+        return group["lr"]
 
-    def in_force(t: int) -> float:
-        return optimizer.effective_lr({**group, "lr": scheduled(t)}, t)
-
-    return in_force if isinstance(optimizer, AdamFamily) else scheduled
+    if not hasattr(optimizer, "effective_lr"):
+        return scheduled
+    return lambda t: optimizer.effective_lr({**group, "lr": scheduled(t)}, t)
 
 
 @dataclass
@@ -250,41 +293,61 @@ class PreviewArguments:
     """What to draw."""
 
     compare: list[str] = field(
-        default_factory=list, metadata={"help": "Other schedules beside it: a decay, or warmup:decay."}
+        default_factory=list, metadata={"help": "Other schedules to draw: decays, or warmup:decay."}
     )
-    output: str | None = field(default=None, metadata={"help": "A picture's file instead of the terminal."})
+    output: str | None = field(default=None, metadata={"help": "Write a picture to this file."})
     num_training_steps: int | None = field(
-        default=None, metadata={"help": "Updates of the run, where --num_train_epochs gives its length."}
+        default=None, metadata={"help": "Updates of the run, if --num_train_epochs gives its length."}
     )
+    num_hidden_layers: int = field(default=12, metadata={"help": "Blocks of the model, for --layerwise_lr_decay."})
 
 
-# About the machine that trains, which need not be this one.
+# Arguments about the machine that trains, which need not be this one.
 _MACHINE = ("bf16", "bf16_full_eval", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "torch_compile")
+_PROG = "hf-warmup preview"
+_COMMON = "learning_rate, max_steps, num_train_epochs, adam_beta2 and all other training arguments"
 
 
-@dataclass
-class _Flags(WarmupTrainingArguments):
-    def __post_init__(self) -> None:
-        defaults = {each.name: each.default for each in fields(TrainingArguments)}
-        for name in _MACHINE:
-            setattr(self, name, defaults[name])
-        self.use_cpu = True
-        super().__post_init__()
+def _help() -> str:
+    """Return the help without transformers' arguments: importing transformers would take seconds."""
+    groups = {
+        "What to draw": {each.name: describe_field(each) for each in fields(PreviewArguments)},
+        "Arguments of hf_warmup": WARMUP_FLAGS,
+        "More": {"help-all": f"List {_COMMON} of transformers as well."},
+    }
+    return format_help(_PROG, __doc__, groups)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line: print the table, and draw the curves."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command: print the table, and draw the curves."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):
+        print(_help())
+        return
+    from transformers import HfArgumentParser, TrainingArguments
+
+    from .training_args import WarmupTrainingArguments
+
+    @dataclass
+    class PreviewedArguments(WarmupTrainingArguments):
+        def __post_init__(self) -> None:
+            for each in fields(TrainingArguments):
+                if each.name in _MACHINE:
+                    setattr(self, each.name, each.default)
+            self.use_cpu = True
+            super().__post_init__()
+
+    parser = HfArgumentParser((PreviewArguments, PreviewedArguments), prog=_PROG, description=__doc__)  # type: ignore[arg-type]
     with exit_on_user_error(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        # The flags of a training script about its model and data change no learning rate.
-        own, args = parse_arguments(HfArgumentParser((PreviewArguments, _Flags)), argv, ignore_foreign=True)
+        own, args = parse_arguments(parser, argv, ignore_foreign=True)
         if own.output is not None and not Path(own.output).parent.is_dir():
-            raise ValueError(f"output={own.output!r}: there is no folder {Path(own.output).parent}.")
-        preview = preview_schedule(args, own.num_training_steps, own.compare)
+            raise ValueError(f"output={own.output!r}: the folder {Path(own.output).parent} does not exist.")
+        preview = preview_schedule(args, own.num_training_steps, own.compare, num_hidden_layers=own.num_hidden_layers)
         if own.output is not None:
             preview.figure().savefig(own.output)
-    for said in dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)):
-        print(f"warning: {said}", file=sys.stderr)
+    for text in dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, UserWarning)):
+        print(f"warning: {text}", file=sys.stderr)
     print(preview.table() if own.output else preview)
     if own.output:
         print(f"\nWrote {Path(own.output)}")

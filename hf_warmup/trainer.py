@@ -22,7 +22,6 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ._deepspeed import check_deepspeed_config
-from ._from_args import decay_groups, optimizer_cls_and_kwargs
 from .callbacks import WarmupUntilCallback
 from .checkpoints import (
     CHECKPOINT_PATTERN,
@@ -43,7 +42,12 @@ from .schedules import (
     optimizer_warms_up,
     scheduler_warms_up,
 )
-from .training_args import Name, WarmupArgumentsMixin, WarmupSeq2SeqTrainingArguments, WarmupTrainingArguments
+from .training_args import (
+    WarmupArgumentsMixin,
+    WarmupSeq2SeqTrainingArguments,
+    WarmupTrainingArguments,
+    optimizer_cls_and_kwargs,
+)
 
 
 if TYPE_CHECKING:
@@ -104,7 +108,7 @@ def create_optimizer_and_scheduler(
                 f"optim={args.optim.value!r} builds its own parameter groups. Use `WarmupTrainer` instead."
             )
     honor_item_count(model)
-    optimizer = cls(decay_groups(model, args.weight_decay), **kwargs)
+    optimizer = cls(args.parameter_groups(model), **kwargs)
     return optimizer, build_scheduler(args, optimizer, num_training_steps)
 
 
@@ -193,11 +197,10 @@ def _check_args(args: Any) -> None:
             "WarmupTrainingArguments, or an instance of a class that mixes in WarmupArgumentsMixin."
         )
     if args.deepspeed_plugin is not None:
-        ours = isinstance(args.lr_scheduler_type, Name) or args.warmup_type is not None
         check_deepspeed_config(
             args.deepspeed_plugin.deepspeed_config,
             optimizer=f"optim={args.optim.value!r}" if args.optimizer_is_ours else None,
-            scheduler=f"lr_scheduler_type={args.lr_scheduler_type.value!r}" if ours else None,
+            scheduler=f"lr_scheduler_type={args.lr_scheduler_type.value!r}" if args.scheduler_is_ours else None,
         )
 
 
@@ -307,13 +310,22 @@ class WarmupTrainerMixin(_TrainerBase):
         groups. Their groups are kept.
         """
         host = super().get_optimizer_cls_and_kwargs
-        if not args.optimizer_is_ours:
-            return host(args, model)
-        plain = copy.copy(args)
-        plain.optim, plain.optim_args = "adamw_torch", None
-        _, host_kwargs = host(plain, model)
-        cls, kwargs = optimizer_cls_and_kwargs(args)
-        return cls, kwargs | {name: host_kwargs[name] for name in _OWN_GROUPS if name in host_kwargs}
+        if args.optimizer_is_ours:
+            plain = copy.copy(args)
+            plain.optim, plain.optim_args = "adamw_torch", None
+            _, host_kwargs = host(plain, model)
+            cls, kwargs = optimizer_cls_and_kwargs(args)
+            kwargs |= {name: host_kwargs[name] for name in _OWN_GROUPS if name in host_kwargs}
+        else:
+            cls, kwargs = host(args, model)
+        if args.learning_rates_differ and not kwargs.keys() & set(_OWN_GROUPS):
+            kwargs["params"] = args.parameter_groups(model)
+        elif args.layerwise_lr_decay is not None:
+            raise ValueError(
+                f"layerwise_lr_decay={args.layerwise_lr_decay} has no effect because {type(self).__name__} or `optim` "
+                "builds its own parameter groups. Leave it out."
+            )
+        return cls, kwargs
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Create the schedule that the arguments describe: any warmup combined with any decay.
@@ -346,7 +358,7 @@ class WarmupTrainerMixin(_TrainerBase):
             ours = {each.name for each in fields(WarmupArgumentsMixin)}
             for name in ours & params.keys():
                 setattr(self.args, name, params[name])
-            self.args._check_warmup_arguments()
+            self.args.check_warmup_arguments()
             return {name: value for name, value in params.items() if name not in ours}
 
         return super().hyperparameter_search(hp_space and space, *args, **kwargs)

@@ -1,270 +1,353 @@
-"""transformers' `TrainingArguments` with our names behind its own flags."""
+"""`TrainingArguments` of transformers with the optimizers, warmups and schedules of hf_warmup."""
 
 from __future__ import annotations
 
 import json
-import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
 from transformers import SchedulerType, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ._validation import check_name, check_number, check_updates_or_share, short_repr, updates_of_share
+from ._validation import (
+    check_name,
+    check_number,
+    check_updates_or_share,
+    is_import_path,
+    short_repr,
+    updates_of_share,
+)
+from .cli import WARMUP_FLAGS, default_of
 from .guard.callback import ACTIONS
 from .norms import GROUPINGS
-from .optim import OPTIMIZERS, parse_optim_args
-from .schedules import DECAYS, WARMUPS, check_schedule, schedule_names
+from .optim import OPTIMIZERS, get_optimizer_spec, optimizer_kwargs, parse_optim_args
+from .optim.parameter_groups import parameter_groups
+from .schedules import DECAYS, check_schedule, find_schedule, plain_name
 
 
-class Name(str):
-    """A name of ours where transformers keeps a member of an enum: a plain string with the `value` that it reads."""
-
-    __slots__ = ()
-
-    @property
-    def value(self) -> str:
-        return str(self)
-
-
-# Names of transformers whose every option transformers parses itself; the others in both tables are the same torch
-# classes, and ours refuse an unknown option.
-_SHARED_WITH_HOST = {"sgd", "adagrad", "rmsprop"}
+if TYPE_CHECKING:
+    # What users may give differs from what `__post_init__` makes of it.
+    _Base = TrainingArguments
+    _Text: TypeAlias = Any
+    _Number: TypeAlias = Any
+    _Json: TypeAlias = Any
+else:
+    _Base = object
+    _Text, _Number, _Json = str | None, float | None, dict | str | None
 
 
-def _resolve_optim(name: Any) -> Any:
-    value = name.value if isinstance(name, Enum) else name
-    host = {member.value for member in OptimizerNames}
-    check_name("optim", value, {*OPTIMIZERS, *host})
-    return OptimizerNames(value) if value in host else Name(value)
+class _Name(str, Enum):  # noqa: UP042  (transformers prints the class of a name that it refuses)
+    """A name that transformers does not know, with the `value` that it reads from members of its own enums."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> _Name:
+        """Return a new member for an import path, which no enum can list."""
+        member = str.__new__(cls, value)
+        member._name_ = member._value_ = str(value)
+        return member
 
 
-def _resolve_scheduler(name: Any) -> Any:
-    value = name.value if isinstance(name, Enum) else name
-    check_name("lr_scheduler_type", value, schedule_names())
-    return Name(value) if value in DECAYS else SchedulerType(value)
+class _ScheduleName(_Name):
+    """A name for `lr_scheduler_type` that only hf_warmup can use: its own, or one of transformers with a `warmup_type`.
+
+    A plain Trainer would ignore the warmup. It raises instead, because `SchedulerType` looks names up by their hash.
+    """
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.value))
 
 
-def _number_if_text(value: Any) -> Any:
-    """`"1e-6"`, as JSON from a command line leaves it, is the number that it looks like."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _names(base: type[_Name], class_name: str, names: Iterable[str]) -> Any:
+    return base(class_name, {name: name for name in names}, module=__name__)  # type: ignore[call-overload]
 
 
-def resolve_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """`lr_scheduler_kwargs` as a dictionary with numbers, from one or from JSON."""
+_TRANSFORMERS_OPTIMIZERS = {member.value for member in OptimizerNames}
+_TRANSFORMERS_SCHEDULERS = {member.value for member in SchedulerType}
+WarmupTrainerOptimizer = _names(_Name, "WarmupTrainerOptimizer", OPTIMIZERS)
+WarmupTrainerSchedule = _names(_ScheduleName, "WarmupTrainerSchedule", [*DECAYS, *_TRANSFORMERS_SCHEDULERS])
+
+
+def _optimizer_name(value: Any) -> OptimizerNames | _Name:
+    name = plain_name(value)
+    if is_import_path(name):
+        get_optimizer_spec(name)
+        return WarmupTrainerOptimizer(name)
+    check_name("optim", name, {*OPTIMIZERS, *_TRANSFORMERS_OPTIMIZERS})
+    return OptimizerNames(name) if name in _TRANSFORMERS_OPTIMIZERS else WarmupTrainerOptimizer(name)
+
+
+def _scheduler_name(value: Any, warmup_type: str | None) -> SchedulerType | _Name:
+    name = plain_name(value)
+    find_schedule(name)
+    return (
+        SchedulerType(name) if warmup_type is None and name in _TRANSFORMERS_SCHEDULERS else WarmupTrainerSchedule(name)
+    )
+
+
+def read_mapping(name: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any]:
+    """Return an argument that is a dictionary, or JSON text of one, with text such as "1e-6" as numbers.
+
+    Raises:
+        `ValueError`: If it is something else.
+
+    Example:
+
+    ```python
+    >>> read_mapping("lr_scheduler_kwargs", '{"min_lr": "1e-6"}', example='{"d_model": 768}')
+    {'min_lr': 1e-06}
+
+    ```
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (ValueError, RecursionError) as error:  # ValueError: an integer of more than 4300 digits, too
-            raise ValueError(
-                f'lr_scheduler_kwargs={short_repr(value)}: expected a JSON object such as {{"d_model": 768}} ({error}).'
-            ) from None
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f'lr_scheduler_kwargs={short_repr(value)}: expected a dictionary such as {{"d_model": 768}}.')
-    return {key: _number_if_text(item) for key, item in (value or {}).items()}
+        except ValueError as error:
+            raise ValueError(f"{name}={short_repr(value)}: expected JSON such as {example} ({error}).") from None
+    if not isinstance(value, (dict, type(None))):
+        raise ValueError(f"{name}={short_repr(value)}: expected a dictionary such as {example}.")
+    return {key: _as_number(each) for key, each in (value or {}).items()}
+
+
+def _as_number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _as_options(value: Any) -> str | None:
+    """Return `optim_args` as the text that transformers reads: `key=value,key=value`."""
+    if isinstance(value, str) and value[:1] in ("{", "["):  # from an arguments file
+        value = json.loads(value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}={each}" for key, each in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if not isinstance(value, (str, type(None))):
+        raise ValueError(f"optim_args={short_repr(value)}: expected key=value,key=value, or a dictionary.")
+    return value
+
+
+_COEFFICIENT = {"high": 1.0, "open_high": True}
+_AT_LEAST_ONE = {"low": 1, "integer": True}
+# transformers accepts any number here. Values outside these ranges fail late, or train nothing.
+_RANGES: dict[str, dict[str, Any]] = {
+    "learning_rate": {},
+    "weight_decay": {},
+    "adam_epsilon": {},
+    "adam_beta1": _COEFFICIENT,
+    "adam_beta2": _COEFFICIENT,
+    "num_train_epochs": {},
+    "max_steps": {"low": -1, "integer": True},
+    "per_device_train_batch_size": _AT_LEAST_ONE,
+    "per_device_eval_batch_size": _AT_LEAST_ONE,
+    "gradient_accumulation_steps": _AT_LEAST_ONE,
+    "grad_norm_steps": {"integer": True},
+    "guard_max_rewinds": {"integer": True},
+}
+
+
+def _help(name: str) -> dict[str, str]:
+    return {"help": WARMUP_FLAGS[name]}
 
 
 @dataclass
-class WarmupArgumentsMixin:
-    """Our arguments, for `class MyArguments(WarmupArgumentsMixin, Seq2SeqTrainingArguments)`.
+class WarmupArgumentsMixin(_Base):
+    """Arguments of hf_warmup, for `class MyArguments(WarmupArgumentsMixin, Seq2SeqTrainingArguments)`.
+
+    An argument that the other class has as well keeps the default of that class.
 
     Args:
-        optim (`str`, defaults to transformers'): A name of ours (see `hf_warmup.OPTIMIZERS`) or any of transformers'.
-        optim_args (`str`, *optional*): `key=value,key=value`; for our names nothing unknown is ignored.
-        lr_scheduler_type (`str`, defaults to `"linear"`): `noam`, `exponential`, `power`, `sine`, `inverse_time` or any
-            of transformers'.
-        lr_scheduler_kwargs (`dict`, *optional*): Keywords of the decay and of the warmup.
+        optim (`str`, *optional*): A name of [`OPTIMIZERS`][hf_warmup.OPTIMIZERS], a name of transformers, or the import
+            path of an optimizer class, such as `my_optim:MyAdam`.
+        optim_args (`str` or `dict`, *optional*): Options of the optimizer, `key=value,key=value`. An option that the
+            optimizer does not have is an error.
+        lr_scheduler_type (`str`, *optional*): `noam`, `exponential`, `power`, `sine`, `inverse_time`, a name of
+            transformers, or the import path of a function, such as `my_curves:cooldown`.
+        lr_scheduler_kwargs (`dict` or `str`, *optional*): Keywords of the decay and of the warmup, or JSON of them.
         warmup_type (`str`, *optional*): `linear`, `constant`, `exponential`, `cosine`, `untuned_linear`,
-            `untuned_exponential`, `radam` or `none`, in front of any `lr_scheduler_type`. By default a name of
-            transformers keeps its own numbers and a name of ours is preceded by `linear`.
-        warmup_steps (`float`, defaults to 0): Updates as an integer, or a ratio of the run in (0, 1).
-        warmup_epochs (`float`, *optional*): The warmup's length in epochs, instead of `warmup_steps`.
-        grad_norm_steps (`int`, defaults to 1): Record per-layer gradient norms at updates 1, 1 + n, 1 + 2 n, ...; 0 for
-            never.
-        grad_norm_group_by (`str`, defaults to `"layer"`): `"layer"`, `"module"` or `"parameter"`.
-        guard (`str`, defaults to `"warn"`): What [`WarmupGuard`] does when the run goes wrong: `off`, `warn`, `stop` or
+            `untuned_exponential`, `radam`, `none`, or an import path; before any `lr_scheduler_type`. By default a name
+            of transformers keeps its own warmup, and any other decay follows a `linear` one.
+        warmup_steps (`float`, *optional*): Length of the warmup in updates, or a share of the run in (0, 1).
+        warmup_ratio (`float`, *optional*): Only where the other class has it. Otherwise use `warmup_steps`.
+        warmup_epochs (`float`, *optional*): Length of the warmup in epochs, instead of `warmup_steps`.
+        learning_rate_mapping (`dict` or `str`, *optional*): Learning rates of the parameters whose names contain a
+            regular expression, `{"expression": learning_rate}`. The last match counts. Every group has the schedule.
+        layerwise_lr_decay (`float`, *optional*): Factor in (0, 1] by which the learning rate falls from each block to
+            the one below it; the head has the full learning rate and the embeddings the lowest.
+        grad_norm_steps (`int`, defaults to 1): Record gradient norms at updates 1, 1 + n, 1 + 2 n, ...; 0 for never.
+        grad_norm_group_by (`str`, defaults to `"layer"`): `"layer"`, `"module"`, `"parameter"`, `"attention"` or
+            `"mlp"`.
+        guard (`str`, defaults to `"warn"`): What [`WarmupGuard`] does if the run goes wrong: `off`, `warn`, `stop` or
             `rewind`.
         guard_max_rewinds (`int`, defaults to 5): Rewinds after which `guard="rewind"` stops the run.
 
     Raises:
-        `ValueError`: In one sentence, for the first value that cannot be meant.
+        `ValueError`: If an argument is invalid, when the arguments are created and again when training begins.
     """
 
-    optim: str = field(
-        default=next(each.default for each in fields(TrainingArguments) if each.name == "optim"),
-        metadata={"help": f"The optimizer to use: {', '.join(OPTIMIZERS)}, or a name of transformers' own."},
-    )
-    lr_scheduler_type: str = field(
-        default="linear",
-        metadata={"help": f"The learning rate scheduler: {', '.join(DECAYS)}, or a name of transformers' own."},
-    )
-    lr_scheduler_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Keywords of the decay and the warmup, such as '{\"d_model\": 768}'."}
-    )
-    warmup_type: str | None = field(
-        default=None,
-        metadata={"help": f"The warmup in front of the decay: {', '.join(WARMUPS)}. Default: the scheduler's own."},
-    )
-    warmup_steps: float = field(
-        default=0, metadata={"help": "Updates of warmup: an integer, or a ratio of the run in (0, 1)."}
-    )
-    warmup_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs of warmup, instead of --warmup_steps; needs --num_train_epochs."}
-    )
-    grad_norm_steps: int = field(
-        default=1, metadata={"help": "Record per-layer gradient norms every so many updates; 0 for never."}
-    )
-    grad_norm_group_by: str = field(
-        default="layer", metadata={"help": f"What a recorded norm is of: {', '.join(GROUPINGS)}."}
-    )
-
-    guard: str = field(
-        default="warn", metadata={"help": f"What to do when the run goes wrong: {', '.join(('off', *ACTIONS))}."}
-    )
-    guard_max_rewinds: int = field(default=5, metadata={"help": "Rewinds after which --guard rewind stops the run."})
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # Of an argument that is gone the dataclass would say nothing but that it is unexpected.
-        if "warmup_ratio" in kwargs and not hasattr(cls, "warmup_ratio"):
-            ratio = short_repr(kwargs["warmup_ratio"])
-            raise ValueError(
-                f"warmup_ratio={ratio} is no argument: use warmup_steps={ratio}, below 1 it is a share of the run."
-            )
-        return super().__new__(cls)
+    optim: _Text = field(default=None, metadata=_help("optim"))
+    optim_args: _Json = field(default=None, metadata=_help("optim_args"))
+    lr_scheduler_type: _Text = field(default=None, metadata=_help("lr_scheduler_type"))
+    lr_scheduler_kwargs: _Json = field(default=None, metadata=_help("lr_scheduler_kwargs"))
+    warmup_type: str | None = field(default=None, metadata=_help("warmup_type"))
+    warmup_steps: _Number = field(default=None, metadata=_help("warmup_steps"))
+    warmup_ratio: float | None = field(default=None, metadata={"help": "Use --warmup_steps with a value below 1."})
+    warmup_epochs: float | None = field(default=None, metadata=_help("warmup_epochs"))
+    learning_rate_mapping: _Json = field(default=None, metadata=_help("learning_rate_mapping"))
+    layerwise_lr_decay: float | None = field(default=None, metadata=_help("layerwise_lr_decay"))
+    grad_norm_steps: int = field(default=1, metadata=_help("grad_norm_steps"))
+    grad_norm_group_by: str = field(default="layer", metadata=_help("grad_norm_group_by"))
+    guard: str = field(default="warn", metadata=_help("guard"))
+    guard_max_rewinds: int = field(default=5, metadata=_help("guard_max_rewinds"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Also when they are set later, as transformers' own users do: `args.optim = "radam"`.
-        resolve = {"optim": _resolve_optim, "lr_scheduler_type": _resolve_scheduler}.get(name)
-        super().__setattr__(name, value if resolve is None else resolve(value))
+        if isinstance(value, np.generic):
+            value = value.item()
+        if name == "optim" and value is not None:
+            value = _optimizer_name(value)
+        super().__setattr__(name, value)
+        if name in ("lr_scheduler_type", "warmup_type") and self.lr_scheduler_type is not None:
+            super().__setattr__("lr_scheduler_type", _scheduler_name(self.lr_scheduler_type, self.warmup_type))
 
     def __post_init__(self) -> None:
-        self._check_warmup_arguments()
-        ours = self.optim, self.lr_scheduler_type, self.warmup_steps
-        # The base class validates stand-ins of its own kinds (4.57 takes no ratio as `warmup_steps`), then ours return.
-        self.optim = OptimizerNames.ADAMW_TORCH if isinstance(self.optim, Name) else self.optim
-        if isinstance(self.lr_scheduler_type, Name):
-            self.lr_scheduler_type = SchedulerType.LINEAR
-        self.warmup_steps = 0
+        inherited = {each.name: each for each in fields(super(WarmupArgumentsMixin, type(self)))}  # type: ignore[arg-type]
+        for name in inherited.keys() & {each.name for each in fields(WarmupArgumentsMixin)}:
+            if getattr(self, name) is None:
+                setattr(self, name, default_of(inherited[name]))
+        if self.warmup_ratio is not None and "warmup_ratio" not in inherited:
+            raise ValueError(
+                f"warmup_ratio={self.warmup_ratio} is not an argument of transformers any more. Use warmup_steps="
+                f"{self.warmup_ratio}: a value below 1 is a share of the run."
+            )
+        self.check_warmup_arguments()
+        own = {name: getattr(self, name) for name in ("optim", "lr_scheduler_type", "warmup_steps")}
+        # transformers checks these three by itself: it accepts only its own names, and before 5.0 no share of the run.
+        accepted = {
+            "optim": self.optim if isinstance(self.optim, OptimizerNames) else OptimizerNames.ADAMW_TORCH,
+            "lr_scheduler_type": SchedulerType(self.lr_scheduler_type.value)
+            if self.lr_scheduler_type.value in _TRANSFORMERS_SCHEDULERS
+            else SchedulerType.LINEAR,
+            "warmup_steps": 0,
+        }
+        for name, value in accepted.items():
+            super().__setattr__(name, value)
         super().__post_init__()
-        # transformers 5.0 to 5.14 move a deprecated `warmup_ratio` into `warmup_steps`.
-        self.optim, self.lr_scheduler_type, self.warmup_steps = *ours[:2], ours[2] or self.warmup_steps
+        own["warmup_steps"] = own["warmup_steps"] or self.warmup_steps  # the other class may put its warmup_ratio there
+        for name, value in own.items():
+            setattr(self, name, value)
 
-    def _check_warmup_arguments(self) -> None:
-        self._check_names_and_numbers()
-        self._check_warmup_length()
-        self._check_one_warmup()
+    def check_warmup_arguments(self) -> None:
+        """Check the arguments of hf_warmup, and those that transformers accepts although they break training.
 
-    def _check_names_and_numbers(self) -> None:
-        self.lr_scheduler_kwargs = resolve_kwargs(self.lr_scheduler_kwargs)
-        for name in ("learning_rate", "weight_decay", "adam_epsilon"):
-            check_number(name, getattr(self, name))
-        for name in ("adam_beta1", "adam_beta2"):
-            check_number(name, getattr(self, name), 0.0, 1.0, open_high=True)
-        check_number("num_train_epochs", self.num_train_epochs)
-        check_number("max_steps", self.max_steps, -1, integer=True)
-        check_number("grad_norm_steps", self.grad_norm_steps, integer=True)
+        Raises:
+            `ValueError`: If an argument is invalid.
+        """
+        for name, limits in _RANGES.items():
+            setattr(self, name, check_number(name, getattr(self, name), **limits))
         check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
         check_name("guard", self.guard, ("off", *ACTIONS))
-        check_number("guard_max_rewinds", self.guard_max_rewinds, integer=True)
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            check_number(name, getattr(self, name), 1, integer=True)
-        for name in ("logging_steps", "eval_steps", "save_steps"):  # transformers makes integers of them
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), -math.inf)
-        self.warmup_steps = check_updates_or_share("warmup_steps", self.warmup_steps)
-        self.lr_scheduler_kwargs = check_schedule(
-            self.lr_scheduler_type.value, self.warmup_type, self.lr_scheduler_kwargs
+        self.optim_args = _as_options(self.optim_args)
+        if self.optimizer_is_ours:
+            parse_optim_args(self.optim.value, self.optim_args)
+        kwargs = read_mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs, '{"d_model": 768}')
+        self.lr_scheduler_kwargs = check_schedule(self.lr_scheduler_type, self.warmup_type, kwargs)
+        self.learning_rate_mapping = read_mapping(
+            "learning_rate_mapping", self.learning_rate_mapping, '{"embeddings": 1e-5}'
         )
+        for pattern, learning_rate in self.learning_rate_mapping.items():
+            check_number(f"learning_rate_mapping[{pattern!r}]", learning_rate)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"learning_rate_mapping: {pattern!r} is not a regular expression ({error}).") from None
+        if self.layerwise_lr_decay is not None:
+            check_number("layerwise_lr_decay", self.layerwise_lr_decay, 0.0, 1.0, open_low=True)
+        self.warmup_steps = float(check_updates_or_share("warmup_steps", self.warmup_steps))
+        if self.optim == self.warmup_type == "radam":
+            raise ValueError("warmup_type='radam' with optim='radam' would rectify twice. Leave out one of them.")
+        self._check_warmup_length()
 
     def _check_warmup_length(self) -> None:
         if self.warmup_epochs is not None:
-            check_number("warmup_epochs", self.warmup_epochs)
+            check_number("warmup_epochs", self.warmup_epochs, 0.0, self.num_train_epochs)
             if self.warmup_steps:
                 raise ValueError(
-                    f"warmup_epochs={self.warmup_epochs} and warmup_steps={self.warmup_steps}: give one of them."
+                    f"warmup_epochs={self.warmup_epochs} and warmup_steps={self.warmup_steps:g} are two lengths of the "
+                    "warmup. Leave one of them out."
                 )
             if self.max_steps > 0:
                 raise ValueError(
-                    f"warmup_epochs={self.warmup_epochs} needs num_train_epochs; the run's length is "
-                    f"max_steps={self.max_steps}: use warmup_steps."
-                )
-            if self.warmup_epochs > self.num_train_epochs:
-                raise ValueError(
-                    f"warmup_epochs={self.warmup_epochs}: expected at most num_train_epochs={self.num_train_epochs}."
+                    f"warmup_epochs={self.warmup_epochs} needs num_train_epochs, but max_steps={self.max_steps} sets "
+                    "the length of the run. Use warmup_steps instead."
                 )
         if 0 < self.max_steps < self.warmup_steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: expected at most max_steps={self.max_steps}.")
-
-    def _check_one_warmup(self) -> None:
-        if isinstance(self.optim, Name) or self.optim.value in _SHARED_WITH_HOST:
-            optim_args = parse_optim_args(self.optim.value, self.optim_args)
-        else:
-            optim_args = {}
-        if self.optim == "adam_warmup":
-            if self.warmup_type not in (None, "none"):
-                raise ValueError(
-                    f"warmup_type={self.warmup_type!r} with optim='adam_warmup': the optimizer warms up already; "
-                    "leave it out or use optim='adamw'."
-                )
-            if optim_args.get("warmup_steps") and (self.warmup_steps or self.warmup_epochs):
-                raise ValueError(
-                    f"optim_args={self.optim_args!r} with warmup_steps={self.warmup_steps}: expected one of the two."
-                )
-        if self.optim == "radam" and self.warmup_type == "radam":
-            raise ValueError("warmup_type='radam' with optim='radam': the optimizer rectifies already; leave it out.")
+            raise ValueError(f"warmup_steps={self.warmup_steps:g}: expected at most max_steps={self.max_steps}.")
 
     @property
     def optimizer_is_ours(self) -> bool:
-        """Whether `optim` is built from our table; the others are transformers' to build."""
-        return self.optim.value in OPTIMIZERS
+        """Whether hf_warmup builds the optimizer, and not transformers."""
+        return self.optim.value in OPTIMIZERS or is_import_path(self.optim.value)
+
+    @property
+    def scheduler_is_ours(self) -> bool:
+        """Whether only hf_warmup can build the schedule, because of its name or its `warmup_type`."""
+        return isinstance(self.lr_scheduler_type, _Name)
+
+    @property
+    def learning_rates_differ(self) -> bool:
+        """Whether parameters have different learning rates, by name or by depth."""
+        return bool(self.learning_rate_mapping) or self.layerwise_lr_decay is not None
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the parameter groups of an optimizer for `model`; see [`parameter_groups`]."""
+        return parameter_groups(
+            model, self.weight_decay, self.learning_rate, self.learning_rate_mapping, self.layerwise_lr_decay
+        )
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """`W` in updates of a run of `num_training_steps`: from `warmup_steps`, a ratio, or `warmup_epochs`.
+        """Return the number of warmup updates in a run of `num_training_steps`; shares and epochs are rounded up.
 
         Raises:
-            `ValueError`: If it is longer than the run.
+            `ValueError`: If the warmup is longer than the run.
         """
+        self.check_warmup_arguments()
         if self.warmup_epochs is not None:
             return updates_of_share(self.warmup_epochs, num_training_steps, whole=self.num_train_epochs)
-        if 0 < self.warmup_steps < 1:
-            return updates_of_share(self.warmup_steps, num_training_steps)
-        warmup_steps = int(super().get_warmup_steps(num_training_steps))
-        if warmup_steps > num_training_steps > 0:
+        if self.warmup_steps < 1:
+            return updates_of_share(self.warmup_steps or self.warmup_ratio or 0, num_training_steps)
+        if self.warmup_steps > num_training_steps > 0:
             raise ValueError(
-                f"warmup_steps={warmup_steps}: expected at most the {num_training_steps} updates of this run."
+                f"warmup_steps={self.warmup_steps:g}: expected at most the {num_training_steps} updates of this run."
             )
-        return warmup_steps
+        return int(self.warmup_steps)
 
     def set_optimizer(self, name: Any = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with our names."""
-        name = _resolve_optim(name)
+        """Set the optimizer as in transformers, with the names of hf_warmup as well."""
+        name = _optimizer_name(name)
         super().set_optimizer("adamw_torch", *args, **kwargs)
         self.optim = name
-        self._check_warmup_arguments()
+        self.check_warmup_arguments()
         return self
 
     def set_lr_scheduler(self, name: Any = "linear", *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with our names."""
-        name = _resolve_scheduler(name)
+        """Set the schedule as in transformers, with the names of hf_warmup as well."""
+        name = _scheduler_name(name, self.warmup_type)
         super().set_lr_scheduler("linear", *args, **kwargs)
         self.lr_scheduler_type = name
-        self._check_warmup_arguments()
+        self.check_warmup_arguments()
         return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in transformers; our names are plain strings, as YAML and JSON need."""
-        return {key: str(value) if isinstance(value, Name) else value for key, value in super().to_dict().items()}
 
 
 @dataclass
 class WarmupTrainingArguments(WarmupArgumentsMixin, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with the names and fields of [`WarmupArgumentsMixin`].
+    """[`~transformers.TrainingArguments`] with the arguments of [`WarmupArgumentsMixin`].
 
     Example:
 
@@ -279,4 +362,28 @@ class WarmupTrainingArguments(WarmupArgumentsMixin, TrainingArguments):
 
 @dataclass
 class WarmupSeq2SeqTrainingArguments(WarmupArgumentsMixin, Seq2SeqTrainingArguments):
-    """[`~transformers.Seq2SeqTrainingArguments`] with the names and fields of [`WarmupArgumentsMixin`]."""
+    """[`~transformers.Seq2SeqTrainingArguments`] with the arguments of [`WarmupArgumentsMixin`]."""
+
+
+def optimizer_cls_and_kwargs(args: WarmupArgumentsMixin) -> tuple[type[Optimizer], dict[str, Any]]:
+    """Return the class of an optimizer of hf_warmup and its keyword arguments, for `args.optimizer_is_ours`.
+
+    Example:
+
+    ```python
+    >>> args = WarmupTrainingArguments("runs/a", optim="sgd", learning_rate=0.1, optim_args="momentum=0.8")
+    >>> cls, kwargs = optimizer_cls_and_kwargs(args)
+    >>> cls.__name__, kwargs
+    ('SGD', {'lr': 0.1, 'momentum': 0.8})
+
+    ```
+    """
+    name = args.optim.value
+    kwargs = optimizer_kwargs(
+        name,
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        optim_args=args.optim_args,
+    )
+    return get_optimizer_spec(name).cls, kwargs

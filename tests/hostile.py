@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 
-HUGE = st.sampled_from([10**30, 10**400, -(10**400), 1e308, 5e-324, "9" * 5000])
+HUGE = st.sampled_from([10**30, 1e308, 5e-324])
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | HUGE
 NESTED = st.recursive(
     ATOMS,

@@ -143,10 +143,10 @@ def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
             "checkpointing_steps='often': expected an integer in [1, inf) or 'epoch",
         ),
         (("--num_warmup_steps", 1.5), "num_warmup_steps=1.5: expected an integer, or a ratio in (0, 1)"),
-        (("--warmup_ratio", 0.1), "--warmup_ratio is no argument: use --num_warmup_steps 0.1, below 1"),
+        (("--warmup_ratio", 0.1), "--warmup_ratio is not an argument. Use --num_warmup_steps: a value below 1"),
         (("--lr_scheduler_type", "reduce_lr_on_plateau"), "lr_scheduler_type='reduce_lr_on_plateau' follows a metric"),
         (("--resume_from_checkpoint", "nowhere"), "resume_from_checkpoint='nowhere': there is no such folder."),
-        (("--lerning_rate", 1), "--lerning_rate is no argument. Did you mean --learning_rate?"),
+        (("--lerning_rate", 1), "--lerning_rate is not an argument. Did you mean --learning_rate?"),
     ],
 )
 def test_mistakes_are_one_sentence_before_training(loop, flags, tmp_path, more, sentence):

@@ -287,7 +287,7 @@ def test_sequences_have_special_tokens_and_a_fixed_length(texts):
             "data_dir='nowhere' has no file bert-base-uncased/vocab.txt, which `pretrain` reads.",
         ),
         (("pretrain",), "`pretrain` needs a folder with the files bert-base-uncased/vocab.txt, us_speeches"),
-        (("depth", "--quickly"), "--quickly is no argument. Did you mean --quick?"),
+        (("depth", "--quickly"), "--quickly is not an argument. Did you mean --quick?"),
     ],
     ids=lambda value: "",
 )

@@ -1,0 +1,32 @@
+"""The command `hf-warmup`, also `python -m hf_warmup`: preview a schedule, report on runs, write a model card."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+
+# Command -> the module that has its `main`, and what it does.
+COMMANDS = {
+    "preview": ("hf_warmup.preview", "Draw the learning rate of every update before training."),
+    "report": ("hf_warmup.report.__main__", "Say what happened in finished runs, and compare them."),
+    "card": ("hf_warmup.report.model_card", "Write a model card from recorded runs."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `hf-warmup COMMAND ...`; each command has its own `--help`."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in COMMANDS:
+        import_module(COMMANDS[command][0]).main(rest)
+    elif command in ("-h", "--help"):
+        rows = "\n".join(f"  {name:<9} {about}" for name, (_, about) in COMMANDS.items())
+        print(f"usage: hf-warmup COMMAND ...\n\n{rows}\n\nhf-warmup COMMAND --help lists the arguments of a command.")
+    else:
+        print(f"error: {command!r} is not a command. Expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

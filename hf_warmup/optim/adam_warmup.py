@@ -74,10 +74,7 @@ class AdamWarmup(AdamFamily):
         group["warmup_steps"] = check_number("warmup_steps", group["warmup_steps"], integer=True)
 
     def warmup(self, group: dict[str, Any], t: int) -> float:
-        return linear_warmup(t - 1, num_warmup_steps=group["warmup_steps"])
-
-    def _update(self) -> None:
         # Not in the constructor: the length may be set later, for example by `create_scheduler`.
-        if not self.state and not any(group["warmup_steps"] for group in self.param_groups):
+        if t == 1 and not group["warmup_steps"]:
             warnings.warn("AdamWarmup with warmup_steps=0 does not warm up: expected at least 1.", stacklevel=2)
-        super()._update()
+        return linear_warmup(t - 1, num_warmup_steps=group["warmup_steps"])

@@ -33,6 +33,7 @@ from .checkpoints import (
 )
 from .guard.callback import GUARD_FILE, WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
+from .optim import effective_learning_rates
 from .report.model_card import add_recording
 from .report.run import copy_run_settings, write_run_settings
 from .schedules import (
@@ -233,6 +234,10 @@ class _RunFolderCallback(TrainerCallback):
             resumed = state.global_step > 0
             write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps, resumed)
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if optimizer is not None and self.trainer.gradient_norm_recorder is not None:
+            self.trainer.gradient_norm_recorder.log(learning_rate=effective_learning_rates(optimizer))
+
 
 class WarmupTrainerMixin(_TrainerBase):
     """Warmups, optimizers and per-layer gradient norms for any Trainer: `class T(WarmupTrainerMixin, SFTTrainer)`.
@@ -283,7 +288,10 @@ class WarmupTrainerMixin(_TrainerBase):
         if self.args.grad_norm_steps:
             path = Path(self.args.output_dir) / GRADIENT_NORMS_FILE if self.is_world_process_zero() else None
             self.gradient_norm_recorder = GradientNormRecorder(
-                path, self.args.grad_norm_group_by, self.args.grad_norm_steps
+                path,
+                self.args.grad_norm_group_by,
+                self.args.grad_norm_steps,
+                share_with_clip=hasattr(Trainer, "_clip_grad_norm"),
             )
         self.add_callback(_RunFolderCallback(self))
         self.guard: WarmupGuard | None = None
@@ -374,6 +382,21 @@ class WarmupTrainerMixin(_TrainerBase):
         if self.guard is not None:
             self.guard.count_loss(loss)
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip with the norms that have just been recorded. transformers 4.57 has no such method and clips inline."""
+        total = self._clip_recorded(model, self.args.max_grad_norm)
+        return super()._clip_grad_norm(model) if total is None else total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
+        """Return the total norm; transformers 5 measures it here, to log it, if nothing is clipped."""
+        if grad_norm is None:
+            grad_norm = self._clip_recorded(model, float("inf"))
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _clip_recorded(self, model: nn.Module, max_norm: float) -> Tensor | None:
+        recorder = self.gradient_norm_recorder
+        return recorder and recorder.clip_recorded_(model.parameters(), max_norm, self.accelerator)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log `logs`; a training loss is logged with the latest gradient norms and the effective learning rate."""

@@ -46,6 +46,7 @@ from hf_warmup.accelerate_utils import (
 from hf_warmup.checkpoints import warn_existing_checkpoints
 from hf_warmup.cli import RESUME_HINT, check_minimums, check_process_count, exit_on_user_error, parse_arguments
 from hf_warmup.norms import GRADIENT_NORMS_FILE
+from hf_warmup.optim import effective_learning_rates
 from hf_warmup.report.run import write_run_settings
 from hf_warmup.training_args import resolve_kwargs
 from text_classification.arguments import (
@@ -170,9 +171,14 @@ def train(
             with record_gradient_norms(recorder, accelerator, model, state.global_step + 1):
                 accelerator.backward(loss)
             if accelerator.sync_gradients and args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                if recorder is None:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                else:  # the same, with the norms that have just been recorded
+                    recorder.clip_(model, args.max_grad_norm, accelerator)
             learning_rate = scheduler.get_last_lr()[0]
             optimizer.step()
+            if accelerator.sync_gradients and recorder is not None:
+                recorder.log(learning_rate=effective_learning_rates(optimizer))
             scheduler.step()
             optimizer.zero_grad()
         if not accelerator.sync_gradients:

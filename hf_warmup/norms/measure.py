@@ -42,18 +42,22 @@ def add_shards(squares: Tensor, sharding: Sharding) -> Tensor:
     return squares
 
 
+_PIECE = 1 << 20  # elements: the error of a float32 sum grows with their number
+
+
 def tensor_norms(tensors: Sequence[Tensor], *, accurate: bool = False) -> list[Tensor]:
     """Return the L2 norm of each tensor in float32.
 
     By default the norms are those of `torch.nn.utils.clip_grad_norm_`. `torch._foreach_norm` has no public name; it
-    saves one kernel launch per parameter. On the CPU its relative error is up to 1e-3 for tensors of 20 million
-    elements. With `accurate`, float32 tensors on the CPU are measured by `torch.dot`, which is more accurate (2e-5) and
-    takes half the time.
+    saves one kernel launch per parameter. On the CPU its relative error is 1.3e-3 for BERT's word embeddings (23
+    million elements). With `accurate`, float32 tensors on the CPU are measured by `torch.dot` in pieces, with a
+    relative error below 1e-5 and in half the time.
     """
     if accurate and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors):
-        flat = [tensor.reshape(-1) for tensor in tensors]
-        return [torch.dot(tensor, tensor).sqrt() for tensor in flat]
-    return list(torch._foreach_norm(tensors, 2.0, dtype=torch.float32))
+        pieces = [tensor.reshape(-1).split(_PIECE) for tensor in tensors]
+        return [torch.stack([torch.dot(piece, piece) for piece in each]).sum().sqrt() for each in pieces]
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [norm.float() for norm in torch._foreach_norm(tensors, 2.0, dtype=dtype)]
 
 
 @lru_cache(maxsize=16)

@@ -59,8 +59,8 @@ class GradientNormRecorder:
         every (`int`, defaults to 1): Record updates 1, 1 + every, 1 + 2 every, ...
         share_with_clip (`bool`, defaults to `True`): Measure as `torch.nn.utils.clip_grad_norm_` does, so that
             [`clip_`][hf_warmup.GradientNormRecorder.clip_] can use the norms. With `False`, norms of float32 gradients
-            on the CPU are more accurate (relative error 2e-5 instead of up to 1e-3 for the largest tensors) and take
-            half the time.
+            on the CPU are more accurate (relative error 1e-5 instead of up to 1e-3 for the largest tensors) and
+            take half the time.
 
     Example:
 
@@ -93,7 +93,7 @@ class GradientNormRecorder:
         self.share_with_clip = share_with_clip
         self.nonfinite_updates = 0
         self.latest: dict[str, Any] = {}
-        self.listener: Callable[[list[dict[str, Any]]], None] = lambda rows: None  # gets the rows of each flush
+        self.listener: Callable[[list[dict[str, Any]]], None] = lambda rows: None  # gets the measured rows
         self._pending: list[_Row] = []
         self._groups: dict[str, str] = {}
         self._for_clip: ClipNorms | None = None
@@ -208,8 +208,8 @@ class GradientNormRecorder:
         self.nonfinite_updates += sum("nonfinite" in row for row in rows)
         for row in rows:
             self.latest = self.latest | row if self.latest.get("step") == row["step"] else row
-        if rows:
-            self.listener(rows)
+        if measured := [row for row in rows if LOG_PREFIX in row]:
+            self.listener(measured)
         return rows
 
     def norms_on_device(self, step: int) -> Tensor | None:

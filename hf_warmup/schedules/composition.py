@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from math import inf
 from typing import Any
 
 from .._validation import check_name, check_number, is_import_path, short_repr
@@ -39,13 +40,13 @@ class TransformersSchedule:
 
 
 _CYCLES = Number(high=1e9)  # the cosine of an angle beyond float64 is no number
-_MIN_LR = {
+_MIN_LR: dict[str, Range] = {
     "num_cycles": _CYCLES,
     "min_lr": Number(optional=True),
     "min_lr_rate": Number(high=1.0, optional=True),
 }
 _SHAPE = Choice(("linear", "cosine", "1-sqrt"))
-_PLATEAU = {
+_PLATEAU: dict[str, Range] = {
     "mode": Choice(("min", "max")),
     "factor": Number(high=1.0, open_low=True, open_high=True),
     "patience": COUNT,
@@ -270,10 +271,9 @@ def _held(step: int, *, curve: Schedule, last: int | None) -> float:
         return 1.0
 
 
-def _after_warmup(step: int, *, curve: Schedule, num_warmup_steps: int, num_training_steps: int | None) -> float:
-    """Return transformers' `curve` without its warmup."""
-    has_no_decay = num_training_steps is not None and num_warmup_steps >= num_training_steps
-    return 1.0 if step < num_warmup_steps or has_no_decay else curve(step)
+def _after_warmup(step: int, *, curve: Schedule, begin: float) -> float:
+    """Return transformers' `curve` without its warmup: 1 before the step `begin`."""
+    return 1.0 if step < begin else curve(step)
 
 
 def get_schedule(
@@ -335,10 +335,13 @@ def get_schedule(
     num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
     if num_training_steps is not None:
         num_training_steps = check_number("num_training_steps", num_training_steps, integer=True)
-    base_lr = check_number("base_lr", base_lr)
-    beta2 = (warmup.keywords if warmup else {}).get("beta2", BETA2).check("beta2", beta2)
-    lengths = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
-    arguments = {**lengths, "base_lr": base_lr, "beta2": beta2, **kwargs}
+    arguments = {
+        "num_warmup_steps": num_warmup_steps,
+        "num_training_steps": num_training_steps,
+        "base_lr": check_number("base_lr", base_lr),
+        "beta2": (warmup.keywords if warmup else {}).get("beta2", BETA2).check("beta2", beta2),
+        **kwargs,
+    }
     if isinstance(row, Curve):
         decay = row.bind(arguments)
     elif row.follows_metric:
@@ -347,9 +350,10 @@ def get_schedule(
         of_warmup = warmup.keywords.keys() - row.keywords.keys() if warmup else ()
         own = {key: value for key, value in kwargs.items() if key not in of_warmup}
         last = num_training_steps - 1 if num_training_steps and row.ends_early else num_training_steps
-        decay = _transformers_curve(name, num_warmup_steps, num_training_steps, base_lr, own, last)
+        decay = _transformers_curve(name, num_warmup_steps, num_training_steps, arguments["base_lr"], own, last)
         if warmup is None:
             return decay
-        decay = partial(_after_warmup, curve=decay, **lengths)
+        no_decay = num_training_steps is not None and num_warmup_steps >= num_training_steps
+        decay = partial(_after_warmup, curve=decay, begin=inf if no_decay else num_warmup_steps)
     assert warmup is not None  # only transformers' own warmups have no row
     return partial(multiply, schedules=(warmup.bind(arguments), decay))

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from math import inf
+from math import inf, nan
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import (
 
 from .._validation import check_number, short_repr, updates_of_share
 from .composition import (
+    METRIC_SCHEDULERS,
     Schedule,
     TransformersSchedule,
     check_length,
@@ -102,9 +103,10 @@ def scheduler_warms_up(lr_scheduler: Any, group: int = 0) -> bool:
 
 def _rises(multiplier: Callable[[int], float]) -> bool:
     if isinstance(multiplier, partial) and multiplier.func is multiply:
-        return any(map(_rises, multiplier.keywords["schedules"]))
+        warmup, *_ = parts = multiplier.keywords["schedules"]
+        return warmup(0) < 1.0 or any(map(_rises, parts))  # a warmup may be flat at first
     if isinstance(multiplier, partial) and multiplier.func in _WARMUP_FUNCTIONS:
-        return multiplier(0) < 1.0  # "constant" and "radam" are flat at first
+        return multiplier(0) < 1.0
     return multiplier(0) < multiplier(1)
 
 
@@ -176,9 +178,9 @@ def _group_schedules(
     kwargs: dict[str, Any],
     warmup_type: str | None,
 ) -> list[Schedule]:
-    """Return the multiplier of each parameter group, checked at the corners of the run.
+    """Return the multiplier of each parameter group: for a name that follows a metric, the warmup alone.
 
-    For a name that follows a metric it is the warmup alone.
+    Everything that is checked or advised where a schedule is put on an optimizer is checked or advised here.
     """
     num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
     _warn_of_unused_length(name, warmup_type, num_warmup_steps, optimizer)
@@ -190,7 +192,7 @@ def _group_schedules(
     beta2 = kwargs.pop("beta2", None)
     if warmup is not None:
         check_length(num_warmup_steps, num_training_steps)
-    if of_transformers and row.follows_metric:
+    if name in METRIC_SCHEDULERS:
         name, warmup_type = "constant", warmup_type or "none"
         kwargs = {key: value for key, value in kwargs.items() if warmup and key in warmup.keywords}
 
@@ -232,12 +234,12 @@ def _check_corners(
         for schedule, base_lr in zip(schedules, lrs, strict=True):
             try:
                 lr = base_lr * schedule(step)
-            except ArithmeticError as error:
-                lr = error
-            if isinstance(lr, ArithmeticError) or not 0.0 <= lr < inf:
+            except ArithmeticError:
+                lr = nan
+            if not 0.0 <= lr < inf:
                 raise ValueError(
-                    f"lr_scheduler_type={name!r} has no learning rate at step {step} of {num_training_steps} with "
-                    f"num_warmup_steps={num_warmup_steps}: it is {lr}. Change the warmup or lr_scheduler_kwargs."
+                    f"lr_scheduler_type={name!r} with num_warmup_steps={num_warmup_steps} has the learning rate {lr} "
+                    f"at step {step} of {num_training_steps}. Change the warmup or lr_scheduler_kwargs."
                 )
             peak = max(peak, lr)
     return peak
@@ -337,7 +339,7 @@ class WarmupLR(LambdaLR):
         scheduler_specific_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        if isinstance(row := find_schedule(name), TransformersSchedule) and row.follows_metric:
+        if plain_name(name) in METRIC_SCHEDULERS:
             raise ValueError(f"lr_scheduler_type={plain_name(name)!r} follows a metric: use hf_warmup.get_scheduler.")
         kwargs = {**_checked_dict(scheduler_specific_kwargs), **kwargs}
         lengths = num_warmup_steps, num_training_steps
@@ -353,7 +355,7 @@ class WarmupLR(LambdaLR):
         super().load_state_dict(state_dict)
         _check_group_count(self.optimizer, len(self._last_lr))
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            _set_lr(group, lr)
+            _set_lr(group, float(lr))
 
 
 def _checked_dict(kwargs: Any) -> dict[str, Any]:
@@ -406,13 +408,11 @@ def get_scheduler(
     """
     kwargs = _checked_dict(scheduler_specific_kwargs)
     lengths = 0 if num_warmup_steps is None else num_warmup_steps, num_training_steps
-    row = find_schedule(name)
-    of_transformers = isinstance(row, TransformersSchedule)
     if hasattr(optimizer, "optimizer_dict"):  # one optimizer for each parameter, which transformers steps in a hook
-        if not of_transformers or warmup_type is not None:
+        if not isinstance(find_schedule(name), TransformersSchedule) or warmup_type is not None:
             raise ValueError("A layer-wise optimizer steps in the backward pass. Use a schedule of transformers there.")
         return _transformers_scheduler(name, optimizer, *lengths, kwargs)
-    if not (of_transformers and row.follows_metric):
+    if plain_name(name) not in METRIC_SCHEDULERS:
         return WarmupLR(optimizer, name, *lengths, warmup_type, kwargs)
     warmups = _group_schedules(optimizer, name, *lengths, dict(kwargs), warmup_type)
     own = {key: kwargs[key] for key in schedule_keywords(name)[0].keys() & kwargs.keys()}
@@ -572,7 +572,7 @@ class WithWarmupLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self._starts = list(state_dict.get("starts", self._starts))
         for warmup, state in zip(self.warmups, state_dict.get("warmups", ()), strict=False):
-            if state is not None:
+            if state is not None and isinstance(warmup, StatefulWarmup):
                 warmup.load_state_dict(state)
         self.lr_scheduler.load_state_dict(state_dict["lr_scheduler"])
         for group, lr in zip(groups, lrs, strict=True):
@@ -620,7 +620,7 @@ class PlateauWithWarmupLR(UpdateCounter, WithWarmupLR, ReduceLROnPlateau):
         self.used_lrs = list(self._last_lr)
         self._watch_optimizer()
 
-    def step(self, *metrics: Any) -> None:  # type: ignore[override]
+    def step(self, *metrics: Any) -> None:
         """Give a metric to the scheduler. Without a metric nothing happens: updates are counted by the optimizer."""
         if metrics:
             self._has_metric = True

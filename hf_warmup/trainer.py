@@ -345,8 +345,7 @@ class WarmupTrainerMixin(_TrainerBase):
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, WarmupUntilCallback):
-                    steps = self.args.get_warmup_steps(num_training_steps)
-                    self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler, steps, self.args.warmup_type)
+                    self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler)
             if self.guard is not None:
                 self.lr_scheduler = self.guard.wrap_scheduler(self.lr_scheduler)
             self._created_lr_scheduler = True  # or a second `train()` would continue with the used one

@@ -1,11 +1,11 @@
-"""Decays of our own: `step -> multiplier`, 1 until the warmup is over at `num_warmup_steps`."""
+"""Decay curves: functions `step -> multiplier` that are 1 until the warmup ends at `num_warmup_steps`."""
 
 from math import exp, expm1, log, sin, sqrt
 
 from .curve import COUNT, SHARE, Curve, Number
 
 
-NOAM_PEAK = (1e-6, 1e-1)  # a peak outside was hardly meant: the paper's is 7e-4
+NOAM_PEAK = (1e-6, 1e-1)  # plausible peaks; the paper's is 7e-4
 
 
 def noam_decay(step: int, *, num_warmup_steps: int, d_model: int | None = None) -> float:
@@ -38,7 +38,7 @@ def noam_decay(step: int, *, num_warmup_steps: int, d_model: int | None = None) 
 
 
 def exponential_decay(step: int, *, num_warmup_steps: int, gamma: float = 0.999) -> float:
-    """`gamma^k` with `k = max(0, step - W)`.
+    """Return `gamma^k` with `k = max(0, step - W)`.
 
     Args:
         step (`int`): 0-based index of the update.
@@ -60,12 +60,12 @@ def exponential_decay(step: int, *, num_warmup_steps: int, gamma: float = 0.999)
 
 
 def inverse_time_decay(step: int, *, num_warmup_steps: int, decay_rate: float = 1e-3) -> float:
-    """`1 / (1 + decay_rate k)` with `k = max(0, step - W)`.
+    """Return `1 / (1 + decay_rate k)` with `k = max(0, step - W)`.
 
     Args:
         step (`int`): 0-based index of the update.
         num_warmup_steps (`int`): `W`, where the decay begins.
-        decay_rate (`float`, defaults to 1e-3): Half of the learning rate is left after `1 / decay_rate` updates.
+        decay_rate (`float`, defaults to 1e-3): At least 0. The multiplier is 1/2 after `1 / decay_rate` updates.
 
     Returns:
         `float`: Multiplier in (0, 1].
@@ -82,9 +82,9 @@ def inverse_time_decay(step: int, *, num_warmup_steps: int, decay_rate: float = 
 
 
 def power_decay(step: int, *, num_warmup_steps: int, base_lr: float, power: float = 1.0001) -> float:
-    """`lr <- lr^power` each update after the warmup, in closed form `base_lr^(power^k)`, over `base_lr`.
+    """Return `base_lr^(power^k) / base_lr`, the closed form of `lr <- lr^power` at each update after the warmup.
 
-    The recursion is on the learning rate itself, so the multiplier depends on it: the smaller `base_lr`, the faster.
+    The recursion is on the learning rate itself, so the multiplier depends on it: a smaller `base_lr` decays faster.
 
     Args:
         step (`int`): 0-based index of the update.
@@ -110,10 +110,10 @@ def power_decay(step: int, *, num_warmup_steps: int, base_lr: float, power: floa
 
 
 def sine_decay(step: int, *, num_warmup_steps: int, base_lr: float) -> float:
-    """`lr <- sin(lr)` each update after the warmup, over `base_lr`; about `1 / sqrt(1 + base_lr^2 k / 3)`.
+    """Return `sin(sin(... base_lr)) / base_lr`: `lr <- sin(lr)` at each of the `k` updates after the warmup.
 
-    The `k`-th iterate is computed in closed form, to float64's precision, through the Abel function of the sine: the
-    `A` with `A(sin x) = A(x) + 1`.
+    This is about `1 / sqrt(1 + base_lr^2 k / 3)`. It is computed in closed form, to float64's precision, with the Abel
+    function of the sine: the `A` for which `A(sin x) = A(x) + 1`.
 
     Args:
         step (`int`): 0-based index of the update.
@@ -134,15 +134,17 @@ def sine_decay(step: int, *, num_warmup_steps: int, base_lr: float) -> float:
     return _iterated_sine(base_lr, max(0, step - num_warmup_steps)) / base_lr if base_lr > 0.0 else 1.0
 
 
-# A(x) = 3 / x^2 + 6/5 ln x + sum of c_k x^(2k): the c_k that cancel A(sin x) - A(x) - 1 order by order.
+# A(x) = 3 / x^2 + 6/5 ln x + sum of c_k x^(2k), where the c_k cancel A(sin x) - A(x) - 1 order by order.
 _SINE_ABEL = (79 / 1050, 29 / 2625, 91543 / 36382500, 18222899 / 28378350000, 88627739 / 573024375000)
 
 
 def _iterated_sine(x: float, k: int) -> float:
     """`sin(sin(... x))`, `k` times, for `x` in [0, 1]."""
-    for _ in range(min(k, 100)):  # brings x below 0.18, where the five terms reach float64's precision
+    for _ in range(
+        min(k, 100)
+    ):  # after 100 steps x is below 0.18, where five terms of the series reach float64's precision
         x = sin(x)
-    if k <= 100 or x < 1e-100:  # sin x is x, and x^3 underflows
+    if k <= 100 or x < 1e-100:  # sin x equals x here, and x^3 underflows
         return x
 
     def abel(y: float) -> float:
@@ -153,7 +155,7 @@ def _iterated_sine(x: float, k: int) -> float:
 
     target = abel(x) + (k - 100)
     y = 1.0 / sqrt(1.0 / (x * x) + (k - 100) / 3.0)
-    for _ in range(3):  # Newton's steps, A' = -6 / y^3 + 6 / (5 y) + ...; each squares an error below 1 %
+    for _ in range(3):  # Newton's method with A' = -6 / y^3 + 6 / (5 y) + ...; each step squares an error below 1 %
         y += (abel(y) - target) * y**3 / (6.0 - 1.2 * y * y)
     return y
 

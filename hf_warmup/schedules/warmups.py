@@ -1,16 +1,16 @@
-"""Warmups: `step -> multiplier in [0, 1]`, 1 (or on its way to 1) once the warmup is over."""
+"""Warmup curves: functions `step -> multiplier in [0, 1]` that reach or approach 1."""
 
 from math import expm1, log, pi, sin, sqrt
 
 from .curve import BETA2, COUNT, SHARE, Curve, Number
 
 
-# The authors' code and torch both start to rectify above 5; the paper's text says 4, one update earlier.
+# The authors' code and torch both rectify above 5. The paper's text says 4, which is one update earlier.
 RECTIFICATION_THRESHOLD = 5.0
 
 
 def rho_inf(beta2: float) -> float:
-    """Length of the simple moving average that an infinitely long exponential one behaves like: `2 / (1 - beta2) - 1`.
+    """Return `2 / (1 - beta2) - 1`, the length of the simple moving average that is equivalent to an exponential one.
 
     Example:
 
@@ -24,7 +24,7 @@ def rho_inf(beta2: float) -> float:
 
 
 def rho_t(t: int, beta2: float) -> float:
-    """The same length after `t` updates (counted from 1): `rho_inf - 2 t beta2^t / (1 - beta2^t)`.
+    """Return the equivalent length after `t` updates (counted from 1): `rho_inf - 2 t beta2^t / (1 - beta2^t)`.
 
     Example:
 
@@ -41,10 +41,11 @@ def rho_t(t: int, beta2: float) -> float:
 
 
 def r_t(t: int, beta2: float) -> float:
-    """Variance rectification of update `t` (counted from 1), in [0, 1]; 0 while the variance is intractable.
+    """Return RAdam's variance rectification of update `t` (counted from 1), in [0, 1].
 
-    `sqrt((rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t))` once `rho_t > 5`, which first happens
-    at update 6 for every beta2 in [0.9, 0.9999].
+    `sqrt((rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t))` if `rho_t > 5`, which first holds at
+    update 6 for every beta2 in [0.9, 0.9999]. It is 0 before, where the variance is intractable. The paper: Liu et al.
+    2020, https://arxiv.org/abs/1908.03265, section 4.
 
     Example:
 
@@ -61,7 +62,7 @@ def r_t(t: int, beta2: float) -> float:
 
 
 def no_warmup(step: int) -> float:
-    """`1`: the full learning rate from the first update.
+    """Return 1: the full learning rate from the first update.
 
     Example:
 
@@ -75,16 +76,16 @@ def no_warmup(step: int) -> float:
 
 
 def linear_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 0.0) -> float:
-    """`f + (1 - f) min(1, t / W)` with `t = step + 1`: the gradual warmup of Goyal et al. 2017.
+    """Return `f + (1 - f) min(1, t / W)` with `t = step + 1`: the gradual warmup of Goyal et al. 2017.
 
-    https://arxiv.org/abs/1706.02677, section 2.2. Unlike transformers' `(t - 1) / W`, the first update is not spent at
-    a learning rate of 0.
+    The paper: https://arxiv.org/abs/1706.02677, section 2.2. transformers' linear warmup is `(t - 1) / W`, whose first
+    update has a learning rate of 0.
 
     Args:
         step (`int`): 0-based index of the update.
-        num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for none.
-        warmup_factor (`float`, defaults to 0.0): `f`, where it begins, in [0, 1]: the paper's 1 / k for k times the
-            reference batch.
+        num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for no warmup.
+        warmup_factor (`float`, defaults to 0.0): `f`, the multiplier before the first update, in [0, 1]. The paper has
+            1 / k for k times the reference batch.
 
     Returns:
         `float`: Multiplier in (0, 1].
@@ -105,12 +106,12 @@ def linear_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 0.
 
 
 def constant_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 0.1) -> float:
-    """`warmup_factor` for `t <= W`, then 1: He et al. 2015, https://arxiv.org/abs/1512.03385, section 4.2.
+    """Return `warmup_factor` for `t <= W`, then 1: He et al. 2015, https://arxiv.org/abs/1512.03385, section 4.2.
 
     Args:
         step (`int`): 0-based index of the update.
         num_warmup_steps (`int`): `W`, updates at the low learning rate.
-        warmup_factor (`float`, defaults to 0.1): Multiplier during the warmup, at least 0.
+        warmup_factor (`float`, defaults to 0.1): Multiplier during the warmup, in [0, 1].
 
     Returns:
         `float`: `warmup_factor` or 1.
@@ -127,13 +128,13 @@ def constant_warmup(step: int, *, num_warmup_steps: int, warmup_factor: float = 
 
 
 def exponential_warmup(step: int, *, num_warmup_steps: int) -> float:
-    """`1 - exp(-t / W)`: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
+    """Return `1 - exp(-t / W)`: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
 
-    `W` is a time constant: 0.632 of the learning rate is reached after `W` updates, 0.993 after `5 W`.
+    `W` is a time constant: the multiplier is 0.632 after `W` updates and 0.993 after `5 W`.
 
     Args:
         step (`int`): 0-based index of the update.
-        num_warmup_steps (`int`): `W`, in updates; 0 for none.
+        num_warmup_steps (`int`): `W`, in updates; 0 for no warmup.
 
     Returns:
         `float`: Multiplier in (0, 1].
@@ -150,11 +151,11 @@ def exponential_warmup(step: int, *, num_warmup_steps: int) -> float:
 
 
 def cosine_warmup(step: int, *, num_warmup_steps: int) -> float:
-    """`(1 - cos(pi min(1, t / W))) / 2`: slow at both ends, steepest in the middle.
+    """Return `(1 - cos(pi min(1, t / W))) / 2`, which is slow at both ends and steepest in the middle.
 
     Args:
         step (`int`): 0-based index of the update.
-        num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for none.
+        num_warmup_steps (`int`): `W`, updates until the full learning rate; 0 for no warmup.
 
     Returns:
         `float`: Multiplier in (0, 1].
@@ -167,12 +168,12 @@ def cosine_warmup(step: int, *, num_warmup_steps: int) -> float:
 
     ```
     """
-    # sin^2(x / 2) is (1 - cos x) / 2, without 1 - cos x being 0 for the first updates of a very long warmup
+    # sin^2(x / 2) equals (1 - cos x) / 2, which cancels to 0 at the first updates of a very long warmup.
     return sin(0.5 * pi * linear_warmup(step, num_warmup_steps=num_warmup_steps)) ** 2
 
 
 def untuned_linear_warmup(step: int, *, beta2: float = 0.999) -> float:
-    """`min(1, (1 - beta2) t / 2)`, `2 / (1 - beta2)` updates: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
+    """Return `min(1, (1 - beta2) t / 2)`, which takes `2 / (1 - beta2)` updates: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
 
     Args:
         step (`int`): 0-based index of the update.
@@ -193,7 +194,7 @@ def untuned_linear_warmup(step: int, *, beta2: float = 0.999) -> float:
 
 
 def untuned_exponential_warmup(step: int, *, beta2: float = 0.999) -> float:
-    """`1 - exp(-(1 - beta2) t)`: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
+    """Return `1 - exp(-(1 - beta2) t)`: Ma & Yarats 2019, https://arxiv.org/abs/1910.04209.
 
     Args:
         step (`int`): 0-based index of the update.
@@ -214,7 +215,7 @@ def untuned_exponential_warmup(step: int, *, beta2: float = 0.999) -> float:
 
 
 def radam_warmup(step: int, *, beta2: float = 0.999) -> float:
-    """RAdam's rectification `r_t` as a warmup, 0 for the first 5 updates: https://arxiv.org/abs/1908.03265.
+    """Return RAdam's rectification [`r_t`] as a warmup, 0 for the first 5 updates: https://arxiv.org/abs/1908.03265.
 
     Args:
         step (`int`): 0-based index of the update.

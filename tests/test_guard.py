@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -20,6 +21,7 @@ from hf_warmup.guard.callback import RestartedWarmup, Snapshot
 from hf_warmup.report import find, read_run
 from hf_warmup.report.findings import Finding
 
+from . import processes
 from .testing_utils import arguments, column, examples, run, tiny_bert, train
 
 
@@ -246,6 +248,16 @@ def test_guard_in_a_loop_rewinds_on_recorded_norms(tmp_path):
     assert guard.rewinds == [{"step": 5, "to": 0, "warmup_steps": 40}]  # after which 100 is the first ratio
     assert scheduler.get_last_lr() == [pytest.approx(6 / 40)]
     assert not all(map(torch.equal, model.parameters(), start))
+
+
+@pytest.mark.multiprocess
+def test_processes_rewind_alike_and_resume(tmp_path):
+    done = processes.run(*processes.torchrun(2), processes.ROOT / "tests/workers/guarded.py", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert results[0] == results[1]
+    assert results[0]["whole"] == results[0]["resumed"]
+    assert results[0]["whole"]["rewinds"] == [{"step": 10, "to": 0, "warmup_steps": 25}]
 
 
 @pytest.mark.slow

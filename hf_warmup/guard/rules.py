@@ -429,7 +429,7 @@ def check_spike(records: Records, threshold: float) -> Verdict | None:
         return None
     for i in range(PAST[0], len(losses)):
         past = losses[max(0, i - PAST[1]) : i]
-        if losses[i] <= max(past[-PAST[0] :]) or _deviations(losses[i], past) <= threshold:
+        if losses[i] <= max(1.1 * median(past), *past[-PAST[0] :]) or _deviations(losses[i], past) <= threshold:
             continue
         span = steps[i - 2], steps[i]  # from the log entry before
         score, reached, usual = _peak(records.series("grad_norm"), span)

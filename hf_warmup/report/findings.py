@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 from ..guard.rules import DANGER_RATIO, RULES, Records, Rule
@@ -162,6 +163,12 @@ def in_words(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def findings_as_dicts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the findings of many runs for JSON: the fields of [`Finding`], and `run`, the name of its run."""
+    """Return the findings of many runs for JSON: the fields of [`Finding`], and `run`, the name of its run.
+
+    A number that is not finite, which JSON does not have, is `None`.
+    """
     names = names_of(runs)
-    return [{"run": names[run], **asdict(finding)} for run in runs for finding in find(run)]
+    found = [{"run": names[run], **asdict(finding)} for run in runs for finding in find(run)]
+    for each in found:
+        each["numbers"] = {key: value if isfinite(value) else None for key, value in each["numbers"].items()}
+    return found

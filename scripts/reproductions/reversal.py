@@ -47,6 +47,7 @@ def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTraining
         lr_scheduler_type=settings.get("lr_scheduler_type", "constant"),
         lr_scheduler_kwargs=settings.get("lr_scheduler_kwargs"),
         warmup_type=settings["warmup_type"],
+        guard=settings.get("guard", "warn"),
         warmup_steps=settings["warmup_steps"] if has_length or settings["optim"] == "adam_warmup" else 0,
         max_steps=settings["max_steps"],
         per_device_train_batch_size=32,

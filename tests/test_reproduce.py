@@ -18,7 +18,7 @@ from transformers import BertTokenizerFast
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
 
-from .testing_utils import WORDS
+from .testing_utils import WORDS, tiny_bert
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -172,6 +172,9 @@ def texts(tmp_path):
     for name in ("us_speeches/us_speeches.txt", "wikitext-2/valid.txt", "wikitext-2/test.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("\n".join(" ".join(WORDS) + " <unk>" for _ in range(60)))
+    (folder / "mr").mkdir()
+    (folder / "mr" / "rt-polarity.pos").write_text("a good film\n" * 40)
+    (folder / "mr" / "rt-polarity.neg").write_text("a bad film\n" * 40)
     for task, header in (("SST-2", "sentence\tlabel"), ("RTE", "index\tsentence1\tsentence2\tlabel")):
         (folder / "glue" / task).mkdir(parents=True)
         row = "a good film\t{}" if task == "SST-2" else "0\ta good film\ta film\t{}"
@@ -199,6 +202,47 @@ def test_pretrain_and_finetune_at_their_smallest_size(reproduce, texts, tmp_path
     assert [run["warmup_type"] for run in results["numbers"]] == ["none", "linear", "none"]
     assert all(0 <= run["roc_auc"] <= 1 for run in results["numbers"])
     assert holds(results) == [None, None]
+
+
+@pytest.mark.slow
+def test_pretrained_at_its_smallest_size(reproduce, texts, tmp_path, monkeypatch):
+    from scripts.reproductions import pretrained
+
+    tiny_bert(vocab_size=15, max_position_embeddings=48).save_pretrained(tmp_path / "model")
+    BertTokenizerFast.from_pretrained(texts / "bert-base-uncased").save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(pretrained, "checkpoint_folder", lambda: tmp_path / "model")
+    results, out = reproduce("pretrained", "--quick", "--max_steps", 10, "--num_workers", 1, "--data_dir", texts)
+    assert {run["name"] for run in results["numbers"]} == pretrained.CONFIGURATIONS.keys()
+    assert {run["norm_placement"] for run in results["numbers"]} == {"post", "pre"}
+    assert [step for step, *_ in results["numbers"][0]["evaluations"]] == list(range(1, 11))
+    assert holds(results) == [None] * 5
+    assert "MR, no warmup, lr 0.0002" in out
+
+
+def test_verdicts_of_pretrained_follow_from_results():
+    """Without warmup 2e-3 fails and curves are rough; with warmup it works and the curves are smooth."""
+    from scripts.reproductions.pretrained import verdicts, working_rates
+
+    results = []
+    for task in ("MR", "SST-2"):
+        for lr in (2e-5, 2e-4, 6e-4, 2e-3):
+            for name in ("no warmup", "linear warmup"):
+                fails = name == "no warmup" and lr == 2e-3
+                areas = [0.5, 0.7, 0.6, 0.8] if name == "no warmup" else [0.5, 0.6, 0.7, 0.8]
+                last = 0.5 if fails else 0.85 + (0.004 if name == "linear warmup" else 0.0)
+                curve = [
+                    [10 * i, 0.5, last + (0.02 if i == 2 and name == "no warmup" else 0), a]
+                    for i, a in enumerate(areas)
+                ]
+                curve[-1][2] = last
+                same = {"task": task, "learning_rate": lr, "name": name, "accuracy": last, "majority": 0.5}
+                results += [{**same, "evaluations": curve, "seed": seed} for seed in range(3)]
+    assert working_rates(results, "MR", "no warmup") == [2e-5, 2e-4, 6e-4]
+    folders = {str(i): run for i, run in enumerate(results)}
+    failed = {name for name, run in folders.items() if run["accuracy"] == 0.5}
+    assert [each.holds for each in verdicts(results, folders, failed)] == [True] * 5
+    assert [each.holds for each in verdicts(results, folders, set())][-1] is False  # failed runs without a finding
+    assert [each.holds for each in verdicts(results[::3], folders, set())] == [None] * 5  # one seed
 
 
 def test_run_all_repeats_runs_with_other_settings_only(tmp_path):

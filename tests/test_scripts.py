@@ -22,6 +22,7 @@ from scripts.text_classification.arguments import (
     load_tokenizer,
     tokenize,
 )
+from scripts.text_classification.polarity import write_polarity
 
 from .testing_utils import FROM_SCRATCH, tiny_bert, write_task
 
@@ -161,6 +162,19 @@ def test_tokenize_warns_if_most_tokens_are_unknown(tmp_path, task, monkeypatch):
 
 def test_describe_data_names_columns_classes_and_sizes(task):
     assert describe_data(*task[0]) == "Data: text from sentence, classes 0, 1; examples: 96 in train."
+
+
+def test_write_polarity_splits_all_sentences(tmp_path):
+    (tmp_path / "rt-polarity.pos").write_bytes("\n".join(f"déjà vu, {i} . " for i in range(30)).encode("latin-1"))
+    with pytest.raises(ValueError, match=r"has no file rt-polarity.neg. Download https://"):
+        write_polarity(tmp_path, tmp_path / "out")
+    (tmp_path / "rt-polarity.neg").write_bytes("\n".join(f"bad, {i} ." for i in range(30)).encode())
+    train, validation = write_polarity(tmp_path, tmp_path / "out")
+    args = DataArguments(train_file=str(train), validation_file=str(validation))
+    data, _ = load_data(args, ["train", "validation"])
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 54, "validation": 6}
+    rows = {(row["sentence"], row["label"]) for split in data.values() for row in split}
+    assert rows == {(f"{words}, {i} .", label) for label, words in ((1, "déjà vu"), (0, "bad")) for i in range(30)}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ VOCABULARY = "bert-base-uncased"
 FILES = ("us_speeches/us_speeches.txt", "wikitext-2/valid.txt", "wikitext-2/test.txt")
 GLUE = tuple(f"glue/{task}/{split}.tsv" for task in ("SST-2", "RTE") for split in ("train", "dev"))
 # Reproduction -> the files that it reads, as paths inside the data folder.
+MR = ("mr/rt-polarity.pos", "mr/rt-polarity.neg")
 NEEDED = {
     "pretrain": (f"{VOCABULARY}/vocab.txt", *FILES, *GLUE),
     "finetune": (f"{VOCABULARY}/vocab.txt", *FILES, *GLUE),
+    "pretrained": (*GLUE, *MR),
 }
 LENGTH, HELD_OUT = 64, 256  # tokens per sequence; number of held-out sequences
 

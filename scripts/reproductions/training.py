@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import (
+    BertTokenizerFast,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PrinterCallback,
@@ -65,9 +67,11 @@ class PrintEvaluations(TrainerCallback):
 
 
 def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
-    """Return arguments for a linear decay with a warmup over the first tenth of the run, or without warmup."""
+    """Return arguments for a linear decay with a warmup over the first tenth of the run, or without warmup.
+
+    Optional settings are `optim`, `warmup_ratio`, `batch_size`, `guard` and `grad_norm_steps`.
+    """
     every = max(1, settings["max_steps"] // evaluations)
-    warms_up = settings["warmup_type"] != "none"
     return WarmupTrainingArguments(
         output_dir=str(folder),
         optim=settings.get("optim", "adamw"),
@@ -75,9 +79,9 @@ def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -
         weight_decay=0.01,
         lr_scheduler_type="linear",
         warmup_type=settings["warmup_type"],
-        warmup_steps=0.1 if warms_up else 0,
+        warmup_steps=settings.get("warmup_ratio", 0.1) if settings["warmup_type"] != "none" else 0,
         max_steps=settings["max_steps"],
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=settings.get("batch_size", BATCH),
         per_device_eval_batch_size=64,
         eval_strategy="steps",
         eval_steps=every,
@@ -87,6 +91,7 @@ def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings["seed"],
+        guard=settings.get("guard", "off"),
         **more,
     )
 
@@ -138,24 +143,51 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
     return {"evaluations": evaluations(trainer, "loss")}
 
 
-def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Path) -> Result:
-    """Fine-tune a pretrained model; return evaluations as `[update, loss, accuracy, area under the ROC curve]`."""
-    task, tokenizer = texts / "glue" / settings["task"], load_vocabulary(texts)
+def task_files(task: str, texts: Path, polarity: Path | None) -> tuple[Path, Path]:
+    """Return the training and the validation file of a task."""
+    if task == "MR" and polarity is not None:
+        return polarity / "train.csv", polarity / "validation.csv"
+    return texts / "glue" / task / "train.tsv", texts / "glue" / task / "dev.tsv"
+
+
+def finetune_one(
+    settings: Settings, folder: Path, texts: Path, checkpoints: Path, polarity: Path | None = None
+) -> Result:
+    """Fine-tune a pretrained model on one task.
+
+    Args:
+        settings (`Settings`): Besides those of [`arguments`], `task`, `checkpoint`, `norm_placement` and, optionally,
+            `max_length` (tokens) and `max_eval_samples`.
+        folder (`Path`): The run folder.
+        texts (`Path`): The data folder.
+        checkpoints (`Path`): The folder that contains the checkpoint.
+        polarity (`Path`, *optional*): The folder with the csv files of the task `MR`.
+
+    Returns:
+        `Result`: Evaluations as `[update, loss, accuracy, area under the ROC curve]`, the last accuracy and area, and
+            the accuracy of always predicting the majority class.
+    """
+    checkpoint = checkpoints / settings["checkpoint"]
+    has_vocabulary = any((checkpoint / name).exists() for name in ("vocab.txt", "tokenizer.json"))
+    tokenizer = BertTokenizerFast.from_pretrained(checkpoint) if has_vocabulary else load_vocabulary(texts)
+    train_file, validation_file = map(str, task_files(settings["task"], texts, polarity))
     wanted = DataArguments(
-        task_name=settings["task"].lower().replace("-", ""),
-        train_file=str(task / "train.tsv"),
-        validation_file=str(task / "dev.tsv"),
-        max_seq_length=LENGTH,
+        train_file=train_file,
+        validation_file=validation_file,
+        max_seq_length=settings.get("max_length", LENGTH),
         pad_to_max_length=False,
-        max_train_samples=BATCH * settings["max_steps"],
+        max_train_samples=settings.get("batch_size", BATCH) * settings["max_steps"],
+        max_eval_samples=settings.get("max_eval_samples"),
     )
     data, columns = load_data(wanted, ("train", "validation"))
     data = tokenize(data, columns, tokenizer, wanted)
-    checkpoint = checkpoints / settings["checkpoint"]
     set_seed(settings["seed"])  # for the initial values of the head
+    model = BertPreLNForSequenceClassification.from_pretrained(
+        checkpoint, num_labels=2, norm_placement=settings["norm_placement"]
+    )
     trainer = WarmupTrainer(
-        model=BertPreLNForSequenceClassification.from_pretrained(checkpoint, num_labels=2),
-        args=arguments(settings, folder, 10, grad_norm_steps=10, save_strategy="no"),
+        model=model,
+        args=arguments(settings, folder, 10, grad_norm_steps=settings.get("grad_norm_steps", 10), save_strategy="no"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         compute_metrics=compute_metrics,
@@ -166,4 +198,6 @@ def finetune_one(settings: Settings, folder: Path, texts: Path, checkpoints: Pat
     trainer.train()
     trainer.save_state()
     curve = evaluations(trainer, *MEASURED)
-    return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3]}
+    labels = data["validation"]["label"][:]
+    majority = max(Counter(labels).values()) / len(labels)
+    return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3], "majority": majority}

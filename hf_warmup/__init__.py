@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .accelerate_utils import create_optimizer as create_optimizer
     from .accelerate_utils import create_scheduler as create_scheduler
     from .accelerate_utils import per_update as per_update
+    from .callbacks import StopOnSignalCallback as StopOnSignalCallback
     from .callbacks import WarmupUntilCallback as WarmupUntilCallback
     from .guard import WarmupGuard as WarmupGuard
     from .modeling_bert_pre_ln import BertPreLNConfig as BertPreLNConfig
@@ -52,6 +53,7 @@ _MODULE_OF = {
     "GIAdam": "optim",
     "GradientNormRecorder": "norms",
     "RAdam": "optim",
+    "StopOnSignalCallback": "callbacks",
     "WarmupArgumentsMixin": "training_args",
     "WarmupGuard": "guard",
     "WarmupLR": "schedules",

@@ -1,15 +1,19 @@
-"""A warmup that ends when a logged metric passes a threshold."""
+"""Callbacks: a warmup that ends when a metric passes a threshold, and a stop with a checkpoint on a signal."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ._validation import check_number, closest
+from ._validation import check_name, check_number, closest
 from .schedules import WithWarmupLR, constant_warmup, with_warmup
 
 
@@ -191,3 +195,82 @@ class WarmupUntilCallback(TrainerCallback):
 
 def _unwrap_scheduler(lr_scheduler: Any) -> Any:
     return getattr(lr_scheduler, "scheduler", lr_scheduler)  # Accelerate's wrapper
+
+
+class StopOnSignalCallback(TrainerCallback):
+    """Save a complete checkpoint and stop training when the process receives a signal.
+
+    A scheduler such as SLURM or Kubernetes sends a signal some time before it ends a job. All processes agree at the
+    end of the update in which any of them received it, save one checkpoint and stop. `trainer.train("auto")` then
+    continues as if the run had never been stopped.
+
+    Unlike `enable_jit_checkpoint` of transformers, which saves inside an update and lets processes stop at different
+    updates, the callback needs no waiting time and works with several processes.
+
+    Args:
+        signals (`Sequence[str]`, defaults to `("SIGTERM", "SIGUSR1")`): The names of the signals. Their former handlers
+            are restored when training ends.
+
+    Attributes:
+        received (`str`, *optional*): The name of the signal that ended training, on every process.
+
+    Raises:
+        `ValueError`: If a name is not that of a signal on this platform.
+
+    Example:
+
+    ```py
+    stop = StopOnSignalCallback()
+    WarmupTrainer(model, args, train_dataset=train_dataset, callbacks=[stop]).train("auto")
+    if stop.received:
+        sys.exit(stop.exit_code)  # 143 after SIGTERM: the scheduler may start the job again
+    ```
+    """
+
+    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1")):
+        names = {each.name for each in signal.Signals}
+        for name in signals:
+            check_name("signals", name, names)
+        self.signals = tuple(signals)
+        self.received: str | None = None
+        self._pending = 0  # 1 + index in `signals` of the signal that this process received
+        self._former: dict[str, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that this signal ended: 128 plus its number, or 0 without a signal."""
+        return 128 + signal.Signals[self.received] if self.received else 0
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self._pending = 1 + self.signals.index(signal.Signals(number).name)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.received, self._pending = None, 0
+        if threading.current_thread() is not threading.main_thread():
+            logger.warning("StopOnSignalCallback has no effect because training does not run in the main thread.")
+            return
+        self._former = {name: signal.signal(signal.Signals[name], self._handle) for name in self.signals}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        pending = self._pending
+        if args.world_size > 1:
+            flag = torch.tensor(pending, device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            pending = int(flag)
+        if pending and state.global_step < state.max_steps:
+            self.received = self.signals[pending - 1]
+            logger.warning(f"Received {self.received}: saving a checkpoint and stopping at update {state.global_step}.")
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # transformers ends the epoch of a stopped run too. Unless all of it was trained, the resumed run will do that.
+        if self.received:
+            complete = float(state.epoch).is_integer()
+            control.should_log &= complete
+            control.should_evaluate &= complete
+            control.should_save = control.should_evaluate  # with the evaluation in its log
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name, handler in self._former.items():
+            signal.signal(signal.Signals[name], handler)
+        self._former = {}

@@ -17,7 +17,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    PreTrainedConfig,
     Trainer,
     TrainingArguments,
 )
@@ -26,7 +25,7 @@ from transformers.models.auto import modeling_auto
 from hf_warmup import WarmupTrainer
 from hf_warmup.trainer import honor_item_count
 
-from .testing_utils import arguments, train
+from .testing_utils import arguments, tiny_config, train
 
 
 HEADS = {
@@ -135,32 +134,6 @@ def test_honor_item_count_leaves_a_summed_loss_alone():
     model = transformers.Wav2Vec2ForCTC(tiny_config(transformers.Wav2Vec2Config()))
     honor_item_count(model)
     assert not model._forward_hooks
-
-
-# Sizes that make most of transformers' architectures small, by the name of the configuration's field.
-SMALL = {
-    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_size", "projection_dim"], 16),
-    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"], 1),
-    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"], 2),
-    **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads", "num_local_experts", "num_experts"], 2),
-    **dict.fromkeys(["intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"], 32),
-    **dict.fromkeys(["d_kv", "d_head", "head_dim"], 8),
-    **{"vocab_size": 48, "max_position_embeddings": 64, "n_positions": 64, "image_size": 32, "patch_size": 8},
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
-    **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
-}
-
-
-def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Make `config` and the configurations inside it small, without dropout."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, PreTrainedConfig):
-            tiny_config(value)
-        elif name in SMALL and isinstance(value, (int, type(None))):
-            setattr(config, name, SMALL[name])
-        elif isinstance(value, float) and any(word in name for word in ("drop", "pdrop", "mask_")):
-            setattr(config, name, 0.0)
-    return config
 
 
 def batch_for(name: str, model: nn.Module) -> dict[str, torch.Tensor]:

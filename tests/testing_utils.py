@@ -13,6 +13,7 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     PrinterCallback,
 )
@@ -37,6 +38,32 @@ def tiny_bert(seed: int = 0, **config: Any) -> BertForSequenceClassification:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BertForSequenceClassification(BertConfig(**{**TINY, **config}))
+
+
+# Sizes that make most of transformers' architectures small, by the name of the configuration's field.
+SMALL = {
+    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_size", "projection_dim"], 16),
+    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"], 1),
+    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"], 2),
+    **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads", "num_local_experts", "num_experts"], 2),
+    **dict.fromkeys(["intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"], 32),
+    **dict.fromkeys(["d_kv", "d_head", "head_dim"], 8),
+    **{"vocab_size": 48, "max_position_embeddings": 64, "n_positions": 64, "image_size": 32, "patch_size": 8},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+    **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+}
+
+
+def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Make `config` and the configurations inside it small, without dropout."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            tiny_config(value)
+        elif name in SMALL and isinstance(value, (int, type(None))):
+            setattr(config, name, SMALL[name])
+        elif isinstance(value, float) and any(word in name for word in ("drop", "pdrop", "mask_")):
+            setattr(config, name, 0.0)
+    return config
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:

@@ -42,6 +42,7 @@ WARMUP_FLAGS = {
     "grad_norm_steps": "Record gradient norms per layer every so many updates; 0 turns the recording off.",
     "grad_norm_group_by": "Parameters of one recorded norm: layer, module, parameter, attention or mlp.",
     "guard": "What to do if the run goes wrong: off, warn, stop or rewind.",
+    "stop_on_signal": "Save a complete checkpoint and stop on SIGTERM or SIGUSR1.",
     "guard_max_rewinds": "Rewinds after which --guard rewind stops the run.",
 }
 

@@ -16,26 +16,37 @@ from packaging.version import Version
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from transformers import PretrainedConfig, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PretrainedConfig,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ._deepspeed import check_deepspeed_config
-from .callbacks import WarmupUntilCallback
+from .callbacks import StopOnSignalCallback, WarmupUntilCallback
 from .checkpoints import (
     CHECKPOINT_PATTERN,
     check_not_beyond,
     check_same_kind,
+    checkpoints,
+    find_corruption,
     raise_on_full_disk,
     resolve_checkpoint,
     warn_existing_checkpoints,
 )
+from .cli import check_process_count
 from .guard.callback import GUARD_FILE, WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates
 from .report.model_card import add_recording
-from .report.run import copy_run_settings, write_run_settings
+from .report.run import copy_run_settings, set_aside_former_run, write_run_end, write_run_settings
 from .schedules import (
     METRIC_SCHEDULERS,
     PlateauWithWarmupLR,
@@ -216,8 +227,20 @@ def _warn_unused_warmup(args: WarmupArgumentsMixin, optimizer: Optimizer, lr_sch
         )
 
 
+def _hide_layer_norms(callback: Any) -> None:
+    """Keep `grad_norm/<layer>` out of what a callback prints; trackers and the log history get it."""
+    if isinstance(callback, (PrinterCallback, ProgressCallback)) and "on_log" not in vars(callback):
+        on_log = callback.on_log
+
+        def print_log(args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            shown = {key: value for key, value in logs.items() if not key.startswith(f"{LOG_PREFIX}/")}
+            on_log(args, state, control, logs=shown, **kwargs)
+
+        callback.on_log = print_log
+
+
 class _RunFolderCallback(TrainerCallback):
-    """Everything that [`WarmupTrainerMixin`] does at an event of its Trainer."""
+    """Writes the settings of a run before its first update, and its state and how it ended after the last."""
 
     def __init__(self, trainer: WarmupTrainerMixin):
         self.trainer = trainer
@@ -229,10 +252,22 @@ class _RunFolderCallback(TrainerCallback):
             self.trainer.gradient_norm_recorder.resume(state.global_step)
         if state.is_world_process_zero:
             config = getattr(model, "config", None)
-            described = config.to_dict() if isinstance(config, PretrainedConfig) else {}
-            warmup_steps = args.get_warmup_steps(state.max_steps)
-            resumed = state.global_step > 0
-            write_run_settings(args.output_dir, args.to_dict(), described, state.max_steps, warmup_steps, resumed)
+            write_run_settings(
+                args.output_dir,
+                args.to_dict(),
+                config.to_dict() if isinstance(config, PretrainedConfig) else {},
+                state.max_steps,
+                args.get_warmup_steps(state.max_steps),
+                resumed=state.global_step > 0,
+                num_processes=args.world_size,
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stops = (each for each in self.trainer.callback_handler.callbacks if isinstance(each, StopOnSignalCallback))
+        if any(stop.received for stop in stops):
+            self.trainer._write_end("interrupted")
+        else:
+            self.trainer._write_end("finished" if state.global_step >= state.max_steps else "stopped early")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if optimizer is not None and self.trainer.gradient_norm_recorder is not None:
@@ -284,6 +319,12 @@ class WarmupTrainerMixin(_TrainerBase):
             raise ValueError("fp16=True has no effect on the CPU. Use bf16=True or train in float32.")
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError(f"fsdp={self.args.fsdp!r} has no effect on the CPU. Train on GPUs or leave it out.")
+        try:
+            check_process_count(self.args.world_size)
+        except ValueError as error:
+            logger.warning(str(error))
+        if self.args.stop_on_signal:
+            self.add_callback(StopOnSignalCallback())
         self.gradient_norm_recorder: GradientNormRecorder | None = None
         if self.args.grad_norm_steps:
             path = Path(self.args.output_dir) / GRADIENT_NORMS_FILE if self.is_world_process_zero() else None
@@ -430,6 +471,23 @@ class WarmupTrainerMixin(_TrainerBase):
             if self.guard is not None:
                 torch.save(self.guard.state_dict(), Path(output_dir) / GUARD_FILE)
 
+    def _write_end(self, reason: str) -> None:
+        """Write what the report needs: the recording, the state with its log, and how the run ended."""
+        if self.gradient_norm_recorder is not None:
+            self.gradient_norm_recorder.flush()
+        self.save_state()
+        if self.is_world_process_zero():
+            write_run_end(self.args.output_dir, self.state.global_step, reason)
+
+    def _describe_interrupt(self) -> str:
+        """Return where training stopped, what can be relied on, and the line that continues."""
+        complete = (path for path in checkpoints(self.args.output_dir)[::-1] if find_corruption(path) is None)
+        latest = next(complete, None)
+        stopped = f"Training was interrupted at update {self.state.global_step} of {self.state.max_steps}."
+        if latest is None:
+            return f"{stopped} There is no checkpoint to continue from: set `save_steps` to have one next time."
+        return f"{stopped} {latest.name} is complete: continue with `trainer.train('auto')`."
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card with the settings, the findings and a figure of the gradient norms."""
         super().create_model_card(*args, **kwargs)
@@ -454,7 +512,11 @@ class WarmupTrainerMixin(_TrainerBase):
         if has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("`train_dataset` has no examples. Training needs at least one.")
         if resume_from_checkpoint:
-            chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, self.model, self.args.world_size)
+            as_transformers = {type(self)._save, type(self)._load_from_checkpoint} == {
+                Trainer._save, Trainer._load_from_checkpoint
+            }  # fmt: skip
+            model = self.model if as_transformers else None  # else the names in the file may be others
+            chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, model, self.args.world_size)
             resume_from_checkpoint = None if chosen is None else str(chosen)
         self._resumed_from = resume_from_checkpoint or None
         if self.guard is not None:
@@ -465,9 +527,16 @@ class WarmupTrainerMixin(_TrainerBase):
                 copy_run_settings(resume_from_checkpoint, output_dir)
         elif self.is_world_process_zero() and self.hp_search_backend is None:
             warn_existing_checkpoints(output_dir)
+            if (aside := set_aside_former_run(output_dir)) is not None:
+                logger.warning(f"The files of the former run in {output_dir} were moved to {aside.name}.")
+        for callback in self.callback_handler.callbacks:
+            _hide_layer_norms(callback)
         with raise_on_full_disk(output_dir):
             try:
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
+            except KeyboardInterrupt:
+                self._write_end("interrupted")
+                raise KeyboardInterrupt(self._describe_interrupt()) from None
             finally:
                 if recorder is not None:
                     recorder.flush()

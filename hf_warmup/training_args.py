@@ -184,6 +184,8 @@ class WarmupArgumentsMixin(_Base):
         grad_norm_steps (`int`, defaults to 1): Record gradient norms at updates 1, 1 + n, 1 + 2 n, ...; 0 for never.
         grad_norm_group_by (`str`, defaults to `"layer"`): `"layer"`, `"module"`, `"parameter"`, `"attention"` or
             `"mlp"`.
+        stop_on_signal (`bool`, defaults to `False`): Save a complete checkpoint and stop on SIGTERM or SIGUSR1, as
+            [`StopOnSignalCallback`] does.
         guard (`str`, defaults to `"warn"`): What [`WarmupGuard`] does if the run goes wrong: `off`, `warn`, `stop` or
             `rewind`.
         guard_max_rewinds (`int`, defaults to 5): Rewinds after which `guard="rewind"` stops the run.
@@ -204,6 +206,7 @@ class WarmupArgumentsMixin(_Base):
     layerwise_lr_decay: float | None = field(default=None, metadata=_help("layerwise_lr_decay"))
     grad_norm_steps: int = field(default=1, metadata=_help("grad_norm_steps"))
     grad_norm_group_by: str = field(default="layer", metadata=_help("grad_norm_group_by"))
+    stop_on_signal: bool = field(default=False, metadata=_help("stop_on_signal"))
     guard: str = field(default="warn", metadata=_help("guard"))
     guard_max_rewinds: int = field(default=5, metadata=_help("guard_max_rewinds"))
 

@@ -43,6 +43,7 @@ def main(folder: str, update: int, output: str) -> None:
         Path(output).write_text(json.dumps(described | {"weights": weights, "eval_losses": losses}))
 
 
-main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-sys.stdout.flush()
-os._exit(0)  # gloo workers may abort at interpreter exit
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    sys.stdout.flush()
+    os._exit(0)  # gloo workers may abort at interpreter exit

@@ -34,7 +34,8 @@ WARMUP_FLAGS = {
     "my_curves:cooldown, or a name of transformers.",
     "lr_scheduler_kwargs": "Keywords of the decay and the warmup, as JSON: '{\"d_model\": 768}'.",
     "warmup_type": "Warmup before the decay: linear, constant, exponential, cosine, untuned_linear, "
-    "untuned_exponential, radam, none, or an import path. By default the warmup of lr_scheduler_type.",
+    "untuned_exponential, radam, none, auto (found by rewinding), or an import path. By default the warmup of "
+    "lr_scheduler_type.",
     "warmup_steps": "Length of the warmup in updates, or, below 1, as a share of the run.",
     "warmup_epochs": "Length of the warmup in epochs, instead of --warmup_steps.",
     "learning_rate_mapping": "Learning rates by parameter name, as JSON: '{\"regular expression\": 1e-5}'.",

@@ -206,7 +206,7 @@ def _replaced(args: WarmupArgumentsMixin, entry: str) -> WarmupArgumentsMixin:
     args = copy(args)
     args.lr_scheduler_type = name
     args.warmup_type = warmup_type or args.warmup_type
-    decay, warmup = schedule_keywords(name, args.warmup_type)
+    decay, warmup = schedule_keywords(name, args.schedule_warmup_type)
     args.lr_scheduler_kwargs = {key: value for key, value in args.lr_scheduler_kwargs.items() if key in decay | warmup}
     args.check_warmup_arguments()
     return args
@@ -217,7 +217,7 @@ def _split(entry: str) -> tuple[str | None, str]:
     from .schedules import WARMUPS, schedule_names
 
     parts = entry.split(":")
-    if len(parts) > 1 and parts[0] in WARMUPS:
+    if len(parts) > 1 and parts[0] in (*WARMUPS, "auto"):
         cut = 1
     else:
         cut = max(0, len(parts) - (1 if parts[-1] in schedule_names() else 2))
@@ -269,6 +269,7 @@ def _label(args: WarmupArgumentsMixin, num_warmup_steps: int) -> str:
     label = name if args.warmup_type is None else f"{args.warmup_type}:{name}"
     label += f", warmup {num_warmup_steps}" if num_warmup_steps else ""
     label += f", {optim}" if optim in ("radam", "adam_warmup") else ""
+    label += ", until the guard rewinds" if args.guard_action == "rewind" else ""
     return label + (", until its metric acts" if name in METRIC_SCHEDULERS else "")
 
 

@@ -130,7 +130,7 @@ def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_traini
     if args.lr_scheduler_type.value in METRIC_SCHEDULERS and args.greater_is_better:
         kwargs.setdefault("mode", "max")  # torch's default is the direction of a loss
     lengths = num_warmup_steps, num_training_steps
-    return get_scheduler(args.lr_scheduler_type, optimizer, *lengths, kwargs, args.warmup_type)
+    return get_scheduler(args.lr_scheduler_type, optimizer, *lengths, kwargs, args.schedule_warmup_type)
 
 
 class _WatchedCount(Tensor):
@@ -336,10 +336,10 @@ class WarmupTrainerMixin(_TrainerBase):
             )
         self.add_callback(_RunFolderCallback(self))
         self.guard: WarmupGuard | None = None
-        if self.args.guard != "off":
-            check_guard(self.args)
+        if self.args.guard_action != "off":
+            check_guard(self.args, self.lr_scheduler)
             self.guard = WarmupGuard(
-                self.args.guard, self.gradient_norm_recorder, max_rewinds=self.args.guard_max_rewinds
+                self.args.guard_action, self.gradient_norm_recorder, max_rewinds=self.args.guard_max_rewinds
             )
             self.guard.log = self.log
             self.add_callback(self.guard)
@@ -387,9 +387,9 @@ class WarmupTrainerMixin(_TrainerBase):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, WarmupUntilCallback):
                     self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler)
-            if self.guard is not None:
-                self.lr_scheduler = self.guard.wrap_scheduler(self.lr_scheduler)
             self._created_lr_scheduler = True  # or a second `train()` would continue with the used one
+        if self.guard is not None:
+            self.lr_scheduler = self.guard.wrap_scheduler(self.lr_scheduler)
         if self._resumed_from and not self.is_deepspeed_enabled:
             check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
         return self.lr_scheduler

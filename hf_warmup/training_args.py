@@ -28,7 +28,7 @@ from .guard.callback import ACTIONS
 from .norms import GROUPINGS
 from .optim import OPTIMIZERS, get_optimizer_spec, optimizer_kwargs, parse_optim_args
 from .optim.parameter_groups import parameter_groups
-from .schedules import DECAYS, check_schedule, find_schedule, plain_name
+from .schedules import DECAYS, METRIC_SCHEDULERS, check_schedule, find_schedule, plain_name
 
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def _as_options(value: Any) -> str | None:
     return value
 
 
+AUTO = "auto"  # a warmup whose length the guard finds
 _COEFFICIENT = {"high": 1.0, "open_high": True}
 _AT_LEAST_ONE = {"low": 1, "integer": True}
 # transformers accepts any number here. Values outside these ranges fail late, or train nothing.
@@ -173,7 +174,8 @@ class WarmupArgumentsMixin(_Base):
         lr_scheduler_kwargs (`dict` or `str`, *optional*): Keywords of the decay and of the warmup, or JSON of them.
         warmup_type (`str`, *optional*): `linear`, `constant`, `exponential`, `cosine`, `untuned_linear`,
             `untuned_exponential`, `radam`, `none`, or an import path; before any `lr_scheduler_type`. By default a name
-            of transformers keeps its own warmup, and any other decay follows a `linear` one.
+            of transformers keeps its own warmup, and any other decay follows a `linear` one. `auto` begins with
+            `warmup_steps`, by default without a warmup, and lets [`WarmupGuard`] rewind the run to a longer one.
         warmup_steps (`float`, *optional*): Length of the warmup in updates, or a share of the run in (0, 1).
         warmup_ratio (`float`, *optional*): Only where the other class has it. Otherwise use `warmup_steps`.
         warmup_epochs (`float`, *optional*): Length of the warmup in epochs, instead of `warmup_steps`.
@@ -256,11 +258,13 @@ class WarmupArgumentsMixin(_Base):
             setattr(self, name, check_number(name, getattr(self, name), **limits))
         check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
         check_name("guard", self.guard, ("off", *ACTIONS))
+        if self.warmup_type == AUTO:
+            self._check_auto()
         self.optim_args = _as_options(self.optim_args)
         if self.optimizer_is_ours:
             parse_optim_args(self.optim.value, self.optim_args)
         kwargs = read_mapping("lr_scheduler_kwargs", self.lr_scheduler_kwargs, '{"d_model": 768}')
-        self.lr_scheduler_kwargs = check_schedule(self.lr_scheduler_type, self.warmup_type, kwargs)
+        self.lr_scheduler_kwargs = check_schedule(self.lr_scheduler_type, self.schedule_warmup_type, kwargs)
         self.learning_rate_mapping = read_mapping(
             "learning_rate_mapping", self.learning_rate_mapping, '{"embeddings": 1e-5}'
         )
@@ -277,6 +281,19 @@ class WarmupArgumentsMixin(_Base):
             raise ValueError("warmup_type='radam' with optim='radam' would rectify twice. Leave out one of them.")
         self._check_warmup_length()
 
+    def _check_auto(self) -> None:
+        reasons = {
+            f"guard={self.guard!r} does not rewind": self.guard in ("off", "stop"),
+            "grad_norm_steps=0 records no gradient norms to judge by": not self.grad_norm_steps,
+            f"optim={self.optim.value!r} has a warmup of its own": self.optim == "adam_warmup",
+            f"lr_scheduler_type={self.lr_scheduler_type.value!r} follows a metric": (
+                self.lr_scheduler_type.value in METRIC_SCHEDULERS
+            ),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(f"warmup_type='auto' finds the warmup by rewinding, and {reason}. Change one of them.")
+
     def _check_warmup_length(self) -> None:
         if self.warmup_epochs is not None:
             check_number("warmup_epochs", self.warmup_epochs, 0.0, self.num_train_epochs)
@@ -292,6 +309,18 @@ class WarmupArgumentsMixin(_Base):
                 )
         if 0 < self.max_steps < self.warmup_steps:
             raise ValueError(f"warmup_steps={self.warmup_steps:g}: expected at most max_steps={self.max_steps}.")
+
+    @property
+    def schedule_warmup_type(self) -> str | None:
+        """The warmup that the schedule begins with: for `"auto"` none, or `linear` if a length is given."""
+        if self.warmup_type != AUTO:
+            return self.warmup_type
+        return "linear" if self.warmup_steps or self.warmup_epochs else "none"
+
+    @property
+    def guard_action(self) -> str:
+        """What the guard does: `guard`, or `rewind` for `warmup_type="auto"`."""
+        return "rewind" if self.warmup_type == AUTO else self.guard
 
     @property
     def optimizer_is_ours(self) -> bool:

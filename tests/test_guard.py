@@ -15,6 +15,7 @@ from hf_warmup import (
     WarmupGuard,
     WarmupTrainer,
     get_scheduler,
+    preview_schedule,
 )
 from hf_warmup.guard import callback
 from hf_warmup.guard.callback import RestartedWarmup, Snapshot
@@ -228,6 +229,56 @@ def test_rewind_refuses_a_schedule_that_follows_a_metric(tmp_path, kwargs):
     trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(), eval_dataset=examples())
     with pytest.raises(ValueError, match="follows a metric"):
         trainer.train()
+
+
+def test_rewind_accepts_a_scheduler_from_the_user_and_refuses_one_that_it_cannot_restart(tmp_path, stalls_at):
+    stalls_at(5)
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    args = arguments(tmp_path, guard="rewind", max_steps=6)
+    trainer = WarmupTrainer(
+        model, args, train_dataset=examples(), optimizers=(optimizer, get_scheduler("constant", optimizer))
+    )
+    log = train(trainer)
+    assert column(log, "learning_rate") == pytest.approx([0.01] * 5 + [0.01 / 25])
+    with pytest.raises(ValueError, match="not passed through the guard"):
+        WarmupGuard("rewind").start(model, optimizer, get_scheduler("constant", optimizer))
+
+
+def test_auto_starts_without_a_warmup_and_rewinds(tmp_path, stalls_at):
+    stalls_at(10)
+    log = run(tmp_path, warmup_type="auto", lr_scheduler_type="constant", max_steps=12)
+    assert column(log, "learning_rate") == pytest.approx([0.01] * 10 + [0.01 / 25, 0.01 * 2 / 25])
+    log = run(tmp_path, warmup_type="auto", lr_scheduler_type="constant", max_steps=20, warmup_steps=20)
+    assert column(log, "learning_rate")[:2] == pytest.approx([0.01 / 20, 0.01 * 2 / 20])
+    assert column(log, "learning_rate")[10] == pytest.approx(0.01 * 11 / 20 * 1 / 40)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({"guard": "off"}, "guard='off' does not rewind"),
+        ({"grad_norm_steps": 0}, "records no gradient norms"),
+        ({"optim": "adam_warmup"}, "has a warmup of its own"),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "follows a metric"),
+    ],
+)
+def test_auto_is_refused_where_the_run_cannot_be_rewound(tmp_path, kwargs, reason):
+    with pytest.raises(ValueError, match=reason):
+        arguments(tmp_path, warmup_type="auto", **kwargs)
+
+
+def test_auto_is_refused_with_a_scheduler_from_the_user(tmp_path):
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters())
+    pair = optimizer, get_scheduler("constant", optimizer)
+    with pytest.raises(ValueError, match="passed via `optimizers=`"):
+        WarmupTrainer(model, arguments(tmp_path, warmup_type="auto"), optimizers=pair)
+
+
+def test_preview_says_that_the_warmup_of_auto_is_not_known(tmp_path):
+    args = arguments(tmp_path, warmup_type="auto", lr_scheduler_type="linear", max_steps=16)
+    assert "auto:linear, until the guard rewinds" in preview_schedule(args).table()
 
 
 def test_guard_in_a_loop_rewinds_on_recorded_norms(tmp_path):

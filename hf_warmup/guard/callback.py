@@ -54,11 +54,21 @@ class RestartedWarmup:
         self.start, self.length = state_dict["start"], state_dict["length"]
 
 
-def check_guard(args: Any) -> None:
-    """Raise a `ValueError` if a run with these training arguments cannot be rewound."""
-    if args.guard == "rewind" and args.deepspeed_plugin is not None:
+def check_guard(args: Any, lr_scheduler: LRScheduler | None) -> None:
+    """Raise a `ValueError` if a run with these training arguments cannot be rewound.
+
+    Args:
+        args ([`WarmupTrainingArguments`]): The arguments of the run.
+        lr_scheduler (`LRScheduler`, *optional*): The scheduler that was passed via `optimizers=`.
+    """
+    if args.guard_action == "rewind" and args.deepspeed_plugin is not None:
         raise ValueError(
             "guard='rewind' cannot restore a DeepSpeed optimizer, which keeps its state itself. Use guard='stop'."
+        )
+    if args.warmup_type == "auto" and lr_scheduler is not None:
+        raise ValueError(
+            f"warmup_type='auto' chooses the warmup, and a {type(lr_scheduler).__name__} was passed via `optimizers=`. "
+            "Use guard='rewind' with it, or leave it out."
         )
 
 
@@ -136,8 +146,8 @@ class WarmupGuard(TrainerCallback):
     Every `check_steps` updates the recorded norms are fetched and the rules are checked. `"warn"` logs a finding at the
     update at which it is found, once per kind. `"stop"` ends training without saving a checkpoint. `"rewind"` restores
     the last sound snapshot, continues with the next batches, and warms up linearly again, for twice as many updates as
-    before and at least 25; the decay and the number of updates are not moved. With both, an update whose gradient is
-    not finite is skipped.
+    before and at least 25. This warmup multiplies the schedule, whose decay and number of updates are not moved. With
+    both, an update whose gradient is not finite is skipped.
 
     [`WarmupTrainer`] adds a guard by itself, see `--guard`. A loop calls `wrap_scheduler`, `start`, `before_step` and
     `after_step`.
@@ -212,7 +222,7 @@ class WarmupGuard(TrainerCallback):
 
     def wrap_scheduler(self, lr_scheduler: LRScheduler) -> LRScheduler:
         """Return `lr_scheduler` multiplied by the warmup that a rewind starts; other guards return it unchanged."""
-        if self.action != "rewind":
+        if self.action != "rewind" or self.warmup in getattr(lr_scheduler, "warmups", ()):
             return lr_scheduler
         if hasattr(lr_scheduler, "num_bad_epochs") or isinstance(lr_scheduler, WithWarmupLR):
             raise ValueError(
@@ -227,7 +237,14 @@ class WarmupGuard(TrainerCallback):
         self._model = model
         self._optimizer: Any = unwrap_optimizer(optimizer)  # `found_inf` is an attribute that torch's kernels read
         self._scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # out of Accelerate's wrapper
-        if self.action == "rewind" and self.snapshot is None:
+        if self.action != "rewind":
+            return
+        if self.warmup not in getattr(self._scheduler, "warmups", ()):
+            raise ValueError(
+                "guard='rewind' restarts the warmup, and the scheduler was not passed through the guard. Use the one "
+                "that `guard.wrap_scheduler(lr_scheduler)` returns."
+            )
+        if self.snapshot is None:
             self._take_snapshot(step)
 
     def count_loss(self, loss: Tensor) -> None:

@@ -78,6 +78,8 @@ def test_parse_arguments_raises_for_unknown_flags(flags, message):
     ],
 )  # fmt: skip
 def test_parse_arguments_knows_renamed_and_removed_flags(flag, message, tmp_path):
+    if flag == "--overwrite_output_dir" and hasattr(WarmupTrainingArguments, "overwrite_output_dir"):
+        pytest.skip("a flag of this version of transformers")
     with pytest.raises(ValueError, match="is not an argument") as caught:
         parse("--output_dir", tmp_path, flag, 1, classes=WarmupTrainingArguments)
     assert str(caught.value).endswith(message)

@@ -227,6 +227,7 @@ class RatioWarmupArguments(WarmupArgumentsMixin, RatioArguments):
     pass
 
 
+@pytest.mark.skipif(HAS_WARMUP_RATIO, reason="transformers does not accept None as warmup_ratio")
 def test_warmup_ratio_is_accepted_where_the_other_class_has_it(tmp_path):
     assert arguments(tmp_path, RatioWarmupArguments, warmup_ratio=0.1).warmup_steps == 0.1
     parsed = HfArgumentParser(RatioWarmupArguments).parse_args_into_dataclasses(["--output_dir", str(tmp_path)])

@@ -204,11 +204,15 @@ def _help_groups(parser: HfArgumentParser, everything: bool) -> dict[str, dict[s
         for each in fields(cls):
             owner = next(base for base in cls.__mro__ if each.name in get_annotations(base))
             groups.setdefault(owner, {})[each.name] = describe_field(each)
-    own = {owner: flags for owner, flags in groups.items() if not owner.__module__.startswith("transformers.")}
-    hidden = [flags for owner, flags in groups.items() if owner not in own]
-    titled = {(owner.__doc__ or owner.__name__).partition("\n")[0].rstrip("."): own[owner] for owner in own}
+    titled, hidden = dict[str, dict[str, str]](), dict[str, str]()
+    for owner, flags in groups.items():
+        if owner.__module__.startswith("transformers."):
+            hidden |= flags
+        else:
+            title = (owner.__doc__ or owner.__name__).partition("\n")[0].rstrip(".")
+            titled[title] = {name: flags[name] for name in get_annotations(owner) if name in flags}
     if hidden and everything:
-        titled["Arguments of transformers"] = {name: text for flags in hidden for name, text in flags.items()}
+        titled["Arguments of transformers"] = hidden
     elif hidden:
         titled["More"] = {"help-all": "List all arguments of transformers as well."}
     return titled
@@ -224,7 +228,11 @@ def describe_field(each: Field[Any]) -> str:
     text, default = str(each.metadata.get("help", "")).replace("%%", "%"), default_of(each)
     if default is MISSING:
         return f"{text} (required)".strip()
-    return text if default in (None, [], {}) else f"{text} (default: {getattr(default, 'value', default)})".strip()
+    return (
+        text
+        if default in (None, "", [], {}) or default is False
+        else f"{text} (default: {getattr(default, 'value', default)})".strip()
+    )
 
 
 def words_first(name: str, argv: Sequence[str] | None = None) -> list[str]:

@@ -160,9 +160,10 @@ def _help(name: str) -> dict[str, str]:
 
 @dataclass
 class WarmupArgumentsMixin(_Base):
-    """Arguments of hf_warmup, for `class MyArguments(WarmupArgumentsMixin, Seq2SeqTrainingArguments)`.
+    """Arguments of hf_warmup.
 
-    An argument that the other class has as well keeps the default of that class.
+    Mix the class into any arguments of transformers: `class MyArguments(WarmupArgumentsMixin, DPOConfig)`. An argument
+    that the other class has as well keeps the default of that class.
 
     Args:
         optim (`str`, *optional*): A name of [`OPTIMIZERS`][hf_warmup.OPTIMIZERS], a name of transformers, or the import

@@ -1,4 +1,4 @@
-"""DeepSpeed: what it would swap without a word, and where its gradients can be read."""
+"""What DeepSpeed needs: a check of what its configuration would replace, and a way to its gradients."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor, nn
 
 
 def check_deepspeed_config(config: dict[str, Any], *, optimizer: str | None, scheduler: str | None) -> None:
-    """Refuse a DeepSpeed configuration that would replace our optimizer or schedule.
+    """Raise an error if a DeepSpeed configuration would silently replace the optimizer or the schedule.
 
     Args:
-        config (`dict`): The configuration, as JSON has it.
-        optimizer (`str`, *optional*): What the user asked us for; `None` if it is not ours.
-        scheduler (`str`, *optional*): The same.
+        config (`dict`): The configuration, as in its JSON file.
+        optimizer (`str`, *optional*): The optimizer of this package that the user chose, for the message.
+        scheduler (`str`, *optional*): The schedule of this package that the user chose, for the message.
 
     Raises:
-        `ValueError`: With the section to remove or the switch to set.
+        `ValueError`: If there is such a section, or an offload that swaps the optimizer.
     """
-    for section, asked in (("optimizer", optimizer), ("scheduler", scheduler)):
-        if section in config and asked:
-            theirs = config[section].get("type") if isinstance(config[section], dict) else config[section]
+    for section, chosen in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if section in config and chosen:
+            configured = config[section].get("type") if isinstance(config[section], dict) else config[section]
             raise ValueError(
-                f"The DeepSpeed configuration has the {section} {theirs!r}, which would replace {asked}: "
-                f'remove its "{section}" section.'
+                f"The DeepSpeed configuration has the {section} {configured!r}, which would replace {chosen}. "
+                f'Remove its "{section}" section.'
             )
     offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     if optimizer and offload != "none" and config.get("zero_force_ds_cpu_optimizer", True):
         raise ValueError(
-            f"offload_optimizer={offload!r} makes DeepSpeed replace {optimizer} by its own CPU Adam: set "
+            f"offload_optimizer={offload!r} makes DeepSpeed replace {optimizer} by its own CPU Adam. Set "
             '"zero_force_ds_cpu_optimizer": false in its configuration.'
         )
 
 
 def named_gradient_norms(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The L2 norm of each parameter's whole gradient, one at a time: sharded gradients are gathered for it."""
+    """Yield the name and the gradient norm of each parameter. A sharded gradient is gathered, one at a time."""
     from deepspeed.utils import safe_get_full_grad
 
     for name, p in model.named_parameters():
@@ -46,9 +46,9 @@ def named_gradient_norms(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def before_engine_step(engine: Any, call: Callable[[], None]) -> Iterator[None]:
-    """`call` after the backward pass and its reductions, before DeepSpeed clips, steps and forgets the gradients.
+    """Run `call` when the gradients are reduced, and before DeepSpeed clips them, updates and frees them.
 
-    Accelerate runs `engine.step` inside `backward`, so it is wrapped on this one engine, for as long as the context.
+    Accelerate calls `engine.step` inside `backward`. It is wrapped on this one engine while the context is open.
     """
     step, on_instance = engine.step, "step" in vars(engine)
 
@@ -64,4 +64,4 @@ def before_engine_step(engine: Any, call: Callable[[], None]) -> Iterator[None]:
         if on_instance:
             engine.step = step
         else:
-            del engine.step  # the class's own is there again
+            del engine.step  # uncover the method of the class

@@ -1,4 +1,4 @@
-"""DeepSpeed's silent swaps are refused before anything starts; tests/test_multiprocess.py runs the real one."""
+"""Checks of a DeepSpeed configuration, and the wrapped engine. `tests/test_multiprocess.py` runs the real DeepSpeed."""
 
 from __future__ import annotations
 
@@ -13,59 +13,56 @@ from .testing_utils import arguments, tiny_bert
 
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+SECTIONS = {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "message"),
     [
         (
-            {"optimizer": {"type": "AdamW"}},
-            r"the optimizer 'AdamW', which would replace optim='radam': remove its \"op",
+            {"optimizer": SECTIONS["optimizer"]},
+            r"optimizer 'AdamW', which would replace optim='radam'. Remove its \"opt",
         ),
-        ({"scheduler": {"type": "WarmupLR"}}, r"the scheduler 'WarmupLR', which would replace .*'noam': remove its"),
-        (
-            OFFLOAD,
-            r"offload_optimizer='cpu' makes DeepSpeed replace optim='radam'.*zero_force_ds_cpu_optimizer\": false",
-        ),
+        ({"scheduler": SECTIONS["scheduler"]}, r"scheduler 'WarmupLR', which would replace .*'noam'. Remove its \"sch"),
+        (OFFLOAD, r"offload_optimizer='cpu' makes DeepSpeed replace optim='radam'.*force_ds_cpu_optimizer\": false"),
     ],
 )
-def test_each_swap_is_refused_by_both_doors(tmp_path, config, sentence):
+def test_a_deepspeed_config_that_replaces_optimizer_or_schedule_raises(tmp_path, config, message):
     args = arguments(tmp_path, optim="radam", lr_scheduler_type="noam", warmup_steps=2)
     args.deepspeed_plugin = SimpleNamespace(deepspeed_config=config)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         create_optimizer_and_scheduler(tiny_bert(), args, 8)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         WarmupTrainer(tiny_bert(), args)
 
 
-def test_what_the_user_leaves_to_deepspeed_is_its_own(tmp_path):
-    check_deepspeed_config({"optimizer": {"type": "AdamW"}, "scheduler": {}}, optimizer=None, scheduler=None)
-    check_deepspeed_config(
-        {**OFFLOAD, "zero_force_ds_cpu_optimizer": False}, optimizer="optim='radam'", scheduler="a schedule"
-    )
-    args = arguments(tmp_path)  # adamw_torch and linear: transformers' own
-    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={"optimizer": {"type": "AdamW"}, "scheduler": {}})
-    with pytest.raises(ValueError, match="use WarmupTrainer"):
+def test_a_deepspeed_config_may_replace_what_the_user_did_not_choose(tmp_path):
+    check_deepspeed_config(SECTIONS, optimizer=None, scheduler=None)
+    kept = {**OFFLOAD, "zero_force_ds_cpu_optimizer": False}
+    check_deepspeed_config(kept, optimizer="optim='radam'", scheduler="a schedule")
+    args = arguments(tmp_path)  # adamw_torch and linear, transformers' own names
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config=SECTIONS)
+    with pytest.raises(ValueError, match="Use `WarmupTrainer`"):
         create_optimizer_and_scheduler(tiny_bert(), args, 8)
 
 
 class Engine:
     def __init__(self):
-        self.said = []
+        self.calls = []
         self.boundary = True
 
     def is_gradient_accumulation_boundary(self):
         return self.boundary
 
     def step(self):
-        self.said.append("step")
+        self.calls.append("step")
 
 
-def test_the_engine_is_wrapped_for_as_long_as_the_context():
+def test_before_engine_step_wraps_the_engine_while_the_context_is_open():
     engine = Engine()
     for engine.boundary in (False, True):
-        with before_engine_step(engine, lambda: engine.said.append("recorded")):
+        with before_engine_step(engine, lambda: engine.calls.append("recorded")):
             engine.step()
     engine.step()
-    assert engine.said == ["step", "recorded", "step", "step"]
+    assert engine.calls == ["step", "recorded", "step", "step"]
     assert "step" not in vars(engine)

@@ -1,11 +1,14 @@
-"""Gradient norms against torch's own, layer names of real models, and the recorder's file."""
+"""Layer names of real models, gradient norms against torch's, and the recorder's file."""
 
+import errno
 import json
 import re
 from math import inf, nan
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -38,6 +41,7 @@ from hf_warmup.norms import (
     group_names,
     layer_names,
     read_gradient_norms,
+    record_gradient_norms,
 )
 
 from .testing_utils import TINY
@@ -197,7 +201,7 @@ def test_find_stacks_orders_blocks_by_number():
 
 
 @pytest.mark.parametrize(("group_by", "transcription"), GROUPINGS.items(), ids=["layer", "module", "parameter", "own"])
-def test_norms_against_torch(group_by, transcription):
+def test_gradient_norms_equal_torchs(group_by, transcription):
     model = named_model()
     squares = {}
     for name, p in model.named_parameters():
@@ -212,82 +216,104 @@ def test_norms_against_torch(group_by, transcription):
     recorder = GradientNormRecorder(None, group_by)
     recorder.record(model.named_parameters(), step=1)
     total = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-    assert sum(norm.item() ** 2 for norm in norms.values()) ** 0.5 == pytest.approx(total, rel=2e-6)
-    assert recorder.flush()[0]["grad_norm"] == pytest.approx(total, rel=2e-6)  # clipping came too late to matter
+    assert recorder.flush()[0]["grad_norm"] == pytest.approx(total, rel=2e-6)  # of the gradient before clipping
 
 
-def test_parameters_without_gradient():
+def test_gradient_norms_without_some_gradients():
     model = named_model()
-    whole = gradient_norms(model.named_parameters())
+    complete = gradient_norms(model.named_parameters())
     for p in model.bert.encoder.layer[0].parameters():
         p.grad = None
     without = gradient_norms(model.named_parameters())
-    assert without == {layer: norm for layer, norm in whole.items() if layer != "encoder.layer.0"}
+    assert list(without) == [layer for layer in complete if layer != "encoder.layer.0"]
+    assert all(torch.equal(without[layer], complete[layer]) for layer in without)
     assert gradient_norms(parameters(**{"a.weight": [3.0, 4.0], "a.bias": None}), "module") == {"a": 5.0}
-    assert gradient_norms(parameters(a=None)) == {}
-    assert gradient_norms([]) == {}
+    assert gradient_norms(parameters(a=None)) == gradient_norms([]) == {}
 
 
+@pytest.mark.parametrize("share_with_clip", [True, False])
 @pytest.mark.parametrize(
     ("gradient", "norm"),
     [
         (torch.ones(1000, dtype=torch.bfloat16), 1000**0.5),  # 31.625 in bfloat16
         (torch.full((10_000,), 1e3, dtype=torch.float16), 1e5),  # infinite in float16
+        (torch.full((100,), 1e30, dtype=torch.float64), 1e31),  # its square is infinite in float32
     ],
+    ids=["bfloat16", "float16", "float64"],
 )
-def test_half_precision_is_measured_in_float32(gradient, norm):
-    measured = gradient_norms(parameters(a=gradient, b=gradient, c=[norm]), lambda name: "b" if name == "b" else "ac")
-    assert {value.dtype for value in measured.values()} == {torch.float32}
+def test_gradient_norms_of_other_dtypes_do_not_overflow(gradient, norm, share_with_clip):
+    recorder = GradientNormRecorder(None, "parameter", share_with_clip=share_with_clip)
+    recorder.record(parameters(a=gradient, b=gradient, c=[1.0]), step=1)
+    (row,) = recorder.flush()
     # Adding 10,000 squares one after another in float32 loses 5e-6.
-    assert measured["b"].item() == pytest.approx(norm, rel=1e-5)
-    assert measured["ac"].item() == pytest.approx(norm * 2**0.5, rel=1e-5)
+    assert [row["grad_norm/a"], row["grad_norm/b"]] == pytest.approx([norm, norm], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: GradientNormRecorder(None, group_by="layers"), lambda: gradient_norms([], "x")]
-)
-def test_unknown_group_by(make):
-    with pytest.raises(ValueError, match=r"group_by='layers'.*Did you mean 'layer'|group_by='x'.*Allowed"):
+@pytest.mark.parametrize("make", [lambda: GradientNormRecorder(None, "layers"), lambda: gradient_norms([], "layers")])
+def test_unknown_group_by_raises(make):
+    with pytest.raises(ValueError, match=r"group_by='layers' is unknown.*Did you mean 'layer'"):
         make()
 
 
 @pytest.mark.parametrize("scale", [64.0, torch.tensor(64.0)])
-def test_scale(scale):
+def test_record_divides_by_the_loss_scale(scale):
     recorder = GradientNormRecorder(None)
     recorder.record(parameters(a=[3.0 * 64, 4.0 * 64], b=[12.0 * 64]), step=1, scale=scale)
     assert recorder.flush() == [{"step": 1, "grad_norm": 13.0, "grad_norm/a": 5.0, "grad_norm/b": 12.0}]
 
 
-def test_nonfinite_norms(tmp_path):
+def test_record_of_norms_that_are_not_finite(tmp_path):
     recorder = GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE)
     recorder.record(parameters(a=[1.0, inf], b=[nan], c=[3.0, 4.0]), step=1)
-    recorder.record(parameters(a=[1.0], b=[2.0], c=[2.0]), step=2)
+    recorder.log(loss=torch.tensor(nan), learning_rate=inf)
+    recorder.record(parameters(a=[0.0], b=[0.0], c=[0.0]), step=2)
     first = {"step": 1, "grad_norm": None, "grad_norm/a": None, "grad_norm/b": None, "grad_norm/c": 5.0}
-    second = {"step": 2, "grad_norm": 3.0, "grad_norm/a": 1.0, "grad_norm/b": 2.0, "grad_norm/c": 2.0}
-    expected = [{**first, "nonfinite": ["a", "b"]}, second]
-    assert recorder.flush() == expected == lines(recorder.path)
+    first |= {"loss": None, "learning_rate": None, "nonfinite": ["a", "b"]}
+    second = {"step": 2, "grad_norm": 0.0, "grad_norm/a": 0.0, "grad_norm/b": 0.0, "grad_norm/c": 0.0}
+    assert recorder.flush() == [first, second] == lines(recorder.path)
     assert recorder.nonfinite_updates == 1
     resumed = GradientNormRecorder(recorder.path)
     resumed.resume(1)
     assert resumed.nonfinite_updates == 1
 
 
-def test_groups_may_come_and_go():
+def test_record_of_groups_that_come_and_go():
     recorder = GradientNormRecorder(None)
     for step, grads in enumerate([{"a": [1.0], "b": None}, {"a": [1.0], "b": [1.0]}, {"c": [1.0]}, {"c": None}], 1):
         recorder.record(parameters(**grads), step)
-    keys = [set(record) - {"step", "grad_norm"} for record in recorder.flush()]
+    keys = [set(row) - {"step", "grad_norm"} for row in recorder.flush()]
     assert keys == [{"grad_norm/a"}, {"grad_norm/a", "grad_norm/b"}, {"grad_norm/c"}, set()]
 
 
+@pytest.mark.parametrize("step", ["x", None, 1.5, 0, -3, True])
+def test_record_of_a_step_that_is_no_whole_number_from_1_raises(step):
+    with pytest.raises(ValueError, match=rf"^step={step!r}: expected an integer in \[1, inf\)"):
+        GradientNormRecorder(None).record(parameters(a=[1.0]), step)
+
+
+def test_record_takes_numpy_steps(tmp_path):
+    recorder = GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE)
+    recorder.record(parameters(a=[1.0]), np.int64(3))
+    recorder.flush()
+    assert lines(recorder.path)[0]["step"] == 3
+
+
+def test_record_of_the_same_update_replaces_its_norms():
+    # as in a loop that accumulates gradients by hand
+    recorder = GradientNormRecorder(None)
+    for step, size in [(1, 1.0), (1, 2.0), (2, 3.0), (2, 4.0)]:
+        recorder.record(parameters(a=[size]), step)
+    assert [(row["step"], row["grad_norm"]) for row in recorder.flush()] == [(1, 2.0), (2, 4.0)]
+
+
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7]), (10, [1])])
-def test_every(every, steps):
+def test_should_record_every_nth_update(every, steps):
     recorder = GradientNormRecorder(None, every=every)
-    assert [record["step"] for record in recorded(recorder, range(1, 8))] == steps
+    assert [row["step"] for row in recorded(recorder, range(1, 8))] == steps
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, True, "2"])
-def test_wrong_every(every):
+@pytest.mark.parametrize("every", [0, 1.5, True])
+def test_every_that_is_no_whole_number_from_1_raises(every):
     with pytest.raises(ValueError, match=f"every={every!r}"):
         GradientNormRecorder(None, every=every)
 
@@ -299,9 +325,47 @@ def test_flush_writes_returns_and_empties(tmp_path):
     first = recorded(recorder, [1, 2])
     assert recorder.latest == first[-1]
     second = recorded(recorder, [3])
-    assert [(record["step"], record["grad_norm/a"]) for record in first + second] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [(row["step"], row["grad_norm/a"]) for row in first + second] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert recorder.flush() == []
     assert first + second == lines(recorder.path) == read_gradient_norms(recorder.path.parent)
+
+
+def test_record_flushes_after_30_seconds_and_after_1000_updates(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    recorder = GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE)
+    for step in (1, 2):
+        recorder.record(parameters(a=[1.0]), step)
+    now = 30.0
+    recorder.record(parameters(a=[2.0]), 2)  # not yet: the update is measured again
+    assert not recorder.path.exists()
+    recorder.log(loss=0.5)
+    recorder.record(parameters(a=[1.0]), 3)
+    assert [(row["step"], row["grad_norm"], row.get("loss")) for row in lines(recorder.path)] == [
+        (1, 1.0, None),
+        (2, 2.0, 0.5),
+    ]
+    for step in range(4, 1004):
+        recorder.record(parameters(a=[1.0]), step)
+    assert len(lines(recorder.path)) == 1002
+
+
+def test_log_adds_values_to_the_row_of_the_last_update(tmp_path):
+    recorder = GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE, every=2)
+    recorder.log(loss=9.0)  # before anything was recorded
+    recorder.record(parameters(a=[1.0]), 1)
+    recorder.log(loss=torch.tensor([0.25, 0.75], requires_grad=True), learning_rate=[0.1, 0.1])
+    recorder.log(loss=7.0)  # of update 2, which is not recorded
+    recorder.flush()
+    recorder.record(parameters(a=[1.0]), 3)
+    recorder.flush()
+    recorder.log(learning_rate=[0.1, 0.2])  # after the row was written
+    recorder.flush()
+    row = {"grad_norm": 1.0, "grad_norm/a": 1.0}
+    expected = [{"step": 1, **row, "loss": 0.5, "learning_rate": pytest.approx(0.1)}]
+    expected += [{"step": 3, **row, "learning_rate": [0.1, 0.2]}]
+    assert read_gradient_norms(recorder.path) == expected
+    assert recorder.latest == expected[-1]
 
 
 @pytest.mark.parametrize("step", [0, 4, 6, 9])
@@ -310,16 +374,24 @@ def test_resume_leaves_no_gap_and_no_duplicate(step, tmp_path):
     recorded(GradientNormRecorder(path), range(1, 7))
     with path.open("a") as file:
         file.write('{"step": 7, "grad_no')  # killed while writing
-    assert [record["step"] for record in read_gradient_norms(path)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_gradient_norms(path)] == [1, 2, 3, 4, 5, 6]
     resumed = GradientNormRecorder(path)
     resumed.record(parameters(a=[7.0]), step=7)  # of the time before the checkpoint was loaded
     resumed.resume(step)
     recorded(resumed, range(step + 1, 11), size=2.0)
-    kept = list(range(1, min(step, 6) + 1))
-    new = list(range(step + 1, 11))
-    expected = [(n, float(n)) for n in kept] + [(n, 2.0 * n) for n in new]
-    assert [(record["step"], pytest.approx(record["grad_norm"])) for record in lines(path)] == expected
+    expected = [(n, float(n)) for n in range(1, min(step, 6) + 1)] + [(n, 2.0 * n) for n in range(step + 1, 11)]
+    assert [(row["step"], pytest.approx(row["grad_norm"])) for row in lines(path)] == expected
     assert [file.name for file in tmp_path.iterdir()] == [GRADIENT_NORMS_FILE]
+
+
+def test_read_and_resume_skip_lines_that_hold_no_row(tmp_path, caplog):
+    path = tmp_path / GRADIENT_NORMS_FILE
+    good = [f'{{"step": {step}, "grad_norm": 1.0}}' for step in (1, 2, 3)]
+    path.write_text("\n".join([good[0], "[]", "null", "\0" * 32, good[1], "{}", good[2]]) + "\n")
+    assert [row["step"] for row in read_gradient_norms(path)] == [1, 2, 3]
+    assert "skipped 4 lines" in caplog.text
+    GradientNormRecorder(path).resume(2)
+    assert [row["step"] for row in read_gradient_norms(path)] == [1, 2]
 
 
 def test_resume_without_a_file(tmp_path):
@@ -328,6 +400,24 @@ def test_resume_without_a_file(tmp_path):
         recorder.resume(3)
         assert recorder.flush() == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    recorder = GradientNormRecorder(tmp_path / "file" / GRADIENT_NORMS_FILE)
+    recorder.resume(0)
+    for step in (1, 2):
+        assert [row["step"] for row in recorded(recorder, [step])] == [step]
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_full_disk_raises(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hf_warmup.norms.recorder.append_rows", full)
+    with pytest.raises(OSError, match="No space left"):
+        recorded(GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE), [1])
 
 
 def test_one_copy_to_the_host_per_flush(monkeypatch):
@@ -343,12 +433,13 @@ def test_one_copy_to_the_host_per_flush(monkeypatch):
     recorder, model = GradientNormRecorder(None), named_model()
     for step in (1, 2, 3):
         recorder.record(model.named_parameters(), step, scale=torch.tensor(2.0))
+        recorder.log(loss=torch.tensor(1.0))
     assert calls == []
     assert len(recorder.flush()) == 3
     assert calls == ["tolist"]
 
 
-def test_groups_are_sent_to_the_device_once_and_nothing_is_fetched(monkeypatch):
+def test_record_sends_the_groups_to_the_device_once_and_fetches_nothing(monkeypatch):
     model, recorder = named_model().to("meta"), GradientNormRecorder(None)  # a device without values
     sent, tensor = [], torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: sent.append(kwargs) or tensor(*args, **kwargs))
@@ -357,3 +448,20 @@ def test_groups_are_sent_to_the_device_once_and_nothing_is_fetched(monkeypatch):
             p.grad = torch.zeros_like(p)
         recorder.record(model.named_parameters(), step, scale=torch.ones((), device="meta"))
     assert sent == [{"device": torch.device("meta")}]
+
+
+def test_record_gradient_norms_of_a_loop_that_accumulates_by_hand(tmp_path):
+    torch.manual_seed(0)
+    accelerator, recorder = Accelerator(cpu=True), GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE)
+    model = torch.nn.Linear(2, 1)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    expected = []
+    for update in (1, 2):
+        for _ in range(3):
+            with record_gradient_norms(recorder, accelerator, model, update):
+                accelerator.backward(model(torch.randn(3, 2)).square().sum())
+        expected.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+        optimizer.step()
+        optimizer.zero_grad()
+    recorder.flush()
+    assert [row["grad_norm"] for row in lines(recorder.path)] == pytest.approx(expected, rel=1e-6)

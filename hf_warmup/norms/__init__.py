@@ -6,22 +6,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..report.run import GRADIENT_NORMS_FILE, LOG_PREFIX
 from .grouping import GROUPINGS, GroupBy, find_stacks, group_names, layer_names
 
 
 if TYPE_CHECKING:
     from .measure import gradient_norms as gradient_norms
     from .measure import group_norms as group_norms
-    from .recorder import GRADIENT_NORMS_FILE as GRADIENT_NORMS_FILE
-    from .recorder import LOG_PREFIX as LOG_PREFIX
     from .recorder import MAX_PENDING as MAX_PENDING
     from .recorder import GradientNormRecorder as GradientNormRecorder
     from .recorder import read_gradient_norms as read_gradient_norms
     from .recorder import record_gradient_norms as record_gradient_norms
 
 _MODULE_OF = {
-    "GRADIENT_NORMS_FILE": "recorder",
-    "LOG_PREFIX": "recorder",
     "MAX_PENDING": "recorder",
     "GradientNormRecorder": "recorder",
     "gradient_norms": "measure",
@@ -30,7 +27,16 @@ _MODULE_OF = {
     "record_gradient_norms": "recorder",
 }
 
-__all__ = ["GROUPINGS", "GroupBy", "find_stacks", "group_names", "layer_names", *_MODULE_OF]
+__all__ = [
+    "GRADIENT_NORMS_FILE",
+    "GROUPINGS",
+    "LOG_PREFIX",
+    "GroupBy",
+    "find_stacks",
+    "group_names",
+    "layer_names",
+    *_MODULE_OF,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,7 +45,7 @@ def add_shards(squares: Tensor, sharding: Sharding) -> Tensor:
 _PIECE = 1 << 20  # elements: the error of a float32 sum grows with their number
 
 
-def tensor_norms(tensors: Sequence[Tensor], *, accurate: bool = False) -> list[Tensor]:
+def tensor_norms(tensors: tuple[Tensor, ...] | list[Tensor], *, accurate: bool = False) -> list[Tensor]:
     """Return the L2 norm of each tensor in float32.
 
     By default the norms are those of `torch.nn.utils.clip_grad_norm_`. `torch._foreach_norm` has no public name; it

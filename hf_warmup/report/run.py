@@ -612,7 +612,7 @@ class Run:
         known = [pair for pair in zip(*self.evaluations.get(key or "", ((), ())), strict=True) if pair[1] == pair[1]]
         if key is None or not known:
             return None
-        at_best = [pair for pair in known if pair[0] == self._best_step] if key == self.metric else []
+        at_best = [pair for pair in known if pair[0] == self.best_step] if key == self.metric else []
         pick = max if self.greater_is_better(key) else min
         step, value = at_best[0] if at_best else pick(known, key=lambda pair: pair[1])
         return Evaluation(key, value, step)
@@ -628,8 +628,8 @@ class Run:
         return Evaluation(key, series.values[first], series.steps[first])
 
     @property
-    def _best_step(self) -> int | None:
-        """The update of the best checkpoint, as the Trainer noted it."""
+    def best_step(self) -> int | None:
+        """The update of the best checkpoint, if the Trainer noted one."""
         if not isinstance(self.state.get("best_metric"), (int, float)):
             return None
         named = re.search(r"checkpoint-(\d+)", str(self.state.get("best_model_checkpoint")))
@@ -642,7 +642,7 @@ class Run:
         `save_metrics` wrote after training replaces both.
         """
         found = {"loss": self.losses.values[-1]} if self.losses else {}
-        loaded = self._best_step if self.settings.get("load_best_model_at_end") else None
+        loaded = self.best_step if self.settings.get("load_best_model_at_end") else None
         for key, series in self.evaluations.items():
             at_best = [value for step, value in zip(*series, strict=True) if step == loaded]
             found[key] = at_best[0] if at_best else series.values[-1]
@@ -832,6 +832,28 @@ def read_runs(folder: PathLike) -> list[Run]:
     for problem in problems:
         logger.warning(f"Left out: {problem}")
     return runs
+
+
+def as_runs(runs: Any) -> list[Run]:
+    """Return the runs that `runs` names, which is what every public function of `hf_warmup.report` accepts.
+
+    Args:
+        runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): A folder of any depth, a checkpoint, a file
+            of a run, a run that was read, or a Trainer with what it has logged so far.
+    """
+    found: list[Run] = []
+    paths: list[PathLike] = []
+    for each in [runs] if isinstance(runs, (str, os.PathLike, Run)) or hasattr(runs, "state") else runs:
+        if isinstance(each, Run):
+            found.append(each)
+        elif isinstance(each, (str, os.PathLike)):
+            paths.append(each)
+        else:  # a Trainer, whose log may not have been saved yet
+            recorder = getattr(each, "gradient_norm_recorder", None)
+            if recorder is not None:
+                recorder.flush()
+            found.append(read_run(each.args.output_dir, vars(each.state)))
+    return found + (find_runs(paths) if paths else [])
 
 
 def find_runs(folders: Iterable[PathLike]) -> list[Run]:

@@ -1,0 +1,115 @@
+"""The report as plain text: what was read, what went wrong, and which checkpoint is best."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from statistics import mean
+
+from .comparison import by_configuration, decimals, differing_settings, mean_and_spread, names_of
+from .findings import describe_coverage, find, group_findings
+from .run import Run
+from .schedule import describe_schedule
+
+
+def describe_evaluations(run: Run) -> str:
+    """Return a sentence about the best and the last evaluation of `run`, or `""` if there was none.
+
+    The metric is the one that selected the best model, else the usual metric of the task, else `eval_loss`.
+    """
+    best, last = run.best(), run.last()
+    if best is None or last is None:
+        return ""
+    if best.step == last.step:
+        return f"Best {best.key}: {best.value:.4g} at update {best.step}, the last evaluation."
+    use = f"; use checkpoint-{best.step}" if run.best_step == best.step else ""
+    return f"Best {best.key}: {best.value:.4g} at update {best.step} (last: {last.value:.4g} at {last.step}){use}."
+
+
+def summarize_run(run: Run, name: str | None = None) -> list[str]:
+    """Return the report on one run as paragraphs.
+
+    The first says how the run ended and what its schedule was. The second says what went wrong and which evaluation is
+    best. Further findings follow, and last what there was to judge by.
+    """
+    findings = find(run)
+    problems = [f"PROBLEM ({finding.rule}): {finding.text}" for finding in findings if finding.is_problem]
+    notes = [f"{finding.rule}: {finding.text}" for finding in findings if not finding.is_problem]
+    verdict = [*(problems[:1] or ["No problem found."] * judged(run)), describe_evaluations(run)]
+    skipped = f" {run.unreadable} log entries or values were skipped: they hold no number." if run.unreadable else ""
+    return [
+        f"{name or run.name}: {run.status}. {describe_schedule(run)}",
+        " ".join(filter(None, verdict)),
+        *problems[1:],
+        *notes,
+        describe_coverage(run) + skipped,
+    ]
+
+
+def judged(run: Run) -> bool:
+    """Return whether there was enough to judge a run by: losses or recorded norms."""
+    return len(run.losses.steps) >= 3 or bool(run.layers)
+
+
+def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[float]]]] | None:
+    """Return the metric that most runs have, and the configurations with its values of the kept models, best first."""
+    metrics = [run.metric for run in runs if run.metric]
+    metric = max(metrics, key=metrics.count, default=None) or ("loss" if any(run.losses for run in runs) else None)
+    if metric is None:
+        return None
+    values = {
+        name: [found[metric] for run in members if metric in (found := run.results())]
+        for name, members in by_configuration(runs).items()
+    }
+    sign = -1 if metric in runs[0].evaluations and runs[0].greater_is_better(metric) else 1
+    known = [(name, each) for name, each in values.items() if each]
+    return metric, sorted(known, key=lambda item: (mean(item[1]) != mean(item[1]), sign * mean(item[1])))
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """Return the answer in one or two sentences: which configuration is best by which metric, and what failed."""
+    configurations = by_configuration(runs)
+    text = f"{len(runs)} runs of {len(configurations)} configurations" if len(runs) > 1 else f"1 run, {runs[0].status}"
+    ranked = rank_configurations(runs)
+    if ranked and len(ranked[1]) > 1:
+        metric, order = ranked
+        digits = decimals([value for _, values in order for value in values])
+        (best, values), (second, others) = order[:2]
+        text += f". Best {metric}: {mean_and_spread(values, digits)} with {best}"
+        text += f" ({mean_and_spread(others, digits)} with {second})"
+    elif len(runs) == 1:
+        text += f". {describe_evaluations(runs[0])}".rstrip(". ")
+    failed = sum(any(finding.is_problem for finding in find(run)) for run in runs)
+    if len(runs) > 1:
+        text += f". {failed or 'No'} run{'' if failed == 1 else 's'} with a problem"
+    return f"{text}."
+
+
+def summarize_runs(runs: Sequence[Run]) -> list[str]:
+    """Return the report on several runs as paragraphs: the answer, each configuration, the findings."""
+    names = names_of(runs)
+    lines = [headline(runs)]
+    if differing := differing_settings(runs):
+        lines[0] += f" They differ in {', '.join(differing[:6])}{', ...' if differing[6:] else ''}."
+    for configuration, members in by_configuration(runs).items():
+        said: dict[str, list[Run]] = {}
+        for run in members:
+            said.setdefault(f"{run.status}. {describe_schedule(run)}", []).append(run)
+        for text, own in said.items():
+            which = configuration if len(own) == len(members) > 1 else ", ".join(names[run] for run in own)
+            lines.append(f"- {which}{f' ({len(own)} runs)' if len(own) > 1 else ''}: {text}")
+    for group in group_findings(runs):
+        level = f"PROBLEM ({group.rule.name})" if group.rule.is_problem else group.rule.name
+        for text, own_names in group.sentences.items():
+            lines.append(f"- {', '.join(group.configurations if group.whole else own_names)}: {level}: {text}")
+    return lines
+
+
+def write_text(runs: Sequence[Run], width: int = 100) -> str:
+    """Return the report on runs as wrapped text."""
+    names = names_of(runs)
+    paragraphs = summarize_run(runs[0], names[runs[0]]) if len(runs) == 1 else summarize_runs(runs)
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+        for line in paragraphs
+    )

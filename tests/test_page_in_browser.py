@@ -1,4 +1,4 @@
-"""The page in a real headless browser: it opens from disk, the slider moves, a run can be switched off."""
+"""The page in a real headless browser: it opens from disk, fits any screen, and its controls work."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import shutil
 
 import pytest
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from hf_warmup.report.page import write_page
 
-from .recorded import recorded
+from .recorded import recorded, write_run
 
 
 FLAGS = (
@@ -42,10 +43,10 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Three runs: two seeds of an arm that stalls, one cut short."""
+    """Three runs: two seeds of a configuration whose loss rises, and an unfinished run."""
     folder = tmp_path_factory.mktemp("runs")
-    stuck = {"growth": 10.0, "onset": 2, "loss": lambda t: 3.3, "steps": 60, "layers": 12, "learning_rate": 2e-3}
-    runs = [recorded(folder / f"post-adamw-none-seed{seed}", **stuck) for seed in (0, 1)]
+    rising = {"growth": 10.0, "steps": 60, "layers": 12, "learning_rate": 2e-3, "loss": lambda t: 1.1**t}
+    runs = [recorded(folder / f"post-adamw-none-seed{seed}", **rising) for seed in (0, 1)]
     runs.append(recorded(folder / "pre-adamw-none-seed0", steps=40, planned=60, layers=12, learning_rate=1e-3))
     return write_page(runs, folder / "report.html", "Three runs")
 
@@ -60,6 +61,7 @@ def opened(driver, page):
         feature = {"name": "prefers-color-scheme", "value": theme}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         driver.get(page.as_uri())
+        wait(driver, lambda: in_page(driver, "document.body.dataset.drawn ?? null") == "yes")
         return driver
 
     yield open_page
@@ -70,9 +72,13 @@ def in_page(driver, code):
     return json.loads(driver.execute_script(f"return JSON.stringify({code})"))
 
 
+def wait(driver, condition, seconds=20):
+    WebDriverWait(driver, seconds).until(lambda _: condition())
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_it_fits_and_follows_the_theme(opened, width, theme):
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_the_page_fits_and_follows_the_theme(opened, width, theme):
     driver = opened(width, theme)
     assert driver.title == "Three runs"
     assert in_page(driver, "performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
@@ -83,6 +89,8 @@ def test_it_fits_and_follows_the_theme(opened, width, theme):
     ink = in_page(driver, "document.getElementById('curves')._fullLayout.font.color")
     brightness = sum(int(ink[i : i + 2], 16) for i in (1, 3, 5)) / 3
     assert (brightness > 128) is (theme == "dark")
+    # The first screen has the answer and the findings.
+    assert in_page(driver, "document.getElementById('findings').getBoundingClientRect().top") < 900
 
 
 def test_a_theme_that_changes_is_followed(opened):
@@ -91,94 +99,93 @@ def test_a_theme_that_changes_is_followed(opened):
     before = in_page(driver, color)
     feature = {"name": "prefers-color-scheme", "value": "dark"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    WebDriverWait(driver, 5).until(lambda _: in_page(driver, color) != before)
+    wait(driver, lambda: in_page(driver, color) != before)
+
+
+def test_the_answer_and_the_findings_come_first(opened):
+    driver = opened()
+    assert driver.find_element(By.ID, "answer").text == (
+        "3 runs of 2 configurations. Best eval_loss: 1.000 ± 0.000 with post-adamw-none (1.000 with pre-adamw-none). "
+        "Runs with a problem: post-adamw-none (2 of 2)."
+    )
+    findings = driver.find_element(By.ID, "findings").text
+    assert findings.startswith("✖post-adamw-none, 2 of 2 runs: loss rises: The training loss rises")
+    table = driver.find_element(By.ID, "configurations").text
+    assert "✖ 2 with a problem" in table
+    assert "unfinished" in table
 
 
 def test_the_slider_moves_the_heat_map(opened):
     driver = opened()
-    layers = driver.find_element(By.ID, "layers")
-    driver.execute_script("arguments[0].scrollIntoView({block: 'end'})", layers)
-    said = "document.querySelector('#layers .slider-label').textContent"
     value = "document.getElementById('layers').data[0].z[1][0]"  # of the first layer: 1 / t, as a power of ten
-    assert in_page(driver, said) == "update 20"
-    assert in_page(driver, value) == pytest.approx(-1.301)
-    grip = driver.find_element(By.CSS_SELECTOR, "#layers .slider-grip-rect")
-    end = driver.find_element(By.CSS_SELECTOR, "#layers .slider-rail-rect").rect
-    way = int(end["x"] + end["width"] - grip.rect["x"] - grip.rect["width"] / 2)
-    ActionChains(driver).drag_and_drop_by_offset(grip, way, 0).perform()
-    WebDriverWait(driver, 5).until(lambda _: in_page(driver, said) == "update 60")
-    assert in_page(driver, value) == pytest.approx(-1.778)
-    assert in_page(driver, "document.getElementById('layers').data[0].z[1][2]") is None  # this run was cut short at 40
+    assert driver.find_element(By.ID, "at").text == "20"
+    assert in_page(driver, value) == pytest.approx(-1.3)
+    driver.find_element(By.ID, "update").send_keys(Keys.END)
+    wait(driver, lambda: in_page(driver, value) == pytest.approx(-1.78))
+    assert driver.find_element(By.ID, "at").text == "60"
+    assert in_page(driver, "document.getElementById('layers').data[0].z[1][2]") is None  # this run ended at 40
 
 
-def short_repr(driver):
-    """Visible lines of each run; `null` and absent are the same."""
-    lines = in_page(driver, "document.getElementById('curves').data.map(d => [d.meta?.run, d.visible ?? true])")
-    return {run: {visible for name, visible in lines if name == run} for run, _ in lines if run}
+def visible(driver):
+    """The visible traces of each configuration: of single runs, and of means and bands."""
+    code = "document.getElementById('curves').data.map(d => [d.meta.configuration, d.meta.single, d.visible ?? true])"
+    return {(each, single) for each, single, shown in in_page(driver, code) if shown}
 
 
-def test_a_run_is_switched_off_in_all_plots_at_once(opened):
+def test_single_runs_are_shown_on_demand(opened):
     driver = opened()
-    box = driver.find_element(By.CSS_SELECTOR, "input[data-run='post-adamw-none-seed1']")
-    box.click()
-    expected = {"post-adamw-none-seed0": {True}, "post-adamw-none-seed1": {False}, "pre-adamw-none-seed0": {True}}
-    assert short_repr(driver) == expected
-    box.click()
-    assert short_repr(driver)["post-adamw-none-seed1"] == {True}
+    assert visible(driver) == {(0, False), (1, False)}
+    driver.find_element(By.ID, "singles").click()
+    wait(driver, lambda: visible(driver) == {(0, False), (0, True), (1, False)})
 
 
-def test_the_legend_switches_an_arm_off(opened):
+def test_a_configuration_is_switched_off_with_its_labels(opened):
     driver = opened()
-    entry = driver.find_element(By.CSS_SELECTOR, "#curves .legendtoggle")
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
-    entry.click()
-    off = {"post-adamw-none-seed0": {"legendonly"}, "post-adamw-none-seed1": {"legendonly"}}
-    WebDriverWait(driver, 5).until(lambda _: short_repr(driver) == {**off, "pre-adamw-none-seed0": {True}})
+    labels = "document.getElementById('curves').layout.annotations.filter(a => a.name && a.visible).map(a => a.text)"
+    assert set(in_page(driver, labels)) == {"Post-LN, adamw, no warmup", "Pre-LN, adamw, no warmup"}
+    driver.find_element(By.CSS_SELECTOR, "input[data-configuration='0']").click()
+    wait(driver, lambda: visible(driver) == {(1, False)})
+    assert set(in_page(driver, labels)) == {"Pre-LN, adamw, no warmup"}
+
+
+def test_labels_at_the_lines_give_way_on_a_phone(opened):
+    driver = opened(390)
+    assert in_page(driver, "document.getElementById('curves').layout.margin.r") < 20
+    assert in_page(driver, "document.getElementById('curves')._fullLayout.xaxis._length") > 250
 
 
 def test_the_menu_shows_another_run(opened):
     driver = opened()
-    visible = "document.getElementById('run').data.map(d => d.visible)"
-    assert in_page(driver, visible) == [True, False, False]
+    shown = "document.getElementById('run').data.map(d => d.visible)"
+    assert in_page(driver, shown) == [True, False, False]
     Select(driver.find_element(By.ID, "which")).select_by_visible_text("pre-adamw-none-seed0")
-    assert in_page(driver, visible) == [False, False, True]
-
-
-def test_the_panels_keep_their_height_under_a_long_legend(opened, tmp_path):
-    runs = [recorded(tmp_path / f"an-arm-with-a-long-name-number{i}", steps=30) for i in range(40)]
-    path = write_page(runs, tmp_path / "report.html")
-    panel = "document.getElementById('curves')._fullLayout.yaxis._length"
-    for width in (1280, 390):
-        driver = opened(width, page=path)
-        WebDriverWait(driver, 5).until(lambda driver: 230 < in_page(driver, panel) < 240)
-        box = "document.querySelector('#{}').getBoundingClientRect()"
-        assert in_page(driver, f"{box.format('curves .legend')}.top >= {box.format('curves')}.top")
-        assert in_page(driver, f"{box.format('curves')}.bottom < {box.format('layers')}.top")
-    screen = {"width": 844, "height": 390, "deviceScaleFactor": 1, "mobile": True}  # the phone is turned
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    width = "document.getElementById('curves')._fullLayout.width"
-    WebDriverWait(driver, 5).until(lambda driver: in_page(driver, width) > 800 and 230 < in_page(driver, panel) < 240)
+    wait(driver, lambda: in_page(driver, shown) == [False, False, True])
 
 
 def test_a_wide_table_scrolls_under_its_first_column(opened):
     driver = opened(390)
-    left = "document.querySelector('#runs td').getBoundingClientRect().left"
+    left = "document.querySelector('#configurations td').getBoundingClientRect().left"
     before = in_page(driver, left)
-    driver.execute_script("document.getElementById('runs').parentElement.scrollLeft = 100")
-    assert in_page(driver, "document.getElementById('runs').parentElement.scrollLeft") == 100
+    scrolled = "document.getElementById('configurations').parentElement.scrollLeft"
+    driver.execute_script(f"{scrolled} = 100")
+    assert in_page(driver, scrolled) == 100
     assert in_page(driver, left) == before
     driver.find_elements(By.TAG_NAME, "summary")[-1].click()  # the rules, stacked: nothing to scroll to
-    rules = "document.querySelector('.words').parentElement"
+    rules = "document.querySelector('table.words').parentElement"
     assert in_page(driver, f"{rules}.scrollWidth == {rules}.clientWidth")
-    assert in_page(driver, "document.getElementById('which').getBoundingClientRect().right") <= 390
 
 
-def test_the_words_are_on_it(opened):
-    driver = opened()
-    words = driver.find_element(By.ID, "findings").text
-    assert words.startswith("post-adamw-none: stalling, 2 of 2 runs. The gradient of encoder.layer.0 is")
-    assert "The run is stalling." in words
-    assert driver.find_element(By.ID, "arms").text.endswith("pre-adamw-none 0.0250 1.000 40 1")
-    table = driver.find_element(By.ID, "runs").text
-    assert "cut short, 40 of 60 updates" in table
-    assert "learning_rate" in table
+def test_hostile_names_stay_text(opened, tmp_path):
+    names = ["<img src=x onerror=document.title=1>", "<a href='http:127.0.0.1:9'>x<", "<span style=fill:url(http:x)>s"]
+    for name in names:
+        write_run(tmp_path / name, learning_rate=name)
+        path = tmp_path / name / "gradient_norms.jsonl"
+        path.write_text(path.read_text().replace("embeddings", name))
+    driver = opened(page=write_page(tmp_path, tmp_path / "report.html", names[0]))
+    assert driver.title == names[0]
+    assert in_page(driver, "document.querySelectorAll('img, a').length") == 0
+    assert in_page(driver, "performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
+    ticks = in_page(driver, "[...document.querySelectorAll('#layers .ytick')].map(t => t.textContent)")
+    assert set(names) <= set(ticks)
+    options = [option.text for option in Select(driver.find_element(By.ID, "which")).options]
+    assert set(options) == set(names)

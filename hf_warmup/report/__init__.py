@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .run import find_runs as find_runs
     from .run import read_run as read_run
     from .run import read_runs as read_runs
+    from .table import to_dataframe as to_dataframe
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _MODULE_OF = {
@@ -48,6 +49,7 @@ _MODULE_OF = {
     "read_run": "run",
     "read_runs": "run",
     "shared_settings": "comparison",
+    "to_dataframe": "table",
 }
 
 __all__ = [*_MODULE_OF]

@@ -100,6 +100,12 @@ def _configuration_names(groups: Sequence[list[Run]]) -> list[str]:
     ]
 
 
+def common_metric(runs: Sequence[Run]) -> str | None:
+    """Return the metric that most runs were evaluated by, `"loss"` if none was evaluated, `None` without losses."""
+    metrics = [run.metric for run in runs if run.metric]
+    return max(metrics, key=metrics.count, default=None) or ("loss" if any(run.losses for run in runs) else None)
+
+
 def names_of(runs: Iterable[Run]) -> dict[Run, str]:
     """Return a name for each run that no other has: the folder's, with the folders that hold it if needed."""
     runs = list(runs)

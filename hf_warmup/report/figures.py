@@ -1,18 +1,22 @@
-"""The figures: PNG files by matplotlib, and the panels of the page by plotly."""
+"""The panels of a report, listed once and drawn twice: as PNG files by matplotlib and for the page by plotly."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
 from importlib.util import find_spec
 from itertools import accumulate
-from math import isfinite, log10, nan
+from math import inf, isfinite, log10, nan
 from pathlib import Path
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from .comparison import by_configuration, label, names_of
-from .findings import DANGER_RATIO
-from .run import Run
+from .comparison import by_configuration, common_metric, label, names_of
+from .findings import DANGER_RATIO, records_of
+from .run import Run, Series, as_runs
 
 
 if TYPE_CHECKING:
@@ -21,182 +25,126 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
 
 
-# Okabe & Ito's colours, told apart by colour-blind readers; the arms that need telling apart most come first.
-# A mid grey in place of their black, which a dark page would swallow.
+# The colours of Okabe & Ito, which colour-blind readers can tell apart. Grey replaces black, which a dark page hides.
 COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C6D31")
-# By plotly's names, as matplotlib writes them.
+# plotly's name of a dash -> matplotlib's.
 DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3))}
-ZONE = "#888888"  # of runs that stall: no arm's colour
+ZONE = "#888888"  # marks the ratios of runs that stall; no configuration has this colour
 
 
 def line_style(i: int) -> tuple[str, str]:
-    """Colour and plotly's dash of arm `i`, the same in every figure: each dash goes through all colours."""
+    """Return the colour and the dash of configuration `i`: each dash goes through all colours."""
     return COLORS[i % len(COLORS)], tuple(DASHES)[i // len(COLORS) % len(DASHES)]
 
 
 def need(module: str) -> None:
-    """Refuse in one sentence where a library that draws is missing."""
+    """Raise `ImportError` with the pip command if a library that draws is missing."""
     if find_spec(module) is None:
-        raise ValueError(f"{module} is missing: pip install 'hf-warmup[plot]' draws the figures and the page.")
+        raise ImportError(f"{module} is missing. Install it: pip install 'hf-warmup[plot]'")
 
 
-def blank_figure(width: float, height: float) -> Figure:
-    need("matplotlib")
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+# --- the panels ---
 
 
-def blank_axes(
-    figure: Figure, title: str, ylabel: str, xlabel: str = "update", place: tuple[int, int, int] = (1, 1, 1)
-) -> Axes:
-    """Axes in the style of every figure here; `place` is matplotlib's (rows, columns, index)."""
-    axes = figure.add_subplot(*place)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return axes
+@dataclass(frozen=True)
+class Panel:
+    """One quantity over updates.
 
-
-def _lines(axes: Axes, runs: Sequence[Run], series: Callable[[Run], Any], wide: bool = False) -> None:
-    arms = by_configuration(runs)
-    for i, (arm, members) in enumerate(arms.items()):
-        color, dash = line_style(i)
-        for j, run in enumerate(members):
-            steps, values = series(run)
-            # Earlier lines are wider, so that those that later ones cover still show.
-            width = 1.3 + 3.0 * (len(arms) - 1 - i) / len(arms) if wide else 1.3
-            axes.plot(
-                steps,
-                values,
-                color=color,
-                linestyle=DASHES[dash],
-                linewidth=width,
-                marker="." if len(steps) == 1 else None,
-                label=None if j else label(arm),
-            )
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
-
-
-def _figure_of_lines(runs: Sequence[Run], title: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = blank_figure(8, max(3.6, 0.18 * len(by_configuration(runs)) + 0.3))  # as high as the legend
-    return figure, blank_axes(figure, title, ylabel)
-
-
-def plot_learning_rate(runs: Sequence[Run]) -> Figure:
-    """The learning rate in force over updates: what an optimizer that warms up by itself really used."""
-    figure, axes = _figure_of_lines(runs, "Learning rate in force", "learning rate")
-    firsts = [members[0] for members in by_configuration(runs).values()]
-    _lines(axes, firsts, lambda run: run.learning_rates, wide=True)
-    return figure
-
-
-def plot_loss(runs: Sequence[Run]) -> Figure:
-    """Training loss over updates, one line a seed, one colour an arm."""
-    figure, axes = _figure_of_lines(runs, "Training loss", "loss")
-    _lines(axes, runs, lambda run: run.losses)
-    return figure
-
-
-def plot_ratio(runs: Sequence[Run]) -> Figure:
-    """The last block's gradient norm over the first's, with the zone marked that runs which stall enter early.
-
-    A sign of the first tens of updates: a run that never learns can leave the zone again.
+    Args:
+        key (`str`): The stem of its PNG file.
+        title (`str`): The heading.
+        unit (`str`): The label of its axis.
+        lines (`Callable[[Run], list[tuple[str, Series]]]`): The lines of a run: suffix of its name, and values.
+        log (`bool`): Whether the axis is logarithmic.
+        noisy (`bool`): Whether a single run is drawn as a running median with the range around it.
     """
-    figure, axes = _figure_of_lines(runs, "Gradient norm, last layer over first", "ratio")
-    _lines(axes, runs, Run.ratio)
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    if high > DANGER_RATIO:
-        axes.axhspan(DANGER_RATIO, high, color=ZONE, alpha=0.15, linewidth=0)
-        axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color="#555555")
-        axes.set_ylim(low, high)
-    return figure
+
+    key: str
+    title: str
+    unit: str
+    lines: Callable[[Run], list[tuple[str, Series]]]
+    log: bool = False
+    noisy: bool = False
 
 
-def plot_gradient_norms(runs: Sequence[Run], columns: int = 3) -> Figure:
-    """A heat map (layer × update) of the gradient norms before clipping, one an arm, of its first seed."""
-    need("matplotlib")
-    from matplotlib.colors import LogNorm
-
-    arms = {arm: members[0] for arm, members in by_configuration(runs).items() if members[0].blocks}
-    columns = max(1, min(columns, len(arms)))
-    rows = -(-len(arms) // columns) or 1
-    columns = max(1, -(-len(arms) // rows))  # four are two and two, not three and one
-    figure = blank_figure(3.3 * columns + 1.2, 2.3 * rows + 0.4)
-    if not arms:
-        figure.text(0.5, 0.5, "no gradient norms were recorded", ha="center")
-        return figure
-    tables = {arm: [[value or nan for value in run.norms[block]] for block in run.blocks] for arm, run in arms.items()}
-    finite = [value for table in tables.values() for row in table for value in row if value == value]
-    norm = LogNorm(min(finite), max(finite)) if finite else None
-    ends = [(run.steps[0] - 0.5, run.steps[-1] + 0.5) for run in arms.values()]
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(arms) :]:
-        axes.set_axis_off()
-    for i, (axes, (arm, table), extent) in enumerate(zip(grid.flat, tables.items(), ends, strict=False)):
-        layers = len(table)
-        image = axes.imshow(
-            table,
-            aspect="auto",
-            norm=norm,
-            cmap="viridis",
-            origin="lower",
-            interpolation="nearest",
-            extent=(*extent, 0.5, layers + 0.5),
-        )
-        # All panels alike: a run that had ended leaves its panel blank.
-        axes.set_xlim(min(start for start, _ in ends), max(end for _, end in ends))
-        axes.set_title(label(arm), loc="left", fontsize=8)
-        stride = -(-layers // 12)
-        axes.set_yticks(range(1, layers + 1, stride))
-        axes.tick_params(labelsize=8)
-        if i % columns == 0:
-            axes.set_ylabel("layer", fontsize=9)
-        if i + columns >= len(arms):
-            axes.set_xlabel("update", fontsize=9)
-    figure.colorbar(image, ax=grid, label="gradient norm before clipping", shrink=0.8)
-    return figure
+def _rates(run: Run) -> list[tuple[str, Series]]:
+    """The effective rate, those of further parameter groups, and the schedule's if the optimizer changes it."""
+    lines = [("", run.learning_rates)]
+    groups = [run.recorded(key) for key in run.recording.values if re.fullmatch(r"learning_rate/\d+", key)]
+    lines += [(f", group {i}", group) for i, group in enumerate(groups, 1) if group != run.learning_rates]
+    if not run.recorded("learning_rate") and run.scheduled_rates != run.learning_rates:
+        lines.append((", schedule", run.scheduled_rates))
+    return lines
 
 
-def draw_comparison(runs: Sequence[Run], output_dir: str | Path) -> list[Path]:
-    """Write the four figures as PNG files into `output_dir`; returns their paths."""
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "learning_rate.png": plot_learning_rate,
-        "loss.png": plot_loss,
-        "gradient_norms.png": plot_gradient_norms,
-        "gradient_norm_ratio.png": plot_ratio,
-    }
-    paths = []
-    for name, plot in figures.items():
-        plot(runs).savefig(output_dir / name)
-        paths.append(output_dir / name)
-    return paths
+def _ratio(run: Run) -> Series:
+    """The highest ratio of all stacks at each update; an infinite one is drawn at a million."""
+    highest: dict[int, float] = {}
+    for steps, values in records_of(run).ratios.values():
+        for step, value in zip(steps, values, strict=True):
+            highest[step] = max(highest.get(step, 0.0), min(value, 1e6))
+    return Series(sorted(highest), [highest[step] for step in sorted(highest)])
 
 
-POINTS = 60_000  # of all curves together; at most 1000 of one
-SLIDER_STEPS = 100
-COLUMNS = 240  # updates in the heat map of one run
-SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are told apart best
-DECADES = 8  # below its highest value, that a heat map tells apart
-PANEL_HEIGHT = 280  # pixels
-CLEAR = "rgba(0,0,0,0)"
-
-# Title, unit, and whether the axis is logarithmic.
-PANELS = {
-    "lr": ("Learning rate in force", "learning rate", False),
-    "loss": ("Training loss", "loss", False),
-    "norm": ("Gradient norm before clipping", "L2 norm", True),
-    "ratio": ("Last over first layer's norm (shaded: stalling)", "ratio", True),
-}
+def _ratio_lines(run: Run) -> list[tuple[str, Series]]:
+    return [("", _ratio(run))]
 
 
-def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[list[int], list[float]]:
-    """At most about `limit` points of a series: of each stretch its lowest and its highest, so that no spike is lost.
+PANELS = (
+    Panel("learning_rate", "Effective learning rate", "learning rate", _rates),
+    Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
+    Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
+    Panel("gradient_norm_ratio", "Gradient norm, last layer over first", "ratio", _ratio_lines, True),
+)  # fmt: skip
+
+
+def panels_of(runs: Sequence[Run], keys: Sequence[str] = ()) -> list[Panel]:
+    """Return the panels for which `runs` have values, with the common evaluation metric and further log `keys`."""
+    metric = common_metric(runs)
+    more = [Panel(re.sub(r"\W+", "_", key), key, key, _series_of(key)) for key in keys]
+    if metric is not None and metric != "loss":
+        more.insert(0, Panel("evaluation", f"Evaluation: {metric}", metric, _series_of(metric)))
+    panels = [*PANELS[:2], *more, *PANELS[2:]]
+    return [panel for panel in panels if any(panel.lines(run)[0][1] for run in runs)]
+
+
+def _series_of(key: str) -> Callable[[Run], list[tuple[str, Series]]]:
+    return lambda run: [("", run.recorded(key) or run.series(key))]
+
+
+def is_logarithmic(panel: Panel, runs: Sequence[Run]) -> bool:
+    """Return whether a panel needs a logarithmic axis: always, or because positive values differ 300-fold."""
+    values = [value for run in runs for value in panel.lines(run)[0][1].values if isfinite(value)]
+    spread = panel.key == "loss" and len(values) > 0 and min(values) > 0 and max(values) > 300 * min(values)
+    return panel.log or spread
+
+
+X_AXES = {"update": "update", "epoch": "epoch", "share": "share of the planned updates"}
+
+
+def x_values(run: Run, steps: Sequence[int], x: str = "update") -> list[float]:
+    """Return updates as epochs, as shares of the planned updates, or as they are.
+
+    Raises:
+        `ValueError`: If `x` is none of these, or `run` logged no epochs.
+    """
+    if x not in X_AXES:
+        raise ValueError(f"x={x!r}: expected one of {', '.join(X_AXES)}.")
+    if x == "update":
+        return list(steps)
+    if x == "share":
+        return [step / (run.num_training_steps or run.updates) for step in steps]
+    epochs, at = run.series("epoch").values, run.series("epoch").steps
+    if not epochs or not at[-1]:
+        raise ValueError(f"x='epoch': {run.name} logged no epochs.")
+    return [step * epochs[-1] / at[-1] for step in steps]
+
+
+# --- thinning ---
+
+
+def thin(steps: Sequence[float], values: Sequence[float], limit: int) -> tuple[list[float], list[float]]:
+    """Return about `limit` points of a series at most: the lowest and the highest of each stretch, so that spikes stay.
 
     Example:
 
@@ -215,136 +163,444 @@ def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[lis
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _value(point: tuple[int, float]) -> float:
+def _value(point: tuple[float, float]) -> float:
     return point[1]
 
 
-_Lines = list[tuple[str, tuple[list[int], list[float]]]]
+Band = tuple[list[float], list[float], list[float], list[float]]
 
 
-def _series(run: Run, panel: str) -> _Lines:
-    """The lines of a run in a panel: what is said of each behind the run's name, and its points."""
-    if panel == "lr":
-        lines = [("", run.learning_rates)]
-        if run.learning_rates.values != run.scheduled_rates.values:  # an optimizer that warms up by itself
-            lines.append((", of the schedule", run.scheduled_rates))
-        return lines
-    points = {"loss": run.losses, "norm": run.total_norm, "ratio": run.ratio()}[panel]
-    return [("", points)]
+def envelope(steps: Sequence[float], values: Sequence[float], limit: int) -> Band:
+    """Return positions, lowest, median and highest value of at most `limit` stretches of a series.
 
+    Example:
 
-def draw_curves(runs: Sequence[Run]) -> PlotlyFigure:
-    """Learning rate, loss, total gradient norm and last/first-layer ratio: one colour an arm, one legend for all."""
-    need("plotly")
-    from plotly.subplots import make_subplots
+    ```python
+    >>> envelope(range(6), [1, 2, 9, 4, 5, 6], 2)
+    ([1, 4], [1, 4], [2, 5], [9, 6])
 
-    panels = [panel for panel in PANELS if any(_series(run, panel)[0][1][0] for run in runs)] or ["loss"]
-    figure = make_subplots(
-        len(panels),
-        1,
-        shared_xaxes=True,
-        vertical_spacing=60 / (PANEL_HEIGHT * len(panels)),
-        subplot_titles=[PANELS[panel][0] for panel in panels],
+    ```
+    """
+    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
+    width = -(-len(points) // max(limit, 1)) or 1
+    parts = [points[i : i + width] for i in range(0, len(points), width)]
+    columns = [[value for _, value in part] for part in parts]
+    return (
+        [part[len(part) // 2][0] for part in parts],
+        [*map(min, columns)],
+        [*map(median, columns)],
+        [*map(max, columns)],
     )
-    limit = min(1000, max(100, POINTS // (len(runs) * len(PANELS))))
-    names = names_of(runs)
-    for i, (arm, seeds) in enumerate(by_configuration(runs).items()):
+
+
+def band(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
+    """Return positions, lowest, mean and highest value of several series, where at least half of them have one.
+
+    Example:
+
+    ```python
+    >>> band([([1, 2], [1.0, 3.0]), ([1, 2], [2.0, 5.0])])
+    ([1, 2], [1.0, 3.0], [1.5, 4.0], [2.0, 5.0])
+
+    ```
+    """
+    at: dict[float, list[float]] = {}
+    for steps, values in series:
+        for step, value in zip(steps, values, strict=True):
+            if isfinite(value):
+                at.setdefault(step, []).append(value)
+    steps = sorted(step for step, values in at.items() if 2 * len(values) >= len(series))
+    return (
+        steps,
+        [min(at[step]) for step in steps],
+        [mean(at[step]) for step in steps],
+        [max(at[step]) for step in steps],
+    )
+
+
+# --- matplotlib ---
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """Return an empty figure in the style of the report. A notebook shows it as a picture."""
+    need("matplotlib")
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        """A figure that a notebook shows without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            from io import BytesIO
+
+            buffer = BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+
+    return Picture(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def blank_axes(
+    figure: Figure, title: str, ylabel: str, xlabel: str = "update", place: tuple[int, int, int] = (1, 1, 1)
+) -> Axes:
+    """Add axes in the style of the report; `place` is matplotlib's (rows, columns, index)."""
+    axes = figure.add_subplot(*place)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return axes
+
+
+def plot_panel(runs: Any, panel: Panel, x: str = "update") -> Figure:
+    """Draw a panel with matplotlib: one line per run, one colour per configuration."""
+    runs = as_runs(runs)
+    configurations = by_configuration(runs)
+    figure = blank_figure(8, max(3.6, 0.18 * len(configurations) + 0.3))  # as high as the legend
+    axes = blank_axes(figure, panel.title, panel.unit, X_AXES.get(x, x))
+    for i, (name, members) in enumerate(configurations.items()):
         color, dash = line_style(i)
-        style = {"legendgroup": arm, "line": {"color": color, "dash": dash, "width": 1.5}, "marker": {"color": color}}
-        # The legend's entry is a line of its own, so that it stays when a seed is switched off.
-        figure.add_scatter(x=[None], y=[None], mode="lines", name=label(arm), **style)
-        for run in seeds:
-            for row, panel in enumerate(panels, 1):
-                _add_lines(figure, row, _series(run, panel), names[run], limit, style)
-    _lay_out_curves(figure, panels, runs)
+        for j, run in enumerate(members):
+            steps, values = panel.lines(run)[0][1]
+            axes.plot(
+                x_values(run, steps, x), values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
+                marker="." if len(steps) < 3 else None, label=None if j else label(name).replace("$", r"\$"),
+            )  # fmt: skip
+            if panel.key == "evaluation" and (best := run.best(panel.unit)):
+                axes.plot(x_values(run, [best.step], x), [best.value], "*", color=color, markersize=9)
+    if is_logarithmic(panel, runs):
+        axes.set_yscale("log")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+    low, high = axes.get_ylim()
+    if panel.key == "gradient_norm_ratio" and high > DANGER_RATIO:
+        axes.axhspan(DANGER_RATIO, high, color=ZONE, alpha=0.15, linewidth=0)
+        axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color="#555555")
+        axes.set_ylim(low, high)
     return figure
 
 
-def _add_lines(figure: PlotlyFigure, row: int, lines: _Lines, name: str, limit: int, style: dict[str, Any]) -> None:
-    for what, points in lines:
-        steps, values = thin(*points, limit)
-        figure.add_scatter(
-            x=steps,
-            y=values,
-            mode="lines" if len(steps) > 1 else "markers",
-            meta={"run": name, "name": name + what},
-            hovertemplate="%{meta.name}<br>update %{x}: %{y:.4g}<extra></extra>",
-            showlegend=False,
-            row=row,
-            col=1,
-            **{**style, "line": {**style["line"], **({"dash": "dot", "width": 1} if what else {})}},
-        )
+def plot_learning_rate(runs: Any, x: str = "update") -> Figure:
+    """Draw the effective learning rate: what an optimizer with a warmup of its own really used.
+
+    Args:
+        runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
+        x (`str`, defaults to `"update"`): The horizontal axis: `"update"`, `"epoch"`, or `"share"` of the planned run.
+    """
+    return plot_panel(runs, PANELS[0], x)
 
 
-def _lay_out_curves(figure: PlotlyFigure, panels: list[str], runs: Sequence[Run]) -> None:
-    for row, panel in enumerate(panels, 1):
-        _, unit, logarithmic = PANELS[panel]
-        figure.update_yaxes(title_text=unit, type="log" if logarithmic else "linear", exponentformat="power", row=row)
-    figure.update_xaxes(title_text="update", row=len(panels))
-    figure.update_xaxes(showticklabels=True)
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_annotations(x=0, xanchor="left", font_size=14)
-    if "ratio" in panels:
-        row, ratios = panels.index("ratio") + 1, [ratio for run in runs for ratio in run.ratio()[1]]
-        low, high = min(0.5, *ratios), max(3 * DANGER_RATIO, 1.5 * max(ratios))
-        zone = {"fillcolor": ZONE, "opacity": 0.15, "line_width": 0}
-        figure.add_hrect(y0=DANGER_RATIO, y1=high, row=row, col=1, **zone)
-        figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": ZONE, "width": 1, "dash": "dot"})
-        figure.update_yaxes(range=[log10(low), log10(high)], row=row)
-    height = PANEL_HEIGHT * len(panels)
-    figure.update_layout(
-        height=height + 100,  # the page adds the legend's, to the margin too
-        margin={"l": 60, "r": 10, "t": 50, "b": 50},
-        legend={
-            "orientation": "h", "x": 0, "y": 1 + 36 / height, "yanchor": "bottom", "groupclick": "togglegroup",
-            "maxheight": 1e5,  # never scrolled
-        },
-        hovermode="closest",
-        **_BACKGROUND,
-    )  # fmt: skip
+def plot_loss(runs: Any, x: str = "update") -> Figure:
+    """Draw the training loss, one line per run; takes the arguments of [`plot_learning_rate`]."""
+    return plot_panel(runs, PANELS[1], x)
 
 
+def plot_ratio(runs: Any, x: str = "update") -> Figure:
+    """Draw the last block's gradient norm over the first's, with the zone that stalling runs enter early.
+
+    A ratio in that zone within the first tens of updates is a sign of a run that will not learn, which can leave the
+    zone later. Takes the arguments of [`plot_learning_rate`].
+    """
+    return plot_panel(runs, PANELS[3], x)
+
+
+def plot_gradient_norms(runs: Any, columns: int = 3) -> Figure:
+    """Draw a heat map (layer over update) of the gradient norms before clipping, of each configuration's first run.
+
+    Args:
+        runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
+        columns (`int`, defaults to 3): Heat maps side by side.
+    """
+    need("matplotlib")
+    from matplotlib.colors import LogNorm
+
+    firsts = {name: members[0] for name, members in by_configuration(as_runs(runs)).items() if members[0].blocks}
+    columns = max(1, min(columns, len(firsts)))
+    rows = -(-len(firsts) // columns) or 1
+    columns = max(1, -(-len(firsts) // rows))  # four are two and two, not three and one
+    figure = blank_figure(3.3 * columns + 1.2, 2.3 * rows + 0.4)
+    if not firsts:
+        figure.text(0.5, 0.5, "no gradient norms were recorded", ha="center")
+        return figure
+    tables = {
+        name: [[value or nan for value in run.norms[block]] for block in run.blocks] for name, run in firsts.items()
+    }
+    finite = [value for table in tables.values() for row in table for value in row if value == value]
+    norm = LogNorm(min(finite), max(finite)) if finite else None
+    ends = [(run.steps[0] - 0.5, run.steps[-1] + 0.5) for run in firsts.values()]
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(firsts) :]:
+        axes.set_axis_off()
+    for i, (axes, (name, table), extent) in enumerate(zip(grid.flat, tables.items(), ends, strict=False)):
+        layers = len(table)
+        image = axes.imshow(
+            table, aspect="auto", norm=norm, cmap="viridis", origin="lower", interpolation="nearest",
+            extent=(*extent, 0.5, layers + 0.5),
+        )  # fmt: skip
+        # The same axis for all: a run that ended early leaves the rest of its heat map blank.
+        axes.set_xlim(min(start for start, _ in ends), max(end for _, end in ends))
+        axes.set_title(label(name).replace("$", r"\$"), loc="left", fontsize=8)
+        axes.set_yticks(range(1, layers + 1, -(-layers // 12)))
+        axes.tick_params(labelsize=8)
+        if i % columns == 0:
+            axes.set_ylabel("layer", fontsize=9)
+        if i + columns >= len(firsts):
+            axes.set_xlabel("update", fontsize=9)
+    figure.colorbar(image, ax=grid, label="gradient norm (dark: vanishing)", shrink=0.8)
+    return figure
+
+
+def draw_comparison(runs: Any, output_dir: str | Path, x: str = "update", keys: Sequence[str] = ()) -> list[Path]:
+    """Write a PNG file for each panel that has values, and the heat maps if norms were recorded.
+
+    Args:
+        runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
+        output_dir (`str` or `Path`): Where the files go.
+        x (`str`, defaults to `"update"`): The horizontal axis, as in [`plot_learning_rate`].
+        keys (`Sequence[str]`, *optional*): Further keys of the log to draw.
+
+    Returns:
+        `list[Path]`: The files.
+    """
+    need("matplotlib")
+    runs, output_dir = as_runs(runs), Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    figures = {panel.key: plot_panel(runs, panel, x) for panel in panels_of(runs, keys)}
+    if any(run.blocks for run in runs):
+        figures["gradient_norms"] = plot_gradient_norms(runs)
+    paths = [output_dir / f"{key}.png" for key in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path)
+    return paths
+
+
+# --- plotly ---
+
+POINTS = 40_000  # of all curves together
+MANY = 60  # runs beyond which single runs are not drawn beside their mean
+CELLS = 100_000  # of each set of heat maps
+PANEL_HEIGHT = 260  # pixels
+LABELLED = 8  # configurations whose names are written at the ends of their lines
+SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are easiest to tell apart
+DECADES = 8  # below its highest value, that a heat map shows
+CLEAR = "rgba(0,0,0,0)"
 _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}
 
 
-def _log10(value: float | None) -> float | None:
-    return round(log10(value), 3) if value and value > 0 else None
+def _text(name: str) -> str:
+    """Return a name for plotly, whose labels interpret tags."""
+    return escape(name, quote=False)
 
 
-def _limits(runs: Sequence[Run]) -> tuple[float, float]:
-    """Of the colours of both heat maps, as powers of ten."""
-    norms = [norm for run in runs for column in run.norms.values() for norm in column if norm > 0] or [1.0]
-    high = log10(max(norms))
-    return max(log10(min(norms)), high - DECADES), high
+def draw_curves(runs: Sequence[Run], x: str = "update", keys: Sequence[str] = ()) -> PlotlyFigure | None:
+    """Draw the panels with plotly: per configuration the mean of its runs with their range, or the one run's line.
+
+    The lines of the single runs are hidden; `meta.single` tells them apart.
+    """
+    need("plotly")
+    from plotly.subplots import make_subplots
+
+    panels = panels_of(runs, keys)
+    if not panels:
+        return None
+    figure = make_subplots(
+        len(panels), 1, shared_xaxes=True, vertical_spacing=60 / (PANEL_HEIGHT * len(panels)),
+        subplot_titles=[_text(panel.title) for panel in panels],
+    )  # fmt: skip
+    figure.update_annotations(x=0, xanchor="left", font_size=14)
+    configurations = by_configuration(runs)
+    limit = min(600, max(24, POINTS // ((len(runs) + 3 * len(configurations)) * len(panels))))
+    names = names_of(runs)
+    for row, panel in enumerate(panels, 1):
+        ends = {}
+        for i, (name, members) in enumerate(configurations.items()):
+            painter = _Painter(figure, row, i, _text(label(name)), limit)
+            drawn = [
+                (run, suffix, x_values(run, s.steps, x), s.values) for run in members for suffix, s in panel.lines(run)
+            ]
+            drawn = [each for each in drawn if each[2]]
+            first = [(at, values) for _, suffix, at, values in drawn if not suffix]
+            if not first:
+                continue
+            if len(members) > 1:
+                ends[i] = painter.add_band(band(first), "mean")
+            elif panel.noisy and len(first[0][0]) > 2 * limit // 3:
+                ends[i] = painter.add_band(envelope(*first[0], limit // 3), "median")
+            for run, suffix, at, values in drawn:
+                hidden = i in ends and not suffix
+                if hidden and len(runs) > MANY:
+                    continue
+                end = painter.add_line(at, values, _text(names[run] + suffix), single=hidden, dotted=bool(suffix))
+                ends.setdefault(i, end)
+            if panel.key == "evaluation":
+                bests = [
+                    (x_values(run, [best.step], x)[0], best.value) for run in members if (best := run.best(panel.unit))
+                ]
+                painter.add_stars(bests[:1] if len(members) == 1 else [])
+        _lay_out_panel(figure, row, panel, runs, ends, list(configurations))
+    figure.update_xaxes(title_text=X_AXES[x], row=len(panels))
+    figure.update_xaxes(showticklabels=True, automargin=False)
+    figure.update_layout(
+        height=PANEL_HEIGHT * len(panels) + 60, margin={"l": 60, "r": 12, "t": 30, "b": 45}, showlegend=False,
+        hovermode="closest", **_BACKGROUND,
+    )  # fmt: skip
+    return figure
+
+
+@dataclass
+class _Painter:
+    """Adds the lines of one configuration to one panel."""
+
+    figure: PlotlyFigure
+    row: int
+    index: int
+    name: str
+    limit: int
+
+    def _add(self, x: Sequence[float], y: Sequence[float], said: str, single: bool = False, **style: Any) -> None:
+        self.figure.add_scatter(
+            x=[_rounded(value) for value in x], y=[_rounded(value) for value in y],
+            meta={"configuration": self.index, "single": single, "name": said},
+            hovertemplate="%{meta.name}<br>%{x}: %{y:.4g}<extra></extra>", row=self.row, col=1, **style,
+        )  # fmt: skip
+
+    def add_line(self, x: Sequence[float], y: Sequence[float], name: str, single: bool, dotted: bool) -> float:
+        """Add a line of a run; returns its last value."""
+        at, values = thin(x, y, self.limit)
+        color, dash = line_style(self.index)
+        line = {"color": color, "dash": "dot" if dotted else dash, "width": 1 if single or dotted else 1.8}
+        self._add(
+            at, values, name, single, mode="lines" if len(at) > 2 else "lines+markers", line=line,
+            visible=not single, opacity=0.6 if single else 1,
+        )  # fmt: skip
+        return values[-1] if values else nan
+
+    def add_band(self, columns: Band, what: str) -> float:
+        """Add the middle line and the range around it; returns its last value."""
+        at, low, middle, high = columns
+        at, low, middle, high = (column[:: -(-len(at) // self.limit) or 1] for column in (at, low, middle, high))
+        color, dash = line_style(self.index)
+        if any(a != b for a, b in zip(low, high, strict=True)):
+            fill: dict[str, Any] = {
+                "fill": "toself",
+                "fillcolor": color,
+                "opacity": 0.18,
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+            }
+            self._add([*at, *reversed(at)], [*high, *reversed(low)], self.name, mode="lines", **fill)
+        line = {"color": color, "dash": dash, "width": 2}
+        self._add(at, middle, f"{self.name}, {what}", mode="lines" if len(at) > 2 else "lines+markers", line=line)
+        return middle[-1] if middle else nan
+
+    def add_stars(self, points: Sequence[tuple[float, float]]) -> None:
+        marker = {"color": line_style(self.index)[0], "symbol": "star", "size": 11}
+        for x, y in points:
+            self._add([x], [y], f"{self.name}, best", mode="markers", marker=marker)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _lay_out_panel(
+    figure: PlotlyFigure, row: int, panel: Panel, runs: Sequence[Run], ends: dict[int, float], names: list[str]
+) -> None:
+    """Set the axis of a panel, and write the configurations' names at the ends of their lines."""
+    log = is_logarithmic(panel, runs)
+    values = [v for trace in figure.data if trace.yaxis == f"y{row if row > 1 else ''}" for v in trace.y]
+    values = [log10(value) if log else value for value in values if isfinite(value) and (value > 0 or not log)] or [0.0]
+    low, high = min(values), max(values)
+    if panel.key == "gradient_norm_ratio":
+        low, high = min(low, log10(0.5)), max(high, log10(3 * DANGER_RATIO))
+    elif not log and low >= 0 and low < 0.5 * high:
+        low = 0.0
+    room = 0.06 * (high - low) or abs(high) or 1.0
+    low, high = (low if low == 0 and not log else low - room), high + room
+    figure.update_yaxes(
+        title_text=_text(panel.unit),
+        type="log" if log else "linear",
+        dtick=1 if log and high - low > 1.2 else None,
+        exponentformat="power",
+        range=[low, high],
+        row=row,
+    )
+    if panel.key == "gradient_norm_ratio":
+        zone = {"fillcolor": ZONE, "opacity": 0.15, "line_width": 0, "layer": "below"}
+        figure.add_hrect(y0=DANGER_RATIO, y1=10**high, row=row, col=1, **zone)
+        figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": ZONE, "width": 1, "dash": "dot"})
+        figure.add_annotation(
+            text="stalling", x=0, xref="x domain", xanchor="left", y=log10(DANGER_RATIO), yanchor="bottom",
+            showarrow=False, font={"size": 11, "color": ZONE}, row=row, col=1,
+        )  # fmt: skip
+    if not 1 < len(names) <= LABELLED:
+        return
+    axis = "" if row == 1 else str(row)
+    at = {
+        i: log10(end) if log and end > 0 else end for i, end in ends.items() if isfinite(end) and (end > 0 or not log)
+    }
+    for i, y in spread_labels(at, 15 * (high - low) / (PANEL_HEIGHT - 60), low, high).items():
+        figure.add_annotation(
+            text=_text(label(names[i])), x=1.005, xref="paper", xanchor="left", y=y, yref=f"y{axis}", showarrow=False,
+            font={"size": 12, "color": line_style(i)[0]}, name=f"end-{i}",
+        )  # fmt: skip
+
+
+def spread_labels(positions: dict[int, float], gap: float, low: float, high: float) -> dict[int, float]:
+    """Return positions that are at least `gap` apart, in the same order and within [low, high] if they fit.
+
+    Example:
+
+    ```python
+    >>> spread_labels({0: 1.0, 1: 1.1, 2: 5.0}, 1.0, 0.0, 6.0)
+    {0: 1.0, 1: 2.0, 2: 5.0}
+
+    ```
+    """
+    order = sorted(positions, key=positions.__getitem__)
+    placed, last = {}, -inf
+    for key in order:
+        placed[key] = last = max(positions[key], last + gap, low)
+    top = high
+    for key in reversed(order):
+        placed[key] = min(placed[key], top)
+        top = placed[key] - gap
+    return {key: placed[key] for key in positions}
+
+
+# --- heat maps ---
+
+
+def _log10(value: float) -> float | None:
+    return round(log10(value), 2) if value > 0 and isfinite(value) else None
 
 
 def _coloraxis(runs: Sequence[Run]) -> dict[str, Any]:
-    low, high = _limits(runs)
+    norms = [norm for run in runs for column in run.norms.values() for norm in column if norm > 0] or [1.0]
+    high = log10(max(norms))
+    low = max(log10(min(norms)), high - DECADES)
     powers = list(range(int(low // 1), int(-(-high // 1)) + 1))
     return {
-        "colorscale": "Viridis",
-        "cmin": low,
-        "cmax": high,
+        "colorscale": "Viridis", "cmin": low, "cmax": high,
         "colorbar": {
             "orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 12, "tickvals": powers,
             "ticktext": [f"10<sup>{power}</sup>" for power in powers], "ticklabelposition": "outside top",
-            "title": {"text": "gradient norm before clipping", "side": "top"},
+            "title": {"text": "gradient norm (dark: vanishing)", "side": "top"},
         },
     }  # fmt: skip
 
 
 def _all_layers(runs: Sequence[Run]) -> list[str]:
-    """Those of the run with the most, in the model's order, then what only other runs have."""
+    """Return the layers of the run with the most, in the model's order, then those that only other runs have."""
     ordered = sorted(runs, key=lambda run: -len(run.layers))
     return list(dict.fromkeys(layer for run in ordered for layer in run.layers))
 
 
 def chosen_updates(runs: Sequence[Run], count: int) -> list[int]:
-    """At most `count` of the recorded updates: half of them evenly spread, half denser at the beginning."""
+    """Return at most `count` of the recorded updates: half of them evenly spread, half denser at the beginning."""
     steps = sorted({step for run in runs for step in run.steps})
     if len(steps) <= count:
         return steps
-    half, last = count // 2, len(steps) - 1
+    half, last = max(2, count // 2), len(steps) - 1
     evenly = {round(i * last / (half - 1)) for i in range(half)}
     early = {round(last ** (i / (half - 1))) for i in range(half)}
     return [steps[i] for i in sorted(evenly | early)]
@@ -362,72 +618,75 @@ def _norms_at(run: Run, layer: str, rows: Sequence[int | None]) -> list[float | 
     return [None if row is None or column is None else _log10(column[row]) for row in rows]
 
 
-def draw_layers(runs: Sequence[Run]) -> PlotlyFigure | None:
-    """A heat map, layer × run, of the gradient norms at one update, with a slider over the updates."""
+def draw_layers(runs: Sequence[Run]) -> tuple[PlotlyFigure, dict[str, Any]] | None:
+    """Draw a heat map, layer over run, of the gradient norms at one update.
+
+    Returns:
+        `tuple[Figure, dict]`, *optional*: The figure and what the page's slider needs: `updates`, one table for each in
+        `tables`, and the index `shown`. `None` if fewer than two runs recorded norms, or a model has one layer only.
+    """
     need("plotly")
     from plotly.graph_objects import Figure, Heatmap
 
     runs = [run for run in runs if run.layers]
-    if not runs:
+    layers = _all_layers(runs)
+    if len(runs) < 2 or len(layers) < 2:
         return None
-    layers, updates = _all_layers(runs), chosen_updates(runs, SLIDER_STEPS)
+    updates = chosen_updates(runs, max(6, min(60, CELLS // (len(layers) * len(runs)))))
     rows = [_rows_at(run, updates) for run in runs]
     columns = [[_norms_at(run, layer, each) for run, each in zip(runs, rows, strict=True)] for layer in layers]
     tables = [[[values[i] for values in layer] for layer in columns] for i in range(len(updates))]
-    start = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
+    shown = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
     names = names_of(runs)
-    heat_map = Heatmap(
-        x=[names[run] for run in runs],
-        y=layers,
-        z=tables[start],
-        coloraxis="coloraxis",
-        hovertemplate="%{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>",
-    )
-    steps = [
-        {"method": "restyle", "label": str(update), "args": [{"z": [table]}]}
-        for update, table in zip(updates, tables, strict=True)
-    ]
-    figure = Figure(heat_map)
-    # One label an arm, in the middle of its seeds, and a line between arms.
-    arms = by_configuration(runs)
-    ends = list(accumulate(map(len, arms.values())))
-    middles = [end - (len(seeds) + 1) / 2 for end, seeds in zip(ends, arms.values(), strict=True)]
-    figure.update_layout(shapes=[_line_behind(end) for end in ends[:-1]])
-    longest = max(map(len, arms))
+    figure = Figure(
+        Heatmap(
+            x=[_text(names[run]) for run in runs], y=[_text(layer) for layer in layers], z=tables[shown],
+            coloraxis="coloraxis", hovertemplate="%{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>",
+        )
+    )  # fmt: skip
+    # One label per configuration, in the middle of its runs, and a line between configurations.
+    groups = by_configuration(runs)
+    ends = list(accumulate(map(len, groups.values())))
+    middles = [end - (len(members) + 1) / 2 for end, members in zip(ends, groups.values(), strict=True)]
+    labels = [_text(_shortened(label(name))) for name in groups]
     figure.update_layout(
-        sliders=[
-            {"active": start, "steps": steps, "currentvalue": {"prefix": "update "}, "pad": {"t": 6 * longest + 20}}
-        ],
-        **_lay_out_layers(runs, layers, 6 * longest + 90),
+        shapes=[_line_after(end) for end in ends[:-1]], **_lay_out_layers(runs, layers, 6 * max(map(len, labels)) + 30)
     )
-    figure.update_xaxes(tickangle=-90, type="category", tickvals=middles, ticktext=list(arms), showgrid=False)
-    return figure
+    figure.update_xaxes(tickangle=-90, type="category", tickvals=middles, ticktext=labels, showgrid=False)
+    return figure, {"updates": updates, "tables": tables, "shown": shown}
 
 
-def _line_behind(run: int) -> dict[str, Any]:
+def _shortened(name: str, length: int = 32) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _line_after(run: int) -> dict[str, Any]:
     ends = {"x0": run - 0.5, "x1": run - 0.5, "y0": 0, "y1": 1, "yref": "paper"}
     return {"type": "line", **ends, "line": {"color": ZONE, "width": 1}}
 
 
 def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
-    """A heat map, layer × update, of one run: a trace for each of those that recorded any, the first is shown."""
+    """Draw a heat map, layer over update, for each run that recorded norms; the first one is visible."""
     need("plotly")
     from plotly.graph_objects import Figure, Heatmap
 
-    runs = [run for run in runs if run.layers]
+    runs = [run for run in runs if len(run.layers) > 1]
     if not runs:
         return None
-    names = names_of(runs)
-    figure = Figure()
+    names, figure = names_of(runs), Figure()
+    cells = CELLS // (len(_all_layers(runs)) * len(runs))
     for i, run in enumerate(runs):
-        updates = chosen_updates([run], COLUMNS)
+        updates = chosen_updates([run], max(12, min(200, cells)))
         rows = _rows_at(run, updates)
-        table = [_norms_at(run, layer, rows) for layer in run.layers]
-        hover = "update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>"
-        style = {"name": names[run], "coloraxis": "coloraxis", "hovertemplate": hover}
-        figure.add_trace(Heatmap(x=updates, y=run.layers, z=table, visible=i == 0, **style))
+        figure.add_trace(
+            Heatmap(
+                x=updates, y=[_text(layer) for layer in run.layers],
+                z=[_norms_at(run, layer, rows) for layer in run.layers], name=_text(names[run]), coloraxis="coloraxis",
+                hovertemplate="update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>", visible=i == 0,
+            )
+        )  # fmt: skip
     figure.update_layout(**_lay_out_layers(runs, _all_layers(runs), 60))
-    # No title of the axis: plotly lays it on the ticks' labels where a map is drawn later than the page.
+    # An annotation, because plotly puts the axis title over the tick labels of a heat map that becomes visible later.
     figure.add_annotation(text="update", x=0.5, y=0, xref="paper", yref="paper", yshift=-40, showarrow=False)
     return figure
 
@@ -435,8 +694,8 @@ def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
 def _lay_out_layers(runs: Sequence[Run], layers: list[str], below: int) -> dict[str, Any]:
     return {
         "coloraxis": _coloraxis(runs),
-        "height": max(260, 16 * len(layers)) + 80 + below,
+        "height": max(240, 16 * len(layers)) + 80 + below,
         "margin": {"l": 10, "r": 10, "t": 80, "b": below},
-        "yaxis": {"type": "category", "automargin": True},
+        "yaxis": {"type": "category", "automargin": True, "autorange": "reversed"},
         **_BACKGROUND,
     }

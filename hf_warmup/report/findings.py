@@ -111,6 +111,7 @@ class Group:
         sentences (`dict[str, list[str]]`): What is said -> the names of the runs that it is said of.
         count (`int`): The number of runs that it is said of.
         of (`int`): The number of runs of these configurations.
+        findings (`list[Finding]`): The findings themselves.
     """
 
     rule: Rule
@@ -118,6 +119,12 @@ class Group:
     sentences: dict[str, list[str]] = field(default_factory=dict)
     count: int = 0
     of: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def level(self) -> str:
+        """`"problem"`, `"advice"` (something to change) or `"note"`."""
+        return "problem" if self.rule.is_problem else "advice" if any(each.advice for each in self.findings) else "note"
 
     @property
     def whole(self) -> bool:
@@ -132,11 +139,11 @@ def group_findings(runs: Sequence[Run], rules: Iterable[Rule] = RULES) -> list[G
     """
     names, rules = names_of(runs), list(rules)
     configurations = by_configuration(runs)
-    found = {run: {finding.rule: finding.text for finding in find(run, rules)} for run in runs}
+    found = {run: {finding.rule: finding for finding in find(run, rules)} for run in runs}
     groups: dict[tuple[str, str], Group] = {}
     for rule in sorted(rules, key=lambda rule: not rule.is_problem):
         for configuration, members in configurations.items():
-            texts = {run: found[run][rule.name] for run in members if rule.name in found[run]}
+            texts = {run: found[run][rule.name].text for run in members if rule.name in found[run]}
             if not texts:
                 continue
             whole = len(texts) == len(members) and len(set(texts.values())) == 1
@@ -145,6 +152,7 @@ def group_findings(runs: Sequence[Run], rules: Iterable[Rule] = RULES) -> list[G
             group.configurations.append(configuration if len(members) > 1 else names[members[0]])
             for run, text in texts.items():
                 group.sentences.setdefault(text, []).append(names[run])
+            group.findings += [found[run][rule.name] for run in texts]
             group.count += len(texts)
             group.of += len(members)
     return list(groups.values())

@@ -92,32 +92,32 @@ def read_schedule(steps: Sequence[int], rates: Sequence[float], num_training_ste
     if not points:
         return LoggedSchedule("unknown")
     top = max(rate for _, rate in points)
-    known = {"first": points[0][0] + 1, "last": points[-1][0] + 1, "peak": top, "num_rates": len(points)}
+    known = LoggedSchedule("unknown", None, points[0][0] + 1, points[-1][0] + 1, top, num_rates=len(points))
     if len(points) == 1 or top <= 0:
-        return LoggedSchedule("unknown", **known)
+        return known
     if min(rate for _, rate in points) >= top * (1 - _SAME):
-        return LoggedSchedule("constant", **known, shape="constant")
+        return replace(known, warmup="constant", shape="constant")
     rising = _rising_end(points, top)
     restarts = _restarts(points[rising:], top)
+    known = replace(known, restarts=restarts)
     end = next((i for i, (x, _) in enumerate(points, 1) if restarts and x + 1 == restarts[0]), len(points))
     if rising == 0:
         start = _start(points[:end], num_training_steps)
-        shape = _shape(points[:end], 0 if start else None, start or points[0][1], num_training_steps)
-        known["peak"] = start or points[0][1]
-        return LoggedSchedule("none" if start else "none logged", **known, shape=shape, restarts=restarts)
+        peak = start or points[0][1]
+        shape = _shape(points[:end], 0 if start else None, peak, num_training_steps)
+        return replace(known, warmup="none" if start else "none logged", peak=peak, shape=shape)
     if rising == len(points) - 1 and not _bends(points):
-        return LoggedSchedule("never left", points[-1][0] + 1, **known, shape="rising")
+        return replace(known, warmup="never left", length=points[-1][0] + 1, shape="rising")
     meeting = _warmup_end(points[:end], rising)
     if meeting is None:
         shape = _shape(points[rising:end], None, points[rising][1], num_training_steps)
-        return LoggedSchedule("between", **known, shape=shape, restarts=restarts)
+        return replace(known, warmup="between", shape=shape)
     length, peak = meeting
-    known["peak"] = peak = max(peak, *(rate for _, rate in points[:end]))
+    peak = max(peak, *(rate for _, rate in points[:end]))
     rounded = float(f"{peak:.1e}")
-    known["peak"] = rounded if abs(rounded - peak) < 0.01 * peak else peak
-    after = [point for point in points[:end] if point[0] > length]
-    shape = _shape(after, length, known["peak"], num_training_steps)
-    return LoggedSchedule("seen", max(1, round(length)), **known, shape=shape, restarts=restarts)
+    peak = rounded if abs(rounded - peak) < 0.01 * peak else peak
+    shape = _shape([point for point in points[:end] if point[0] > length], length, peak, num_training_steps)
+    return replace(known, warmup="seen", length=max(1, round(length)), peak=peak, shape=shape)
 
 
 _Points = list[tuple[int, float]]
@@ -161,6 +161,8 @@ def _warmup_end(points: _Points, rising: int) -> tuple[float, float] | None:
     if len(after) < 2:
         return up[-1]
     high = after[0][0]
+    if not past and high - low <= 1:  # every update was logged
+        return up[-1]
     (y0, s0), (y1, s1) = after
     falling = min(0.0, (s1 - s0) / (y1 - y0))
     meeting = (s0 - falling * y0 - r0 + slope * x0) / (slope - falling)
@@ -251,14 +253,14 @@ def logged_schedule(run: Run) -> LoggedSchedule:
         return found
     peak = peak if isinstance(peak, (int, float)) and decay != "noam" else found.peak
     none = not length or kind == "none" or (kind is None and decay in _NO_WARMUP)
-    common = {"first": found.first, "last": found.last, "peak": peak, "shape": str(decay), "num_rates": found.num_rates}
+    known = replace(found, peak=peak, shape=str(decay), exact=True)
     if optim in _OPTIMIZERS and none:
-        return LoggedSchedule("optimizer", **common, exact=True, by=_OPTIMIZERS[optim])
-    if kind in ("untuned_linear", "untuned_exponential", "radam"):
+        return replace(known, warmup="optimizer", by=_OPTIMIZERS[optim])
+    if kind in ("untuned_linear", "untuned_exponential", "radam"):  # their length follows from beta2
         return found
     if none:
-        return LoggedSchedule("none", **common, exact=True)
-    return LoggedSchedule("seen", length, **common, exact=True, by=str(kind or "linear"))
+        return replace(known, warmup="none")
+    return replace(known, warmup="seen", length=length, by=str(kind or "linear"))
 
 
 def describe_schedule(run: Run) -> str:
@@ -289,12 +291,13 @@ def describe_schedule(run: Run) -> str:
         case "between":
             text = f"Warmup: it ended before the second logged rate, so its length cannot be told{then}."
         case "constant":
-            text = f"No warmup to be seen: the rate is constant at {rate}, and so {first}."
+            seen, since = (
+                ("", "") if found.first == 1 else (" to be seen", f" from update {found.first}, the first logged, on")
+            )
+            text = f"No warmup{seen}: the rate is constant at {rate}{since}."
         case "never left":
             if run.end == "finished":
-                text = (
-                    f"The whole run was warmup: it ends at update {found.last} with the rate still rising, at {rate}."
-                )
+                text = f"The whole run was warmup: at its end, update {found.last}, the rate still rises, to {rate}."
             else:
                 text = f"Still in its warmup at update {found.last} of {total}: the rate is rising, at {rate}."
         case _:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import chain
 from statistics import mean
 
-from .comparison import by_configuration, decimals, differing_settings, mean_and_spread, names_of
-from .findings import describe_coverage, find, group_findings
+from .comparison import by_configuration, common_metric, decimals, differing_settings, mean_and_spread, names_of
+from .findings import Group, describe_coverage, find, group_findings
 from .run import Run
 from .schedule import describe_schedule
+
+
+LEVELS = ("problem", "advice", "note")
 
 
 def describe_evaluations(run: Run) -> str:
@@ -53,8 +57,7 @@ def judged(run: Run) -> bool:
 
 def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[float]]]] | None:
     """Return the metric that most runs have, and the configurations with its values of the kept models, best first."""
-    metrics = [run.metric for run in runs if run.metric]
-    metric = max(metrics, key=metrics.count, default=None) or ("loss" if any(run.losses for run in runs) else None)
+    metric = common_metric(runs)
     if metric is None:
         return None
     values = {
@@ -63,6 +66,8 @@ def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[
     }
     sign = -1 if metric in runs[0].evaluations and runs[0].greater_is_better(metric) else 1
     known = [(name, each) for name, each in values.items() if each]
+    if len(known) < 0.9 * len(values):  # runs of different tasks
+        return None
     return metric, sorted(known, key=lambda item: (mean(item[1]) != mean(item[1]), sign * mean(item[1])))
 
 
@@ -73,16 +78,34 @@ def headline(runs: Sequence[Run]) -> str:
     ranked = rank_configurations(runs)
     if ranked and len(ranked[1]) > 1:
         metric, order = ranked
-        digits = decimals([value for _, values in order for value in values])
         (best, values), (second, others) = order[:2]
+        digits = decimals(values)
         text += f". Best {metric}: {mean_and_spread(values, digits)} with {best}"
         text += f" ({mean_and_spread(others, digits)} with {second})"
     elif len(runs) == 1:
         text += f". {describe_evaluations(runs[0])}".rstrip(". ")
-    failed = sum(any(finding.is_problem for finding in find(run)) for run in runs)
     if len(runs) > 1:
-        text += f". {failed or 'No'} run{'' if failed == 1 else 's'} with a problem"
+        failed = {name: failures(members) for name, members in configurations.items()}
+        named = [f"{name} ({count} of {len(configurations[name])})" for name, count in failed.items() if count]
+        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
+        text += f". Runs with a problem: {shown or 'none'}"
     return f"{text}."
+
+
+def failures(runs: Sequence[Run]) -> int:
+    """Return the number of runs in which a rule found a problem."""
+    return sum(any(finding.is_problem for finding in find(run)) for run in runs)
+
+
+def describe_group(group: Group) -> str:
+    """Return one line about a group of findings: its sentence, and the range of its number over several runs."""
+    text, *others = group.sentences
+    key = next(iter(group.findings[0].numbers), "")
+    values = [finding.numbers[key] for finding in group.findings if key in finding.numbers]
+    if not others or not values:
+        return text
+    low, high = (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" for value in (min(values), max(values)))
+    return f"{text} ({key} {low} to {high} over {group.count} runs)"
 
 
 def summarize_runs(runs: Sequence[Run]) -> list[str]:
@@ -96,12 +119,13 @@ def summarize_runs(runs: Sequence[Run]) -> list[str]:
         for run in members:
             said.setdefault(f"{run.status}. {describe_schedule(run)}", []).append(run)
         for text, own in said.items():
-            which = configuration if len(own) == len(members) > 1 else ", ".join(names[run] for run in own)
-            lines.append(f"- {which}{f' ({len(own)} runs)' if len(own) > 1 else ''}: {text}")
-    for group in group_findings(runs):
+            whose = configuration if len(own) == len(members) > 1 else ", ".join(names[run] for run in own)
+            lines.append(f"- {whose}{f' ({len(own)} runs)' if len(own) > 1 else ''}: {text}")
+    for group in sorted(group_findings(runs), key=lambda group: LEVELS.index(group.level)):
         level = f"PROBLEM ({group.rule.name})" if group.rule.is_problem else group.rule.name
-        for text, own_names in group.sentences.items():
-            lines.append(f"- {', '.join(group.configurations if group.whole else own_names)}: {level}: {text}")
+        every = group.count == group.of
+        which = group.configurations if every else list(dict.fromkeys(chain(*group.sentences.values())))
+        lines.append(f"- {', '.join(which)}: {level}: {describe_group(group)}")
     return lines
 
 

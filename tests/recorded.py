@@ -16,6 +16,7 @@ def write_run(
     steps: int = 5,
     growth: float = 1.0,
     *,
+    onset: int = 1,
     loss: Callable[[int], float] = lambda t: 1 / t,
     norm: float = 1.0,
     log: dict[str, Any] | None = None,
@@ -26,7 +27,7 @@ def write_run(
     state: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """Write a run whose loss is 1/t and whose layer i has the norm growth^i / t.
+    """Write a run whose loss is 1/t and whose layer i has the norm 1/t, and growth^i / t from update `onset` on.
 
     With fewer steps than `planned` it was killed, and only a checkpoint has the state, unless a callback `stopped` it.
     `evaluations` maps updates to metrics. With `settings` there is a `run_settings.json`.
@@ -43,7 +44,7 @@ def write_run(
     write_state(where, entries, planned or steps, global_step=steps, **(state or {}))
     lines = [
         {"step": t, "grad_norm": norm, "grad_norm/embeddings": 1.0}
-        | {f"grad_norm/encoder.layer.{i}": growth**i / t for i in range(layers)}
+        | {f"grad_norm/encoder.layer.{i}": growth ** (i * (t >= onset)) / t for i in range(layers)}
         for t in range(1, steps + 1)
     ]
     (folder / "gradient_norms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

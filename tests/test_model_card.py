@@ -1,62 +1,28 @@
-"""Cards from runs: the Hub's metadata, the spread over seeds, and the words."""
+"""`hf_warmup.model_card`: cards from runs, with the Hub's metadata, the spread over runs, and the findings."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from transformers import TrainerState
 from transformers import trainer as host
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.model_card import Experiment, experiment_card, main, results_of
 from hf_warmup.report import read_run
+from hf_warmup.report.model_card import add_recording
 
-from .recorded import recorded, write_run
+from .recorded import recorded, write_run, write_state
 from .testing_utils import arguments, examples, tiny_bert, train
 
 
-@pytest.fixture
-def card(tmp_path):
-    runs = [recorded(tmp_path / f"a-seed{seed}", steps=2) for seed in (0, 7)]
-    experiment = Experiment(
-        "Title", "Question.", "make demo", ("fill-mask", "toy"), "Limits.", {"loss.png": "Loss"}, {"a": "--optim radam"}
-    )
-    experiment_card(experiment, {"accuracy": {"a": [0.8, 0.82]}}, runs).save(tmp_path / "card.md")
-    return ModelCard.load(tmp_path / "card.md")
-
-
-def test_metadata_is_the_hubs(card):
-    assert card.data.license == "apache-2.0"
-    (result,) = card.data.eval_results
-    assert (result.metric_value, result.dataset_type) == (pytest.approx(0.81), "toy")
-    assert yaml.safe_load(card.data.to_yaml())["library_name"] == "transformers"
-
-
-def test_the_table_has_mean_spread_seeds_and_settings(card):
-    assert "| `a` | 0.810 ± 0.014 | `--optim radam` |" in card.text
-    assert "seeds 0, 7; 2 updates a run" in card.text
-    for part in ("# Title", "Question.", "![Loss](loss.png)", "make demo", "Limits.", "- torch: "):
-        assert part in card.text
-
-
-def test_the_cards_in_the_repository_load():
-    from pathlib import Path
-
-    cards = sorted((Path(__file__).parent.parent / "model_cards").glob("*.md"))
-    assert len(cards) >= 2
-    for path in cards:
-        card = ModelCard.load(path)
-        assert card.data.eval_results
-        for picture in card.text.split("](images/")[1:]:
-            assert (path.parent / "images" / picture.split(")")[0]).exists()
-
-
 def check_metadata(card):
-    """What the Hub asks of it, by its own library's reading and writing; the Hub itself is not asked."""
+    """Check what the Hub asks of a card by its own library's reading and writing; the Hub itself is not asked."""
     again = ModelCard(str(card), ignore_metadata_errors=False).data
     assert again.to_dict() == card.data.to_dict()
     index = yaml.safe_load(card.data.to_yaml()).get("model-index", [])
@@ -71,54 +37,27 @@ def check_metadata(card):
     return card
 
 
-def test_run_folders_become_a_card(tmp_path, capsys):
-    for arm, rate in (("low", 1e-3), ("high", 2e-3)):
-        for seed in (0, 1):
-            settings = {"learning_rate": rate, "optim": "adamw", "seed": seed}
-            growth = 10.0 if arm == "high" else 1.0
-            folder = tmp_path / "runs" / f"{arm}-seed{seed}"
-            write_run(folder, growth=growth, onset=2, loss=lambda t: 1.0, **settings)
-    main([str(tmp_path / "runs"), "--output_dir", str(tmp_path / "card"), "--dataset", "toy", "--license", "mit"])
-    assert "README.md" in capsys.readouterr().out
-    card = check_metadata(ModelCard.load(tmp_path / "card" / "README.md"))
-    assert card.data.license == "mit"
-    assert {result.metric_type for result in card.data.eval_results} == {"loss"}
+def experiment(**kwargs):
+    defaults = {"title": "T", "question": "Q.", "command": "c", "task": ("other", "toy"), "limits": "L."}
+    return Experiment(**defaults | kwargs)
+
+
+def test_experiment_card_has_metadata_table_and_machine(tmp_path):
+    runs = [recorded(tmp_path / f"a-seed{seed}", steps=2, optim="radam") for seed in (0, 7)]
+    card = experiment_card(
+        experiment(
+            title="Title", command="make demo", figures={"loss.png": "Loss"}, settings={"a": "--optim radam", "b": ""}
+        ),
+        {"accuracy": {"a": [0.8, 0.82]}},
+        runs,
+    )
+    (result,) = check_metadata(card).data.eval_results
+    assert (result.metric_value, result.dataset_type) == (pytest.approx(0.81), "toy")
     for part in (
-        "# runs", "4 runs of 2 arms, which differ in learning_rate.", "All have optim = adamw.",
-        "- `high`: The gradient of encoder.layer.0 is 100 times smaller",
-        "over the seeds 0, 1; 5 updates a run",
-        "| `high` | 1.000 ± 0.000 | `learning_rate=0.002` |", "- machine: ", "At least 2 seeds an arm",
+        "# Title", "Q.", "![Loss](loss.png)", "```bash\nmake demo\n```", "L.", "- torch: 2",
+        "| `a` | 0.810 ± 0.014 | `--optim radam` |\n| `b` |  |  |", "seeds 0, 7; 2 updates per run",
     ):  # fmt: skip
         assert part in card.text, part
-    for picture in card.text.split("](images/")[1:]:
-        assert (tmp_path / "card" / "images" / picture.split(")")[0]).exists()
-
-
-def test_results_are_the_training_loss_where_nothing_was_evaluated(tmp_path):
-    run = recorded(tmp_path / "a-seed0")
-    assert results_of([run]) == {"loss": {"a": [1.0]}}  # eval_loss
-    run = replace(run, log_history=run.log_history[:-2])
-    assert results_of([run]) == {"loss": {"a": [0.2]}}
-
-
-def test_results_are_those_of_the_model_that_was_kept(tmp_path):
-    run = recorded(tmp_path / "a", steps=7)
-    assert results_of([run]) == {"loss": {"a": [1.0]}}  # the log's evaluation
-    # Evaluated again behind the training, with the best checkpoint loaded.
-    (tmp_path / "a" / "all_results.json").write_text('{"eval_loss": 0.5, "eval_accuracy": 0.75, "train_loss": 2.0}')
-    assert results_of([read_run(tmp_path / "a")]) == {"loss": {"a": [0.5]}, "accuracy": {"a": [0.75]}}
-
-
-def test_results_are_the_updates_where_nothing_was_logged(tmp_path):
-    run = replace(recorded(tmp_path / "a", steps=7), log_history=[])
-    assert results_of([run]) == {"updates": {"a": [7]}}
-
-
-def test_an_arm_without_results_keeps_its_row():
-    experiment = Experiment("T", "Q", "c", ("other", "toy"), "L", settings={"a": "--optim radam", "b": "--optim adamw"})
-    text = experiment_card(experiment, {"accuracy": {"a": [0.8]}}).text
-    assert "| `a` | 0.800 | `--optim radam` |\n| `b` |  | `--optim adamw` |" in text
-    assert "One value each." in text
 
 
 @pytest.mark.parametrize(
@@ -129,8 +68,71 @@ def test_an_arm_without_results_keeps_its_row():
     ],
 )  # fmt: skip
 def test_cells_have_the_digits_of_their_size(values, cell):
-    text = experiment_card(Experiment("T", "Q", "c", ("other", "toy"), "L"), {"x": {"a": values}}).text
-    assert f"| `a` | {cell} |" in text
+    assert f"| `a` | {cell} |" in experiment_card(experiment(), {"x": {"a": values}}).text
+
+
+def test_the_cards_in_the_repository_load():
+    cards = sorted((Path(__file__).parent.parent / "model_cards").glob("*.md"))
+    assert len(cards) >= 2
+    for path in cards:
+        card = ModelCard.load(path)
+        assert card.data.eval_results
+        for picture in card.text.split("](images/")[1:]:
+            assert (path.parent / "images" / picture.split(")")[0]).exists()
+
+
+def test_run_folders_become_a_card(tmp_path, capsys):
+    for name, rate in (("low", 1e-3), ("high", 2e-3)):
+        for seed in (0, 1):
+            settings = {"learning_rate": rate, "optim": "adamw", "seed": seed}
+            loss = (lambda t: 10.0**t) if name == "high" else (lambda t: 1 / t)
+            write_run(tmp_path / "runs" / f"{name}-seed{seed}", loss=loss, **settings)
+    main([str(tmp_path / "runs"), "--output_dir", str(tmp_path / "card"), "--dataset", "toy", "--license", "mit"])
+    assert "README.md" in capsys.readouterr().out
+    card = check_metadata(ModelCard.load(tmp_path / "card" / "README.md"))
+    assert card.data.license == "mit"
+    assert {result.metric_type for result in card.data.eval_results} == {"loss"}
+    for part in (
+        "# runs", r"4 runs of 2 configurations, which differ in learning\_rate.", "All have optim = adamw.",
+        "- `high`: The training loss rises", "over the seeds 0, 1; 5 updates per run",
+        "| `high` | 1.000 ± 0.000 | `learning_rate=0.002` |", "At least 2 runs per configuration",
+    ):  # fmt: skip
+        assert part in card.text, part
+    for picture in card.text.split("](images/")[1:]:
+        assert (tmp_path / "card" / "images" / picture.split(")")[0]).exists()
+
+
+def test_a_card_of_a_run_made_elsewhere_claims_nothing_it_lacks(tmp_path):
+    write_state(tmp_path / "a", [{"step": 1, "epoch": 0.1}], 3, global_step=3)
+    main([str(tmp_path / "a"), "--output_dir", str(tmp_path / "card")])
+    card = check_metadata(ModelCard.load(tmp_path / "card" / "README.md"))
+    assert "- versions and machine: not recorded" in card.text
+    assert card.data.tags == ["learning-rate"]
+    assert not card.data.eval_results
+    assert "## Results" not in card.text
+    assert "](images/" not in card.text
+
+
+def test_names_are_text_in_a_card(tmp_path):
+    name = "<img src=x> [x](y) | `z`"
+    write_run(tmp_path / "runs" / name, learning_rate=name, optim="a")
+    write_run(tmp_path / "runs" / "b", learning_rate="b```", optim="a")
+    main([str(tmp_path / "runs"), "--output_dir", str(tmp_path / "card"), "--title", name])
+    text = ModelCard.load(tmp_path / "card" / "README.md").text
+    assert "# &lt;img src=x&gt; \\[x\\](y) \\| \\`z\\`" in text
+    assert f"`` {name} ``".replace("|", "\\|") in text
+    assert "```` learning_rate=b``` ````" in text
+
+
+def test_results_are_those_of_the_model_that_was_kept(tmp_path):
+    evaluations = {2: {"eval_accuracy": 0.77}, 5: {"eval_accuracy": 0.76}}
+    best = {"best_metric": 0.77, "best_global_step": 2}
+    run = recorded(tmp_path / "a", evaluations=evaluations, state=best, load_best_model_at_end=True)
+    assert results_of([run]) == {"accuracy": {"a": [0.77]}}
+    assert results_of([recorded(tmp_path / "b", evaluations={5: {"other": 1.0}})]) == {"loss": {"b": [0.2]}}
+
+
+# --- the Trainer's card ---
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
@@ -142,7 +144,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A trainer that stalls by construction: clipping throughout, and evaluated."""
+    """A trainer whose gradients are clipped throughout, and that evaluated."""
     args = arguments(tmp_path, optim="adamw", warmup_type="linear", warmup_steps=4, max_grad_norm=1e-3)
     trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), eval_dataset=examples(8))
     train(trainer)
@@ -154,9 +156,9 @@ def check_trainers_card(folder):
     card = check_metadata(ModelCard.load(folder / "README.md"))
     assert {"generated_from_trainer", "hf-warmup"} <= set(card.data.tags)
     for part in (
-        "## Warmup and gradient norms", "Finished, 8 updates.", "Clipping was active in 100 % of the recorded updates",
-        "A warmup of 4 updates is 0.2 % of the usual 2 / (1 - beta2) = 2000 at beta2 = 0.999", "| optim | adamw |",
-        "| num_warmup_steps |", "| machine | ", "![Gradient norm of each layer over updates](gradient_norms.png)",
+        "## Warmup and gradient norms", "Finished, 8 updates. Warmup: 4 of 8 updates (50 %), linear to 0.01",
+        "Clipping was active in 100 % of the recorded updates", "| optim | adamw |", "| machine | ",
+        "![Gradient norm of each layer over updates](gradient_norms.png)",
     ):  # fmt: skip
         assert part in card.text, part
     assert card.text.count("## Warmup and gradient norms") == 1
@@ -185,6 +187,18 @@ def test_a_push_takes_the_card_along(trained, tmp_path, monkeypatch):
     assert uploaded["repo_id"] == "me/tiny"
     assert "## Warmup and gradient norms" in uploaded["card"]
     check_trainers_card(tmp_path)
+
+
+def test_the_trainers_card_has_the_results_of_the_best_model(tmp_path):
+    evaluations = {2: {"eval_loss": 0.5, "eval_accuracy": 0.7731}, 5: {"eval_loss": 0.6, "eval_accuracy": 0.7599}}
+    best = {"best_metric": 0.7731, "best_global_step": 2, "best_model_checkpoint": "checkpoint-2"}
+    run = recorded(tmp_path / "a", evaluations=evaluations, state=best, load_best_model_at_end=True)
+    (tmp_path / "a" / "README.md").write_text("---\nlicense: mit\n---\n\n# a\n\n- Loss: 0.6000\n- Accuracy: 0.7599\n")
+    state = TrainerState(log_history=run.log_history, global_step=5, max_steps=5, **best)
+    add_recording(tmp_path / "a", state)
+    text = ModelCard.load(tmp_path / "a" / "README.md").text
+    assert "- Loss: 0.5000\n- Accuracy: 0.7731\n" in text
+    assert read_run(tmp_path / "a").results()["eval_accuracy"] == 0.7731
 
 
 def test_a_card_without_a_recording(tmp_path):

@@ -1,4 +1,4 @@
-"""Runs as a model card in the Hub's format: what was compared, how, on what, and what came out.
+"""Model cards in the Hub's format: what was compared, how, on what, and what came out.
 
     python -m hf_warmup.model_card runs/compare_layer_norm --output_dir card --task fill-mask --dataset reversal
 
@@ -9,42 +9,49 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import TrainerState
 
 from ..cli import exit_on_user_error
-from . import (
-    Run,
+from .comparison import (
     by_configuration,
+    common_name,
+    decimals,
     differing_settings,
-    draw_comparison,
-    find,
-    find_runs,
-    in_words,
+    known_settings,
     mean_and_spread,
-    plot_gradient_norms,
-    read_run,
+    names_of,
     shared_settings,
 )
-from .comparison import common_name, decimals
-from .run import environment
+from .figures import draw_comparison, plot_gradient_norms
+from .findings import describe_coverage, find, in_words
+from .run import Run, as_runs, environment, find_runs, read_run
+from .schedule import describe_schedule
+from .text import describe_evaluations, judged
 
 
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TAGS = ("hf-warmup", "warmup", "learning-rate", "layer-normalization", "gradient-norm")
 FIGURE = "gradient_norms.png"
 CAPTIONS = {
-    "learning_rate.png": "Learning rate in force",
-    "loss.png": "Training loss, one line a seed",
-    "gradient_norms.png": "Gradient norm of each layer before clipping, first seed",
-    "gradient_norm_ratio.png": "Gradient norm of the last layer over the first's",
+    "learning_rate.png": "Effective learning rate",
+    "loss.png": "Training loss, one line per run",
+    "gradient_norm.png": "Norm of the whole gradient before clipping",
+    "gradient_norms.png": "Gradient norm of each layer before clipping, first run of each configuration",
+    "gradient_norm_ratio.png": "Gradient norm of the last layer over the first",
 }
+NOT_RECORDED = {"versions and machine": "not recorded"}
 
 Results = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -54,15 +61,16 @@ class Experiment:
     """What a card says that the runs themselves do not.
 
     Args:
-        title (`str`): First heading.
-        question (`str`): What was asked, and the answer in words.
-        command (`str`): What to type to have one run again; the table says what differs between arms.
+        title (`str`): The first heading.
+        question (`str`): The question and its answer, in Markdown.
+        command (`str`): The command that repeats one run; the table says what differs between configurations.
         task (`tuple[str, str]`): The Hub's task type and dataset, such as `("text-classification", "glue")`.
-        limits (`str`): What the numbers do not show.
-        figures (`Mapping[str, str]`): Path, as seen from the card, to caption.
-        settings (`Mapping[str, str]`): Arm to what it adds to the command.
-        commit (`str`, *optional*): That the runs were made with; by default the one they wrote down.
-        license (`str`, defaults to `"apache-2.0"`): The Hub's name of it.
+        limits (`str`): What the numbers do not show, in Markdown.
+        figures (`Mapping[str, str]`): Path of a figure relative to the card -> its caption.
+        settings (`Mapping[str, str]`): Configuration -> what it adds to the command.
+        commit (`str`, *optional*): The commit that the runs were made with; by default the one that they recorded.
+        license (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence.
+        tags (`Sequence[str]`): The Hub's tags.
     """
 
     title: str
@@ -74,28 +82,68 @@ class Experiment:
     settings: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
     license: str = "apache-2.0"
+    tags: Sequence[str] = TAGS
+
+
+def escape(text: Any) -> str:
+    r"""Return text for Markdown: on one line, and nothing in it is markup.
+
+    Example:
+
+    ```python
+    >>> print(escape("a_b <img src=x> [x](y) | z"))
+    a\_b &lt;img src=x&gt; \[x\](y) \| z
+
+    ```
+    """
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", line).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(text: Any) -> str:
+    """Return text as inline code, also inside a table.
+
+    Example:
+
+    ```python
+    >>> print(code("a|b"), code("a`b"))
+    `a\\|b` ``a`b``
+
+    ```
+    """
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}" if line else ""
+
+
+def fenced(text: str) -> str:
+    """Return text as a block of shell code, in a fence longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}bash\n{text}\n{fence}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def _metadata(experiment: Experiment, results: Results) -> ModelCardData:
     task, dataset = experiment.task
+    evaluations = [
+        EvalResult(
+            task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=metric,
+            metric_value=float(f"{mean(values):.4g}"), metric_name=f"{metric}, {configuration}",
+        )
+        for metric, configurations in results.items()
+        for configuration, values in configurations.items()
+        if isfinite(mean(values))
+    ]  # fmt: skip
     return ModelCardData(
         license=experiment.license,
         library_name="transformers",
-        tags=list(TAGS),
+        tags=list(experiment.tags),
         model_name=experiment.title,
-        eval_results=[
-            EvalResult(
-                task_type=task,
-                dataset_type=dataset,
-                dataset_name=dataset,
-                metric_type=metric,
-                metric_value=float(f"{mean(values):.4g}"),
-                metric_name=f"{metric}, {arm}",
-            )
-            for metric, arms in results.items()
-            for arm, values in arms.items()
-            if isfinite(mean(values))
-        ],
+        eval_results=evaluations or None,
     )
 
 
@@ -104,82 +152,62 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _results_table(results: Results, settings: Mapping[str, str]) -> str:
-    arms = list(dict.fromkeys([*(arm for values in results.values() for arm in values), *settings]))
-    header = ["arm", *results, *(["settings"] if settings else [])]
+    names = list(dict.fromkeys([*(name for values in results.values() for name in values), *settings]))
+    header = ["configuration", *map(escape, results), *(["settings"] if settings else [])]
     rows = [
-        [
-            f"`{arm}`",
-            *(_cell(values.get(arm, ())) for values in results.values()),
-            *([f"`{settings.get(arm, '')}`"] if settings else []),
-        ]
-        for arm in arms
+        [code(name), *(_cell(values.get(name, ())) for values in results.values())]
+        + ([code(settings.get(name, ""))] if settings else [])
+        for name in names
     ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+    return _table(header, rows) if names else ""
 
 
 def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run] = ()) -> ModelCard:
-    """The card of `experiment`.
+    """Return the card of an experiment.
 
     Args:
         experiment ([`Experiment`]): Its words.
-        results (`Mapping[str, Mapping[str, Sequence[float]]]`): Metric -> arm -> one value a seed.
-        runs (`Sequence[Run]`, *optional*): The runs; they give the number of updates, the seeds and the machine, which
-            is otherwise this one.
+        results (`Mapping[str, Mapping[str, Sequence[float]]]`): Metric -> configuration -> one value per run.
+        runs (`Sequence[Run]`, *optional*): The runs, which give the number of updates, the seeds and the machine.
+            Without runs the machine is this one.
 
     Returns:
         `ModelCard`: With metadata that the Hub's validation accepts; `card.save(path)` writes it.
     """
     seeds = sorted({run.seed for run in runs if run.seed})
     updates = sorted({run.updates for run in runs})
-    repeated = any(len(values) > 1 for arms in results.values() for values in arms.values())
+    repeated = any(len(values) > 1 for configurations in results.values() for values in configurations.values())
     spread = "Mean ± sample standard deviation over the seeds" if repeated else "One value each"
-    spread += f" {', '.join(seeds)}; {' or '.join(map(str, updates))} updates a run." if runs else "."
-    pictures = "\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in experiment.figures.items())
-    made_with = next((run.made_with for run in runs if run.made_with), None) or environment()
+    spread += f" {', '.join(map(escape, seeds))}; {' or '.join(map(str, updates))} updates per run." if runs else "."
+    made_with = next((run.made_with for run in runs if run.made_with), NOT_RECORDED) if runs else environment()
     made_with = made_with | ({"commit": experiment.commit} if experiment.commit else {})
-    machine = "\n".join(f"- {name}: {value}" for name, value in made_with.items() if name != "command")
-    return ModelCard(f"""---
-{_metadata(experiment, results).to_yaml()}
----
-
-# {experiment.title}
-
-{experiment.question}
-
-## Results
-
-{spread}
-
-{_results_table(results, experiment.settings)}
-
-{pictures}
-
-## Made by
-
-```bash
-{experiment.command}
-```
-
-{machine}
-
-## Limits
-
-{experiment.limits}
-""")
+    return ModelCard.from_template(
+        _metadata(experiment, results),
+        template_path=str(TEMPLATE),
+        title=escape(experiment.title),
+        question=experiment.question,
+        table=_results_table(results, experiment.settings),
+        spread=spread,
+        figures={path: escape(caption) for path, caption in experiment.figures.items()},
+        command=fenced(experiment.command),
+        made_with={escape(name): escape(value) for name, value in made_with.items() if name != "command"},
+        limits=experiment.limits,
+    )
 
 
 def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """Metric -> arm -> one value a seed: the last evaluation, the training loss where nothing was evaluated, or how far
-    the runs came where nothing was logged."""
+    """Return metric -> configuration -> one value per run, of the models that were kept.
+
+    Without evaluations it is the last training loss; of runs that logged neither it is empty.
+    """
     results: dict[str, dict[str, list[float]]] = {}
     evaluated = any(key.startswith("eval_") for run in runs for key in run.results())
-    if not any(run.results() for run in runs):
-        return {"updates": {arm: [run.updates for run in seeds] for arm, seeds in by_configuration(runs).items()}}
-    for arm, seeds in by_configuration(runs).items():
-        for run in seeds:
+    for configuration, members in by_configuration(runs).items():
+        for run in members:
             for key, value in run.results().items():
                 if key.startswith("eval_") is evaluated:
-                    results.setdefault(key.removeprefix("eval_"), {}).setdefault(arm, []).append(value)
+                    values = results.setdefault(key.removeprefix("eval_"), {})
+                    values.setdefault(configuration, []).append(value)
     return results
 
 
@@ -188,21 +216,23 @@ def _count(number: int, noun: str) -> str:
 
 
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
-    """An [`Experiment`] in the words that the runs give: settings, findings, and how they end."""
-    arms, differing = by_configuration(runs), differing_settings(runs)
-    said = [f"- `{names}`: {text}" for names, text in in_words(runs)]
+    """Return an [`Experiment`] in the words that the runs give: settings, findings, and how they ended."""
+    groups, differing, names = by_configuration(runs), differing_settings(runs), names_of(runs)
+    said = [f"- {code(which)}: {escape(text)}" for which, text in in_words(runs)]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
     question = [
-        f"{_count(len(runs), 'run')} of {_count(len(arms), 'arm')}"
-        + (f", which differ in {', '.join(differing)}." if differing else ".")
-        + (f" All have {shared}." if shared else ""),
-        "What their recordings say:\n\n" + ("\n".join(said) or "- Nothing to worry about."),
+        f"{_count(len(runs), 'run')} of {_count(len(groups), 'configuration')}"
+        + (f", which differ in {escape(', '.join(differing))}." if differing else ".")
+        + (f" All have {escape(shared)}." if shared else ""),
+        "What the recordings say:\n\n" + ("\n".join(said) or f"- {_without_findings(runs)}"),
     ]
-    fewest = min(map(len, arms.values()))
-    short = [run.name for run in runs if run.cut_short]
-    limits = [f"{'At least ' * (len(arms) > 1)}{_count(fewest, 'seed')} an arm; the settings above and no others."]
-    limits += [f"Cut short: {', '.join(short)}."] if short else []
-    limits.append("What the recordings say comes from rules of thumb, measured on small BERTs.")
+    fewest = min(map(len, groups.values()))
+    limits = [f"{'At least ' * (len(groups) > 1)}{_count(fewest, 'run')} per configuration; no other settings."]
+    if short := [names[run] for run in runs if run.cut_short]:
+        limits.append(f"Unfinished: {', '.join(map(code, short))}.")
+    limits.append("The findings come from rules of thumb, which were measured on small BERT models.")
+    known = {name: known_settings(members[0]) for name, members in groups.items()}
+    recorded, norms = any(run.made_with for run in runs), any(run.layers for run in runs)
     return Experiment(
         title=title,
         question="\n\n".join(question),
@@ -210,57 +240,79 @@ def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: st
         task=task,
         limits=" ".join(limits),
         settings={
-            arm: ", ".join(f"{key}={seeds[0].settings[key]}" for key in differing if key in seeds[0].settings)
-            for arm, seeds in arms.items()
+            name: ", ".join(f"{key}={settings[key]}" for key in differing if key in settings)
+            for name, settings in known.items()
         }
         if differing
         else {},
         license=license,
+        tags=[*(["hf-warmup"] if recorded else []), "learning-rate", *(["gradient-norm"] if norms else [])],
     )
 
 
-def write_card(runs: Sequence[Run], output_dir: str | os.PathLike[str], experiment: Experiment) -> Path:
-    """Write `README.md` and its figures into `output_dir`; returns the card's path."""
+def _without_findings(runs: Sequence[Run]) -> str:
+    return "No rule found a problem." if any(map(judged, runs)) else "Too little was logged to judge the runs by."
+
+
+def write_card(runs: Any, output_dir: str | os.PathLike[str], experiment: Experiment) -> Path:
+    """Write `README.md` and its figures into `output_dir`, and return the path of the card."""
+    runs = as_runs(runs)
     figures = draw_comparison(runs, Path(output_dir) / "images")
-    experiment.figures = {f"images/{path.name}": CAPTIONS[path.name] for path in figures}
+    experiment.figures = {f"images/{path.name}": CAPTIONS.get(path.name, path.stem) for path in figures}
     path = Path(output_dir) / "README.md"
     experiment_card(experiment, results_of(runs), runs).save(path)
     return path
 
 
 def add_recording(folder: str | os.PathLike[str], state: TrainerState) -> None:
-    """Add what was recorded to the card that the Trainer wrote: settings, findings, and the gradient norms.
+    """Add to the card that the Trainer wrote: schedule, findings, settings, the gradient norms.
+
+    The Trainer puts the last evaluation into its card. If it loaded the best model at the end, that model's evaluation
+    replaces it.
 
     Args:
         folder (`str` or `os.PathLike`): The output folder, with its `README.md`.
-        state (`TrainerState`): The Trainer's, which may not have been saved.
+        state (`TrainerState`): The Trainer's state, which may not have been saved.
     """
     folder = Path(folder)
+    run = read_run(folder, asdict(state))
     card = ModelCard.load(folder / "README.md")
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS[:2]]))
-    card.text = f"{card.text.rstrip()}\n\n{_recording_section(read_run(folder, asdict(state)))}"
+    text = card.text
+    for key, value in run.results().items() if run.settings.get("load_best_model_at_end") else ():
+        metric = key.removeprefix("eval_")
+        name = " ".join(part.capitalize() for part in metric.split("_"))  # as the Trainer writes it
+        text = re.sub(rf"(?m)^- {re.escape(name)}: .*$", f"- {name}: {value:.4f}", text) if key != "loss" else text
+        for result in card.data.eval_results or []:
+            if result.metric_type == metric:
+                result.metric_value = value
+    card.text = f"{text.rstrip()}\n\n{_recording_section(run)}"
     card.save(folder / "README.md")
 
 
 def _recording_section(run: Run) -> str:
-    sentences = [f"- {finding.text}" for finding in find(run)] or ["- The recording gives no reason to worry."]
-    parts = ["## Warmup and gradient norms", f"{run.status.capitalize()}.", "\n".join(sentences)]
+    sentences = [f"- {escape(finding.text)}" for finding in find(run)] or [f"- {_without_findings([run])}"]
+    words = [f"{run.status.capitalize()}.", describe_schedule(run), describe_evaluations(run)]
+    parts = ["## Warmup and gradient norms", escape(" ".join(filter(None, words))), "\n".join(sentences)]
+    parts.append(escape(describe_coverage(run)))
     if run.layers and find_spec("matplotlib") is not None:
         plot_gradient_norms([run]).savefig(run.folder / FIGURE)
         parts += [f"![Gradient norm of each layer over updates]({FIGURE})", f"*{CAPTIONS[FIGURE].partition(',')[0]}*"]
-    rows = [f"| {key} | {value} |" for key, value in {**shared_settings([run]), **run.made_with}.items()]
-    parts.append("\n".join(["| setting | value |", "| --- | --- |", *rows]))
+    rows = [[escape(key), escape(value)] for key, value in {**shared_settings([run]), **run.made_with}.items()]
+    if rows:
+        parts.append(_table(["setting", "value"], rows))
     return "\n\n".join(parts) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m hf_warmup.model_card", description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder, or a folder of such folders")
-    parser.add_argument("--output_dir", default="card", help="where README.md and its images go (default: card)")
-    parser.add_argument("--title", help="of the card (default: the first folder's name)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder or file, or a folder of runs")
+    parser.add_argument("--output_dir", default="card", help="folder of README.md and its images (default: card)")
+    parser.add_argument("--title", help="title of the card (default: the folder's name)")
     parser.add_argument("--task", default="other", help="the Hub's task type, such as text-classification")
     parser.add_argument("--dataset", default="unknown", help="the Hub's dataset, such as glue")
-    parser.add_argument("--license", default="unknown", help="the Hub's name of it, such as apache-2.0")
+    parser.add_argument("--license", default="unknown", help="the Hub's name of the licence, such as apache-2.0")
     args = parser.parse_args(argv)
     with exit_on_user_error():
         runs = find_runs(args.runs)

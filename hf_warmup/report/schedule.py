@@ -112,12 +112,12 @@ def read_schedule(steps: Sequence[int], rates: Sequence[float], num_training_ste
     if meeting is None:
         shape = _shape(points[rising:end], None, points[rising][1], num_training_steps)
         return replace(known, warmup="between", shape=shape)
-    length, peak = meeting
+    top_at, peak, zero = meeting
     peak = max(peak, *(rate for _, rate in points[:end]))
     rounded = float(f"{peak:.1e}")
     peak = rounded if abs(rounded - peak) < 0.01 * peak else peak
-    shape = _shape([point for point in points[:end] if point[0] > length], length, peak, num_training_steps)
-    return replace(known, warmup="seen", length=max(1, round(length)), peak=peak, shape=shape)
+    shape = _shape([point for point in points[:end] if point[0] > top_at], top_at, peak, num_training_steps)
+    return replace(known, warmup="seen", length=max(1, round(top_at - zero)), peak=peak, shape=shape)
 
 
 _Points = list[tuple[int, float]]
@@ -141,8 +141,12 @@ def _bends(points: _Points) -> bool:
     return len(slopes) > 1 and slopes[-1] < _PAST_PEAK * median(slopes[:-1]) / 2
 
 
-def _warmup_end(points: _Points, rising: int) -> tuple[float, float] | None:
-    """Return where the rising line meets what follows, or `None` if too few points are on the rising line."""
+def _warmup_end(points: _Points, rising: int) -> tuple[float, float, float] | None:
+    """Return where the rising line meets what follows, the rate there, and where the line is 0.
+
+    The line is 0 one update before the first in schedules that start at lr / W, and after the first updates if fp16
+    skipped them. Return `None` if too few points are on the rising line.
+    """
     up = points[: rising + 1]
     while len(up) > 1 and up[0][1] == up[1][1] == 0:  # the updates that fp16 skipped
         up = up[1:]
@@ -158,16 +162,17 @@ def _warmup_end(points: _Points, rising: int) -> tuple[float, float] | None:
         slope = (up[-2 if past else -1][1] - r0) / (up[-2 if past else -1][0] - x0)
     after = points[rising if past else rising + 1 :][:2]
     low = up[-2 if past else -1][0]
+    zero = min(max(x0 - r0 / slope, -1.5), 0.1 * low)
     if len(after) < 2:
-        return up[-1]
+        return *up[-1], zero
     high = after[0][0]
     if not past and high - low <= 1:  # every update was logged
-        return up[-1]
+        return *up[-1], zero
     (y0, s0), (y1, s1) = after
     falling = min(0.0, (s1 - s0) / (y1 - y0))
     meeting = (s0 - falling * y0 - r0 + slope * x0) / (slope - falling)
     meeting = min(max(meeting, low), high)
-    return meeting, min(r0 + slope * (meeting - x0), s0 + falling * (meeting - y0))
+    return meeting, min(r0 + slope * (meeting - x0), s0 + falling * (meeting - y0)), zero
 
 
 def _restarts(points: _Points, top: float) -> list[int]:

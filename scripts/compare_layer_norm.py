@@ -1,6 +1,6 @@
 """Compare Post-LN and Pre-LN with and without warmup on a task that trains in seconds.
 
-    python scripts/compare_layer_norm.py                                   # five configurations, three seeds
+    python scripts/compare_layer_norm.py                                   # six configurations, three seeds
     python scripts/compare_layer_norm.py --arms post:gi_adam:none --seeds 0 1 2 3 4
     python scripts/compare_layer_norm.py --arms post:adamw:none --learning_rate 5e-4 --output_dir runs/low_lr
 
@@ -36,7 +36,14 @@ from reproductions.kept_runs import Result, Settings, run_all
 from reproductions.reversal import CHANCE_LOSS, FIRST_SYMBOL, VOCAB_SIZE, run_one, training_arguments
 
 
-DEFAULT_ARMS = ["post:adamw:none", "post:adamw:linear", "post:adamw:constant", "post:radam:none", "pre:adamw:none"]
+DEFAULT_ARMS = [
+    "post:adamw:none",
+    "post:adamw:linear",
+    "post:adamw:constant",
+    "post:radam:none",
+    "pre:adamw:none",
+    "post:adamw:auto",
+]
 DOCS_IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 

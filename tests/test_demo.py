@@ -20,7 +20,7 @@ def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
     stuck = results.pop("post:adamw:none")
     assert stuck["final_loss"] == pytest.approx(CHANCE, abs=0.05)
     assert stuck["accuracy"] < 0.1
-    assert len(results) == 4
+    assert len(results) == 5
     for name, result in results.items():
         assert result["accuracy"] > 0.95, name
     # Pre-LN needs fewer updates than Post-LN with warmup; 1.49 times fewer were measured.

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from transformers import BertTokenizerFast
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
+from scripts.reproductions import auto
 
 from .testing_utils import WORDS, tiny_bert
 
@@ -117,6 +118,32 @@ def test_warmup_does_not_repeat_finished_runs(reproduce, tmp_path):
     assert len(written) == 4
     assert reproduce("warmup", *flags)[0]["numbers"] == results["numbers"]
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_auto_verdicts_compare_with_the_best_fixed_warmup():
+    updates = {
+        (1e-3, "none"): [100, 110],
+        (1e-3, "linear 100"): [140, 150],
+        (1e-3, "auto"): [100, 110],
+        (2e-3, "none"): [None, None],
+        (2e-3, "linear 100"): [150, 160],
+        (2e-3, "untuned"): [100, 100],
+        (2e-3, "auto"): [200, 220],
+        (4e-3, "linear 100"): [150, 160],
+        (4e-3, "auto"): [200, None],
+    }
+    results = [
+        auto.settings_of(("post", "adamw", lr), column, 400, seed) | {"steps_to_loss_0.5": steps}
+        for (lr, column), both in updates.items()
+        for seed, steps in enumerate(both)
+    ]
+    assert auto.free(results).holds is True
+    assert auto.succeeds(results).holds is False
+    assert auto.succeeds(results).measured.endswith("not Post-LN adamw at 0.004")
+    slower = auto.in_time(results)  # 210 against 100 updates
+    assert (slower.holds, slower.measured) == (False, "at most 2.10 times, Post-LN adamw at 0.002")
+    assert [verdict.holds for verdict in (auto.free([]), auto.succeeds([]), auto.in_time([]))] == [None] * 3
+    assert auto.settings_of(("post", "sgdm", 0.05), "RAdam", 400, 0) is None
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproductions").glob("[a-z]*.py")])

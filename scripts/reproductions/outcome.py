@@ -25,6 +25,7 @@ REPRODUCTIONS = (
     "depth",
     "profile",
     "warmup",
+    "auto",
     "optimizers",
     "pretrain",
     "finetune",

@@ -37,7 +37,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
 def training_arguments(settings: dict[str, Any], folder: Path) -> WarmupTrainingArguments:
     """Return the training arguments of a run with these settings."""
     # The other warmups follow from beta2 and take no length.
-    has_length = settings["warmup_type"] not in ("none", "untuned_linear", "untuned_exponential", "radam")
+    has_length = settings["warmup_type"] not in ("none", "auto", "untuned_linear", "untuned_exponential", "radam")
     return WarmupTrainingArguments(
         output_dir=str(folder),
         optim=settings["optim"],
@@ -106,6 +106,7 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "warmup_steps": args.get_warmup_steps(args.max_steps),
         "final_loss": metrics["eval_loss"],
         "accuracy": metrics["eval_accuracy"],
+        "rewinds": [each["step"] for each in trainer.guard.rewinds] if trainer.guard else [],
         "steps_to_loss_0.5": next((entry["step"] for entry in history if entry["loss"] < TARGET_LOSS), None),
     }
 

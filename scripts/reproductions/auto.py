@@ -1,0 +1,133 @@
+"""Does a run that rewinds find the warmup that it needs, and does it cost nothing where none is needed?"""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from .drawing import blank_axes, blank_figure
+from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
+from .reversal import Result, Settings, all_solved, folder_of, in_words, job, measures, run_jobs, select, solved
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+ABOUT = About(
+    "Let the run find its warmup: rewinding against fixed warmups",
+    ("fill-mask", "sequence-reversal"),
+    "Seeds that solved the task and their mean updates to loss 0.5, updates before a rewind included",
+    "A synthetic task that separates the configurations in seconds, six layers of width 64, one batch size; adjacent "
+    "learning rates differ by a factor of 2. `auto` begins without a warmup and judges every 5 updates.",
+)
+STEPS = 400
+SLOWER = 1.5
+# Optimizer -> learning rates. SGD needs others than Adam.
+RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "sgdm": (0.05, 0.1)}
+# Name -> optimizer (of Adam's kind) and warmup.
+COLUMNS = {
+    "none": ("adamw", {"warmup_type": "none"}),
+    "linear 100": ("adamw", {"warmup_type": "linear"}),
+    "untuned": ("adamw", {"warmup_type": "untuned_exponential", "lr_scheduler_kwargs": {"beta2": 0.98}}),
+    "RAdam": ("radam", {"warmup_type": "none"}),
+    "auto": ("adamw", {"warmup_type": "auto"}),
+}
+FIXED = ("linear 100", "untuned")
+Row = tuple[str, str, float]  # placement, optimizer, learning rate
+ROWS: list[Row] = [(p, optim, lr) for optim, rates in RATES.items() for p in ("post", "pre") for lr in rates]
+
+
+def settings_of(row: Row, column: str, steps: int, seed: int) -> Settings | None:
+    """Return the settings of one run, or `None` where there is no such configuration: RAdam is of Adam's kind."""
+    placement, family, lr = row
+    optim, warmup = COLUMNS[column]
+    if family == "sgdm" and optim == "radam":
+        return None
+    return job(placement, optim if family == "adamw" else family, "none", lr, steps, seed) | warmup
+
+
+def plan(args: ReproduceArguments) -> list[Settings]:
+    """Return the settings of all runs, ordered so that an interrupted set already shows every configuration."""
+    rows = [("post", "adamw", 2e-3)] if args.quick else ROWS
+    columns = ("none", "auto") if args.quick else tuple(COLUMNS)
+    steps = args.max_steps or STEPS
+    seeds = args.seeds_or(full=5)
+    planned = [settings_of(row, column, steps, seed) for seed in seeds for row in rows for column in columns]
+    return [settings for settings in planned if settings is not None]
+
+
+def runs_of(results: list[Result], row: Row, column: str) -> list[Result]:
+    """Return the runs of one configuration."""
+    wanted = settings_of(row, column, 0, 0)
+    if wanted is None:
+        return []
+    keys = ("norm_placement", "optim", "warmup_type", "learning_rate")
+    return select(results, **{key: wanted[key] for key in keys})
+
+
+def succeeds(results: list[Result]) -> Verdict:
+    """Judge whether `auto` solves the task wherever a fixed warmup does."""
+    needed = [row for row in ROWS if any(all_solved(runs_of(results, row, column)) for column in FIXED)]
+    failed = [row for row in needed if not all_solved(runs_of(results, row, "auto"))]
+    measured = f"{len(needed) - len(failed)} of {len(needed)} settings in which a fixed warmup solves it on every seed"
+    if failed:
+        measured += f"; not {', '.join(map(name_of, failed))}"
+    return Verdict(
+        "auto solves the task wherever a fixed warmup does", "hf_warmup", measured, not failed if needed else None
+    )
+
+
+def in_time(results: list[Result]) -> Verdict:
+    """Judge whether `auto` needs at most `SLOWER` times the updates of the best fixed warmup."""
+    ratios = {}
+    for row in ROWS:
+        fixed = [mean(solved(runs)) for column in FIXED if all_solved(runs := runs_of(results, row, column))]
+        if fixed and all_solved(runs := runs_of(results, row, "auto")):
+            ratios[name_of(row)] = mean(solved(runs)) / min(fixed)
+    worst = max(ratios, key=ratios.__getitem__, default=None)
+    measured = f"at most {ratios[worst]:.2f} times, {worst}" if worst else "no setting in which both solve it"
+    claim = f"auto needs at most {SLOWER} times the updates of the best fixed warmup, lost updates included"
+    return Verdict(claim, "hf_warmup", measured, ratios[worst] <= SLOWER if worst else None)
+
+
+def free(results: list[Result]) -> Verdict:
+    """Judge whether `auto` changes nothing where no warmup is needed."""
+    sound = [row for row in ROWS if all_solved(runs_of(results, row, "none")) and runs_of(results, row, "auto")]
+    pairs = [[solved(runs_of(results, row, column)) for column in ("none", "auto")] for row in sound]
+    same = sum(none == auto for none, auto in pairs)
+    measured = f"the same updates to loss 0.5 on every seed in {same} of {len(sound)} settings that need no warmup"
+    return Verdict(
+        "auto costs nothing where no warmup is needed", "hf_warmup", measured, same == len(sound) if sound else None
+    )
+
+
+def name_of(row: Row) -> str:
+    """Return a name such as `Post-LN adamw at 0.002`."""
+    return f"{row[0].capitalize()}-LN {row[1]} at {row[2]:g}"
+
+
+def draw_grid(axes: Axes, results: list[Result]) -> None:
+    """Draw a table of all configurations, coloured by the share of seeds that solved the task."""
+    cells = [[runs_of(results, row, column) for column in COLUMNS] for row in ROWS]
+    shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
+    axes.imshow(shares, cmap="RdYlBu", vmin=-0.35, vmax=1.35, aspect="auto")
+    for i, line in enumerate(cells):
+        for j, cell in enumerate(line):
+            axes.text(j, i, in_words(cell), ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(COLUMNS)), COLUMNS)
+    axes.set_yticks(range(len(ROWS)), map(name_of, ROWS), fontsize=8)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def run(args: ReproduceArguments) -> Outcome:
+    """Execute all runs, draw the figure and judge the claims."""
+    results = run_jobs(plan(args), args)
+    figure = blank_figure(9, 5)
+    draw_grid(blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "warmup"), results)
+    rows = [[name_of(row), *(in_words(runs_of(results, row, column)) for column in COLUMNS)] for row in ROWS]
+    named = measures({f"{name_of(row)}, {column}": runs_of(results, row, column) for row in ROWS for column in COLUMNS})
+    shown = [folder_of(args, run) for column in ("none", "auto") for run in runs_of(results, ROWS[1], column)[:1]]
+    verdicts = [succeeds(results), in_time(results), free(results)]
+    return Outcome(figure, verdicts, table_of(["", *COLUMNS], rows), results, named, shown)

@@ -1,17 +1,19 @@
-"""Pre-LN BERT beside transformers' Post-LN one, from one configuration, with the same parameters.
+"""Pre-LN BERT with the parameters of transformers' Post-LN BERT, built from one configuration.
 
-    Post-LN   x <- LayerNorm(x + Branch(x))        and a LayerNorm behind the embeddings
-    Pre-LN    x <- x + Branch(LayerNorm(x))        and a LayerNorm behind the last layer
+    Post-LN   x <- LayerNorm(x + Branch(x))        and a LayerNorm after the embeddings
+    Pre-LN    x <- x + Branch(LayerNorm(x))        and a LayerNorm after the last layer
 
-Xiong et al. 2020, https://arxiv.org/abs/2002.04745: at initialisation the gradient of a Post-LN model's last layers
-does not shrink with depth, that of a Pre-LN model does by `1 / sqrt(L)`; the first needs a warmup. Each branch keeps
-its LayerNorm (under the same name), now in front of it, and the embedding's moves to `encoder.LayerNorm`: both arms
-have the same number of parameters and, for a seed, the same values.
+At initialization, the gradient of the last layers of a Post-LN model does not shrink with the depth `L`. That of a
+Pre-LN model shrinks by `1 / sqrt(L)`. Only the former needs a warmup (Xiong et al. 2020,
+https://arxiv.org/abs/2002.04745). In the Pre-LN model, each branch keeps its LayerNorm under the same name and applies
+it to its input, and the LayerNorm of the embeddings moves to `encoder.LayerNorm`. So both models have the same number
+of parameters and, for a seed, the same initial values. Importing this module registers the model with transformers'
+Auto classes.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    BertPreTrainedModel,
 )
 from transformers.models.bert.modeling_bert import BertAttention, BertEncoder, BertLayer, BertSelfOutput
 
@@ -31,14 +34,17 @@ from ._validation import check_name
 
 
 class BertPreLNConfig(BertConfig):
-    """[`~transformers.BertConfig`] and where the LayerNorms stand.
+    """A [`~transformers.BertConfig`] with the placement of the LayerNorms.
 
     Args:
-        norm_placement (`str`, defaults to `"pre"`): `"pre"` or `"post"`; `"post"` is transformers' BERT.
+        norm_placement (`str`, defaults to `"pre"`): `"pre"` or `"post"`. `"post"` is transformers' BERT.
         initializer (`str`, defaults to `"normal"`): `"normal"`, transformers' `N(0, initializer_range^2)`, or
             `"xavier_uniform"` with embeddings from `N(0, 1 / hidden_size)`, the paper's setting. With transformers'
-            0.02 a small model hides the difference between the two placements.
+            standard deviation of 0.02, a small model does not show the difference between the two placements.
         kwargs: As in `BertConfig`.
+
+    Raises:
+        `ValueError`: If a name is unknown, or a Pre-LN model is asked for cross-attention.
 
     Example:
 
@@ -58,14 +64,14 @@ class BertPreLNConfig(BertConfig):
         self.initializer = check_name("initializer", initializer, ("normal", "xavier_uniform"))
         super().__init__(**kwargs)
         if self.add_cross_attention and norm_placement == "pre":
-            raise ValueError("add_cross_attention=True with norm_placement='pre': only encoders are Pre-LN here.")
-
-
-AutoConfig.register(BertPreLNConfig.model_type, BertPreLNConfig)
+            raise ValueError(
+                "add_cross_attention=True is not supported with norm_placement='pre', which is for encoders only. "
+                "Set norm_placement='post'."
+            )
 
 
 class PreLNBertSelfOutput(BertSelfOutput):
-    """The attention branch's last step: no residual, no LayerNorm."""
+    """The output projection of the attention, without residual and LayerNorm."""
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         return self.dropout(self.dense(hidden_states))
@@ -74,13 +80,13 @@ class PreLNBertSelfOutput(BertSelfOutput):
 class PreLNBertAttention(BertAttention):
     """`x + Attention(LayerNorm(x))`."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        branch, *rest = super().forward(self.output.LayerNorm(hidden_states), *args, **kwargs)
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        branch, *rest = cast(tuple[Tensor, ...], super().forward(self.output.LayerNorm(hidden_states), *args, **kwargs))
         return hidden_states + branch, *rest
 
 
 class PreLNBertLayer(BertLayer):
-    """`x + FFN(LayerNorm(x))` behind a Pre-LN attention."""
+    """A Pre-LN attention, then `x + FFN(LayerNorm(x))`."""
 
     def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
         hidden = self.intermediate(self.output.LayerNorm(attention_output))
@@ -88,7 +94,9 @@ class PreLNBertLayer(BertLayer):
 
 
 class PreLNBertEncoder(BertEncoder):
-    """The layers and the final LayerNorm."""
+    """Pre-LN layers and a final LayerNorm."""
+
+    LayerNorm: nn.LayerNorm
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().forward(*args, **kwargs)
@@ -99,43 +107,44 @@ class PreLNBertEncoder(BertEncoder):
 
 
 def _to_pre_ln(bert: BertModel) -> None:
-    """Turn a Post-LN model into a Pre-LN one in place.
+    """Turn a Post-LN model into a Pre-LN model in place.
 
-    The modules change their class and keep their parameters: names, values and the random numbers drawn for them are
-    those of transformers' BERT, without a second copy of its constructors.
+    The modules change their class and keep their parameters. So names, values and the random numbers drawn for them are
+    those of transformers' BERT, and its constructors are not repeated here.
     """
-    for layer in bert.encoder.layer:
+    for layer in cast(Any, bert.encoder.layer):
         layer.__class__ = PreLNBertLayer
         layer.attention.__class__ = PreLNBertAttention
         layer.attention.output.__class__ = PreLNBertSelfOutput
-    bert.encoder.__class__ = PreLNBertEncoder
-    bert.encoder.LayerNorm = bert.embeddings.LayerNorm
-    bert.embeddings.LayerNorm = nn.Identity()
+    encoder, embeddings = cast(Any, bert.encoder), cast(Any, bert.embeddings)
+    encoder.__class__ = PreLNBertEncoder
+    encoder.LayerNorm, embeddings.LayerNorm = embeddings.LayerNorm, nn.Identity()
 
 
 @torch.no_grad()
 def _xavier_uniform_(model: nn.Module) -> None:
-    # Not in `_init_weights`: transformers asks the inner `BertModel` for its own, which is the stock one.
+    # Not in `_init_weights`: transformers calls that of the inner `BertModel`, which is its own class.
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    for module in embeddings:
-        module.weight.normal_(std=module.embedding_dim**-0.5)
+    for embedding in embeddings:
+        embedding.weight.normal_(std=embedding.embedding_dim**-0.5)
     for module in model.modules():
         if isinstance(module, nn.Linear) and not any(module.weight is other.weight for other in embeddings):
             nn.init.xavier_uniform_(module.weight)
 
 
 def post_ln_to_pre_ln(state_dict: dict[str, Tensor], num_hidden_layers: int) -> dict[str, Tensor]:
-    """Rename a Post-LN checkpoint's LayerNorms so that every branch keeps the one that fed it.
+    """Rename the LayerNorms of a Post-LN checkpoint so that every branch keeps the one that produced its input.
 
-    The embedding's goes to the first attention, each layer's first to its feed-forward branch, each layer's second to
-    the next attention, the last to the final LayerNorm. An initialisation to train from: the function computed changes.
+    The LayerNorm of the embeddings goes to the first attention, the first one of each layer to its feed-forward branch,
+    the second one to the next attention, and the last one of all to the final LayerNorm. The result is an
+    initialization to train from: the renamed model computes another function.
 
     Args:
-        state_dict (`dict[str, Tensor]`): Of a BERT with any head.
-        num_hidden_layers (`int`): Layers in it.
+        state_dict (`dict[str, Tensor]`): The state of a BERT with any head.
+        num_hidden_layers (`int`): The number of its layers.
 
     Returns:
-        `dict[str, Tensor]`: The same tensors under Pre-LN's names.
+        `dict[str, Tensor]`: The same tensors under the names of the Pre-LN model.
     """
     feeds = ["embeddings.LayerNorm."]
     fed = []
@@ -152,13 +161,17 @@ def post_ln_to_pre_ln(state_dict: dict[str, Tensor], num_hidden_layers: int) -> 
     return {rename(key): value for key, value in state_dict.items()}
 
 
-class _PreLNMixin:
-    """What every head shares: placement, initialisation, an honest loss, and loading a Post-LN checkpoint."""
+_Base: Any = BertPreTrainedModel if TYPE_CHECKING else object
 
-    config_class = BertPreLNConfig
-    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BertLayer", "PreLNBertLayer"]
-    # BERT's heads average over the batch and ignore `num_items_in_batch`: without this the Trainer multiplies loss and
-    # gradient by accumulation steps times processes.
+
+class _PreLNMixin(_Base):
+    """The parts that all heads share: placement, initialization, and loading of a Post-LN checkpoint."""
+
+    _stock: ClassVar[Any]  # transformers' class for the same head
+    config_class: Any = BertPreLNConfig
+    _no_split_modules: ClassVar[Any] = ["BertEmbeddings", "BertLayer", "PreLNBertLayer"]
+    # BERT's heads average over the batch and ignore `num_items_in_batch`. Without this attribute, the Trainer would
+    # multiply loss and gradient by the accumulation steps and the number of processes.
     accepts_loss_kwargs = False
 
     def __init__(self, config: BertPreLNConfig, **kwargs: Any):
@@ -170,9 +183,11 @@ class _PreLNMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a Post-LN checkpoint (`model_type` "bert") is loaded by [`post_ln_to_pre_ln`].
+        """Load a checkpoint of this class or, by [`post_ln_to_pre_ln`], a Post-LN checkpoint (`model_type` "bert").
 
-        Such a load takes `norm_placement` (by default `"pre"`) beside transformers' keywords.
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): As in transformers.
+            model_args, kwargs: As in transformers. For a Post-LN checkpoint `norm_placement`, by default `"pre"`, too.
         """
         if pretrained_model_name_or_path is None or not _is_post_ln(pretrained_model_name_or_path, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -193,7 +208,7 @@ class _PreLNMixin:
 
 
 def _plain(config: BertConfig) -> dict[str, Any]:
-    """Keywords of a `BertConfig` like this one; its attention implementation is not in `to_dict`."""
+    """Return the keywords of an equal `BertConfig`. `to_dict` does not contain the attention implementation."""
     ours = ("model_type", "norm_placement", "initializer", "architectures")
     plain = {key: value for key, value in config.to_dict().items() if key not in ours}
     return {**plain, "attn_implementation": config._attn_implementation}
@@ -226,15 +241,15 @@ class BertPreLNForSequenceClassification(_PreLNMixin, BertForSequenceClassificat
 def make_pair(
     config: BertConfig, seed: int, model_class: type = BertPreLNForMaskedLM
 ) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
-    """The controlled pair: a Post-LN and a Pre-LN model with the same initial values.
+    """Build a Post-LN and a Pre-LN model with the same initial values, for a controlled comparison.
 
     Args:
-        config (`BertConfig`): Of either placement; both models get a copy with their own.
-        seed (`int`): Seed of the initial values; the global random state is left as it was.
-        model_class (`type`, defaults to [`BertPreLNForMaskedLM`]): A head of this module.
+        config (`BertConfig`): A configuration of either placement. Each model gets a copy with its own.
+        seed (`int`): The seed of the initial values. The global random state is restored.
+        model_class (`type`, defaults to [`BertPreLNForMaskedLM`]): A class of this module.
 
     Returns:
-        `tuple`: `(post, pre)`.
+        `tuple`: The Post-LN and the Pre-LN model.
 
     Example:
 

@@ -1,10 +1,8 @@
-"""Pre-LN BERT against transformers' MegatronBert and BERT, the paper's exponents, and save, load, copy."""
+"""Pre-LN BERT against transformers' MegatronBert and BERT, the paper's exponents, saving, loading and copying."""
 
 import copy
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,8 +27,8 @@ placements = pytest.mark.parametrize("placement", ["post", "pre"])
 
 
 @torch.no_grad()
-def shaken(cls=BertPreLNForMaskedLM, **config):
-    """A model, Pre-LN by default, in which no LayerNorm is the identity and no bias 0."""
+def perturbed(cls=BertPreLNForMaskedLM, **config):
+    """A model, Pre-LN by default, in which no LayerNorm is the identity and no bias is 0."""
     torch.manual_seed(0)
     model = cls(BertPreLNConfig(**{**SMALL, **config}))
     for p in model.parameters():
@@ -65,7 +63,7 @@ def assert_same(actual, expected, atol=0.0):
 
 
 @initializers
-def test_pair_shares_every_value_and_differs_in_one_name(initializer):
+def test_make_pair_shares_every_value_and_differs_in_one_name(initializer):
     config = BertPreLNConfig(initializer=initializer, **SMALL)
     before, random_state = config.to_dict(), torch.get_rng_state()
     post, pre = make_pair(config, seed=3)
@@ -81,7 +79,7 @@ def test_pair_shares_every_value_and_differs_in_one_name(initializer):
     assert not any(torch.equal(pre[name], other[name]) for name in drawn)
 
 
-def test_pair_keeps_the_rest_of_the_config():
+def test_make_pair_keeps_the_rest_of_the_config():
     config = BertPreLNConfig(num_labels=3, attn_implementation="eager", **SMALL)
     for model in make_pair(config, 0, ours.BertPreLNForSequenceClassification):
         assert (type(model), model.config.num_labels) == (ours.BertPreLNForSequenceClassification, 3)
@@ -89,7 +87,7 @@ def test_pair_keeps_the_rest_of_the_config():
 
 
 @classes
-def test_post_arm_is_transformers_bert(cls):
+def test_post_ln_model_equals_transformers_bert(cls):
     torch.manual_seed(5)
     stock = STOCK[cls](BertConfig(**SMALL))
     post, _ = make_pair(BertConfig(**SMALL), seed=5, model_class=cls)
@@ -101,7 +99,7 @@ def test_post_arm_is_transformers_bert(cls):
 
 @placements
 @classes
-def test_xavier_uniform(cls, placement):
+def test_xavier_uniform_has_the_bounds_of_glorot(cls, placement):
     model = make_pair(BertPreLNConfig(initializer="xavier_uniform", **SMALL), 0, cls)[placement == "pre"]
     decoder = model.get_output_embeddings() if cls is BertPreLNForMaskedLM else None
     assert decoder is None or decoder.weight is model.bert.embeddings.word_embeddings.weight
@@ -119,12 +117,12 @@ def test_xavier_uniform(cls, placement):
 
 @pytest.mark.parametrize("padded", [False, True])
 @attentions
-def test_megatron_bert_is_the_same_model(attention, padded):
+def test_pre_ln_model_equals_megatron_bert(attention, padded):
     def theirs(name):
         name = re.sub(r"(layer\.\d+(\.attention)?)\.output\.LayerNorm", r"\1.ln", name)
         return name.replace("encoder.LayerNorm", "encoder.ln")
 
-    model = shaken(attn_implementation=attention)
+    model = perturbed(attn_implementation=attention)
     assert model.config._attn_implementation == attention  # Megatron's is always eager
     oracle = transformers.MegatronBertForMaskedLM(transformers.MegatronBertConfig(**SMALL))
     oracle.load_state_dict({theirs(name): value for name, value in model.state_dict().items()})
@@ -135,8 +133,8 @@ def test_megatron_bert_is_the_same_model(attention, padded):
     assert_same(found, gradients(oracle, batch(padded)), atol=1e-6)
 
 
-def test_without_branches_only_the_final_layer_norm_is_left():
-    model = shaken(BertPreLNModel)
+def test_pre_ln_model_without_branches_is_its_final_layer_norm():
+    model = perturbed(BertPreLNModel)
     zeroed = [torch.nn.init.zeros_(p) for name, p in model.named_parameters() if "output.dense" in name]
     assert len(zeroed) == 3 * 4
     embedded, final = model.embeddings(batch(padded=True)["input_ids"]), model.encoder.LayerNorm
@@ -146,22 +144,22 @@ def test_without_branches_only_the_final_layer_norm_is_left():
 @placements
 @attentions
 @torch.no_grad()
-def test_padding_changes_nothing(placement, attention):
-    model = shaken(norm_placement=placement, attn_implementation=attention).eval()
+def test_output_does_not_depend_on_padding(placement, attention):
+    model = perturbed(norm_placement=placement, attn_implementation=attention).eval()
     ids = batch(padded=True)["input_ids"]
     alone = model(input_ids=ids[::2, :-5]).logits
     assert_same(output(model)[::2, :-5], alone, atol=2e-6)  # float32
     assert not torch.allclose(model(input_ids=ids).logits[::2, :-5], alone, atol=1e-3)  # without the mask
 
 
-def test_copies():
-    model = shaken()
+def test_deepcopy_and_pickle_keep_the_output():
+    model = perturbed()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_same(output(copied), output(model))
 
 
-def test_gradient_checkpointing():
-    model, calls = shaken(), []
+def test_gradient_checkpointing_keeps_the_gradients():
+    model, calls = perturbed(), []
     expected = gradients(model, batch())
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.bert.encoder.layer[1].intermediate.register_forward_hook(lambda *_: calls.append(1))
@@ -169,8 +167,8 @@ def test_gradient_checkpointing():
     assert len(calls) == 2  # once forward, once again backward
 
 
-def test_hidden_states():
-    model, ids = shaken().eval(), batch()["input_ids"]
+def test_hidden_states_end_with_the_final_layer_norm():
+    model, ids = perturbed().eval(), batch()["input_ids"]
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
     assert len(hidden) == 1 + 3
     assert_same(hidden[0], model.bert.embeddings(ids))
@@ -179,9 +177,9 @@ def test_hidden_states():
 
 
 @classes
-def test_trainer_hands_over_no_number_of_items(cls, tmp_path):
+def test_trainer_passes_no_num_items_in_batch(cls, tmp_path):
     args = transformers.TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    assert transformers.Trainer(model=shaken(cls), args=args).model_accepts_loss_kwargs is False
+    assert transformers.Trainer(model=perturbed(cls), args=args).model_accepts_loss_kwargs is False
 
 
 @placements
@@ -200,7 +198,7 @@ def test_training_lowers_the_loss(placement):
 @placements
 @initializers
 def test_save_and_load_through_auto_classes(cls, placement, initializer, tmp_path):
-    model = shaken(cls, norm_placement=placement, initializer=initializer)
+    model = perturbed(cls, norm_placement=placement, initializer=initializer)
     model.save_pretrained(tmp_path)
     auto = "AutoModel" + cls.__name__.removeprefix("BertPreLN").removeprefix("Model")
     loaded = getattr(transformers, auto).from_pretrained(tmp_path)
@@ -210,20 +208,8 @@ def test_save_and_load_through_auto_classes(cls, placement, initializer, tmp_pat
     assert_same(output(loaded), output(model))
 
 
-def test_auto_classes_load_a_checkpoint_after_importing_the_modeling_module(tmp_path):
-    model = shaken(BertPreLNForMaskedLM)
-    model.save_pretrained(tmp_path)
-    code = (
-        "import hf_warmup.modeling_bert_pre_ln, torch, transformers\n"
-        f"model = transformers.AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r})\n"
-        f"torch.save(model.state_dict(), {str(tmp_path / 'again.pt')!r})\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert_same(torch.load(tmp_path / "again.pt"), model.state_dict())
-
-
-def test_a_pretrained_body_takes_a_new_head(tmp_path):
-    body = shaken(initializer="xavier_uniform")
+def test_from_pretrained_adds_a_new_head_to_a_pretrained_body(tmp_path):
+    body = perturbed(initializer="xavier_uniform")
     body.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     assert_same({name: loaded.bert.state_dict()[name] for name in body.bert.state_dict()}, body.bert.state_dict())
@@ -231,7 +217,7 @@ def test_a_pretrained_body_takes_a_new_head(tmp_path):
 
 
 def stock_checkpoint(folder, cls=BertPreLNForMaskedLM):
-    """transformers' BERT whose LayerNorms hold 1, 2, 3, ... in the order of the data's way through them."""
+    """Save transformers' BERT with LayerNorms of 1, 2, 3, ... in the order in which the data passes them."""
     model = STOCK[cls](BertConfig(**SMALL))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
     for i, norm in enumerate(norms, 1):
@@ -241,7 +227,7 @@ def stock_checkpoint(folder, cls=BertPreLNForMaskedLM):
 
 
 @classes
-def test_post_ln_checkpoint_as_post_ln(cls, tmp_path):
+def test_from_pretrained_of_a_post_ln_checkpoint_as_post_ln(cls, tmp_path):
     stock = stock_checkpoint(tmp_path, cls)
     model = cls.from_pretrained(tmp_path, norm_placement="post")
     assert (type(model), model.config.norm_placement, model.training) == (cls, "post", False)
@@ -249,7 +235,7 @@ def test_post_ln_checkpoint_as_post_ln(cls, tmp_path):
 
 
 @classes
-def test_post_ln_checkpoint_as_pre_ln(cls, tmp_path):
+def test_from_pretrained_of_a_post_ln_checkpoint_as_pre_ln_moves_the_layer_norms(cls, tmp_path):
     stock = stock_checkpoint(tmp_path, cls).state_dict()
     model = cls.from_pretrained(tmp_path)
     assert (type(model), model.config.norm_placement, model.training) == (cls, "pre", False)
@@ -273,7 +259,9 @@ def test_post_ln_checkpoint_as_pre_ln(cls, tmp_path):
         ({"attn_implementation": "eager"}, "_attn_implementation", "eager"),
     ],
 )
-def test_post_ln_checkpoint_takes_transformers_keywords(kwargs, attribute, value, tmp_path, monkeypatch):
+def test_from_pretrained_of_a_post_ln_checkpoint_takes_transformers_keywords(
+    kwargs, attribute, value, tmp_path, monkeypatch
+):
     stock_checkpoint(tmp_path)
     monkeypatch.chdir(tmp_path)
     model = ours.BertPreLNForSequenceClassification.from_pretrained(tmp_path, **kwargs)
@@ -282,13 +270,13 @@ def test_post_ln_checkpoint_takes_transformers_keywords(kwargs, attribute, value
     assert model.classifier.weight.dtype == kwargs.get("dtype", torch.float32)
 
 
-def test_post_ln_checkpoint_with_loading_info(tmp_path):
+def test_from_pretrained_of_a_post_ln_checkpoint_returns_loading_info(tmp_path):
     stock_checkpoint(tmp_path)
     model, info = BertPreLNForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert (type(model), list(info["missing_keys"])) == (BertPreLNForMaskedLM, [])
 
 
-def test_wrong_names(tmp_path):
+def test_unknown_placement_or_initializer_raises(tmp_path):
     stock_checkpoint(tmp_path)
     for make in (BertPreLNConfig, lambda **kwargs: BertPreLNModel.from_pretrained(tmp_path, **kwargs)):
         with pytest.raises(ValueError, match="norm_placement='sandwich'"):
@@ -298,8 +286,8 @@ def test_wrong_names(tmp_path):
 
 
 @pytest.mark.slow
-def test_last_ffn_gradient_against_depth():
-    """Xiong et al.: at initialisation it is O(1) in the depth for Post-LN and O(1 / sqrt(L)) for Pre-LN."""
+def test_last_ffn_gradient_shrinks_with_depth_for_pre_ln_only():
+    """Xiong et al.: at initialization it is O(1) in the depth L for Post-LN and O(1 / sqrt(L)) for Pre-LN."""
     depths, norms, inputs = (2, 4, 8, 16, 24), {"post": [], "pre": []}, batch(vocab_size=1000, size=(16, 32))
     sizes = {**SMALL, "vocab_size": 1000, "hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 32}
     for seed in range(5):

@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._validation import closest
+from ._validation import closest, short_repr
 
 
 if TYPE_CHECKING:
@@ -233,6 +233,37 @@ def describe_field(each: Field[Any]) -> str:
         if default in (None, "", [], {}) or default is False
         else f"{text} (default: {getattr(default, 'value', default)})".strip()
     )
+
+
+def read_mapping(name: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any]:
+    """Return an argument that is a dictionary, or JSON text of one, with text such as "1e-6" as numbers.
+
+    Raises:
+        `ValueError`: If it is something else.
+
+    Example:
+
+    ```python
+    >>> read_mapping("lr_scheduler_kwargs", '{"min_lr": "1e-6"}', example='{"d_model": 768}')
+    {'min_lr': 1e-06}
+
+    ```
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{name}={short_repr(value)}: expected JSON such as {example} ({error}).") from None
+    if not isinstance(value, (dict, type(None))):
+        raise ValueError(f"{name}={short_repr(value)}: expected a dictionary such as {example}.")
+    return {key: _as_number(each) for key, each in (value or {}).items()}
+
+
+def _as_number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def words_first(name: str, argv: Sequence[str] | None = None) -> list[str]:

@@ -23,7 +23,7 @@ from ._validation import (
     short_repr,
     updates_of_share,
 )
-from .cli import WARMUP_FLAGS, default_of
+from .cli import WARMUP_FLAGS, default_of, read_mapping
 from .guard.callback import ACTIONS
 from .norms import GROUPINGS
 from .optim import OPTIMIZERS, get_optimizer_spec, optimizer_kwargs, parse_optim_args
@@ -88,37 +88,6 @@ def _scheduler_name(value: Any, warmup_type: str | None) -> SchedulerType | _Nam
     return (
         SchedulerType(name) if warmup_type is None and name in _TRANSFORMERS_SCHEDULERS else WarmupTrainerSchedule(name)
     )
-
-
-def read_mapping(name: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any]:
-    """Return an argument that is a dictionary, or JSON text of one, with text such as "1e-6" as numbers.
-
-    Raises:
-        `ValueError`: If it is something else.
-
-    Example:
-
-    ```python
-    >>> read_mapping("lr_scheduler_kwargs", '{"min_lr": "1e-6"}', example='{"d_model": 768}')
-    {'min_lr': 1e-06}
-
-    ```
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"{name}={short_repr(value)}: expected JSON such as {example} ({error}).") from None
-    if not isinstance(value, (dict, type(None))):
-        raise ValueError(f"{name}={short_repr(value)}: expected a dictionary such as {example}.")
-    return {key: _as_number(each) for key, each in (value or {}).items()}
-
-
-def _as_number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _as_options(value: Any) -> str | None:

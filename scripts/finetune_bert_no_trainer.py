@@ -44,11 +44,17 @@ from hf_warmup.accelerate_utils import (
     save_checkpoint,
 )
 from hf_warmup.checkpoints import warn_existing_checkpoints
-from hf_warmup.cli import RESUME_HINT, check_minimums, check_process_count, exit_on_user_error, parse_arguments
+from hf_warmup.cli import (
+    RESUME_HINT,
+    check_minimums,
+    check_process_count,
+    exit_on_user_error,
+    parse_arguments,
+    read_mapping,
+)
 from hf_warmup.norms import GRADIENT_NORMS_FILE
 from hf_warmup.optim import effective_learning_rates
 from hf_warmup.report.run import write_run_settings
-from hf_warmup.training_args import resolve_kwargs
 from text_classification.arguments import (
     DataArguments,
     ModelArguments,
@@ -216,7 +222,7 @@ def log(
 def main() -> None:
     with exit_on_user_error(RESUME_HINT):
         model_args, data_args, args = parse_arguments(HfArgumentParser((ModelArguments, DataArguments, LoopArguments)))
-        kwargs = resolve_kwargs(args.lr_scheduler_kwargs)
+        kwargs = read_mapping("lr_scheduler_kwargs", args.lr_scheduler_kwargs, '{"d_model": 768}')
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=args.report_to if args.with_tracking else None,

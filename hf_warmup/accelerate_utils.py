@@ -1,16 +1,19 @@
-"""Our optimizers, schedules, gradient norms and checkpoints for a hand-written Accelerate loop.
+"""Optimizers, schedules, gradient norms and checkpoints of hf_warmup for a hand-written Accelerate loop.
 
-The number of updates is the only clock: the learning rate of update `n` is the same for 1, 2 or 8 processes, with any
-accumulation, either `split_batches`, skipped fp16 updates, and whether or not the scheduler is prepared.
+The number of updates is the only clock: the learning rate of update `n` does not depend on the number of processes,
+gradient accumulation, `split_batches`, skipped fp16 updates, or whether the scheduler is prepared.
 """
 
 from __future__ import annotations
 
+import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import load
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,17 +22,21 @@ from transformers import TrainerState
 from ._deepspeed import check_deepspeed_config
 from ._validation import check_number
 from .checkpoints import (
-    TRAINER_STATE_FILE,
-    check_not_beyond,
+    NoUpdatesLeft,
     check_same_kind,
-    checkpoints,
+    check_updates_left,
+    complete_with_manifest,
+    copy_run_files,
+    delete_checkpoint,
+    delete_old_checkpoints,
+    lock_output_dir,
+    prepare_resume,
     raise_on_full_disk,
-    resolve_checkpoint,
 )
 from .norms import record_gradient_norms
 from .optim import get_optimizer_spec, optimizer_kwargs
 from .optim.parameter_groups import parameter_groups
-from .report.run import copy_run_settings
+from .report.run import TRAINER_STATE_FILE
 from .schedules import METRIC_SCHEDULERS, UpdateCounter, check_length, check_scheduler, get_scheduler
 
 
@@ -38,6 +45,7 @@ __all__ = [
     "create_optimizer",
     "create_scheduler",
     "load_checkpoint",
+    "lock_output_dir",
     "per_update",
     "record_gradient_norms",
     "save_checkpoint",
@@ -45,10 +53,10 @@ __all__ = [
 
 
 class PerUpdateLR(UpdateCounter, LRScheduler):
-    """A scheduler whose `step()` does nothing unless the optimizer has made an update since; see [`per_update`]."""
+    """A scheduler whose `step()` does nothing until the optimizer has made another update; see [`per_update`]."""
 
     def __init__(self, lr_scheduler: LRScheduler):
-        # LRScheduler.__init__ would take a first step of its own: the inner scheduler already has.
+        # LRScheduler.__init__ would step the schedule, which the wrapped scheduler has done.
         self.lr_scheduler = lr_scheduler
         self.optimizer = lr_scheduler.optimizer
         self._step_count = 1  # Accelerate counts on it
@@ -59,7 +67,7 @@ class PerUpdateLR(UpdateCounter, LRScheduler):
         self._updates += 1
 
     def step(self, *metrics: Any) -> None:
-        """To the next update's learning rate, once an update however often it is called; a metric counts once, too."""
+        """Set the learning rate of the next update, once per update; hand on a metric once per update."""
         if metrics:
             if self._metric_at < self._updates:
                 self._metric_at = self._updates
@@ -69,36 +77,36 @@ class PerUpdateLR(UpdateCounter, LRScheduler):
             self.lr_scheduler.step()
 
     @property
-    def last_epoch(self) -> int:
-        """Updates that the schedule has seen."""
+    def last_epoch(self) -> int:  # type: ignore[override]
+        """Return the number of updates that the schedule has seen."""
         return self.lr_scheduler.last_epoch
 
     def get_last_lr(self) -> list[float]:
-        """The learning rate of each parameter group."""
+        """Return the learning rate of each parameter group."""
         return self.lr_scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner scheduler's."""
+        """Return the state of the wrapped scheduler."""
         return self.lr_scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Load the state of the wrapped scheduler."""
         self.lr_scheduler.load_state_dict(state_dict)
 
 
 def per_update(lr_scheduler: LRScheduler) -> PerUpdateLR:
-    """Make any scheduler count updates, and nothing else: prepare it with Accelerate or do not, the curve is the same.
+    """Make any scheduler count optimizer updates, whether or not Accelerate prepares it.
 
-    A scheduler that Accelerate prepares is stepped once a process, so that four processes finish a warmup of 8 updates
-    in 2 (accelerate issue 1382). This one's `step()` does nothing until the optimizer has really made another update:
-    no matter how many processes, micro-batches or skipped fp16 updates there are.
+    Accelerate steps a prepared scheduler once per process, so that four processes finish a warmup of 8 updates in 2
+    (accelerate issue 1382). The scheduler that is returned steps once per update, whatever the number of processes,
+    micro-batches and skipped fp16 updates.
 
     Args:
-        lr_scheduler (`LRScheduler`): A new scheduler, on the optimizer before `accelerator.prepare`, for a run counted
-            in updates.
+        lr_scheduler (`LRScheduler`): A new scheduler whose unit is one update, on the optimizer before
+            `accelerator.prepare`.
 
     Raises:
-        `ValueError`: For something else than a scheduler.
+        `ValueError`: If `lr_scheduler` is no scheduler.
 
     Returns:
         `LRScheduler`: Step it as often as you like after `optimizer.step()`.
@@ -136,20 +144,23 @@ def create_optimizer(
     learning_rate_mapping: dict[str, float] | None = None,
     layerwise_lr_decay: float | None = None,
 ) -> Optimizer:
-    """An optimizer of [`OPTIMIZERS`] with the Trainer's groups: no weight decay for biases and normalisation layers.
+    """Create an optimizer of [`OPTIMIZERS`] with the parameter groups of the Trainer.
+
+    Biases and normalization layers have no weight decay.
 
     Args:
-        model (`nn.Module`): Its parameters that require a gradient are trained.
+        model (`nn.Module`): The model. Parameters that require a gradient are trained.
         name (`str`): A name of [`OPTIMIZERS`], such as `"radam"`, or the import path of a class, `"my_optim:MyAdam"`.
         learning_rate (`float`): At least 0.
         weight_decay (`float`, defaults to 0.0): At least 0.
-        betas, eps: For the Adam family.
+        betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): Each in [0, 1); for the Adam family.
+        eps (`float`, defaults to 1e-8): Above 0; for the Adam family.
         optim_args (`str`, *optional*): `"key=value,key=value"`, as in [`WarmupTrainingArguments`].
         learning_rate_mapping, layerwise_lr_decay (*optional*): Learning rates by parameter name and by depth, as in
             [`WarmupTrainingArguments`].
 
     Raises:
-        `ValueError`: For a name or an argument that there is not, or a value out of range.
+        `ValueError`: If a name is unknown or a value is out of range.
 
     Example:
 
@@ -174,10 +185,10 @@ def create_scheduler(
     scheduler_specific_kwargs: dict[str, Any] | None = None,
     warmup_type: str | None = None,
 ) -> PerUpdateLR:
-    """[`get_scheduler`] in updates, whatever the number of processes: see [`per_update`].
+    """Create a scheduler that counts updates, whatever the number of processes: `per_update(get_scheduler(...))`.
 
-    Args and errors as in [`get_scheduler`]; names that follow a metric are refused, and a warmup longer than the run is
-    for every name. With [`AdamWarmup`] the optimizer gets the warmup, the schedule has none.
+    Args and errors as in [`get_scheduler`]; names that follow a metric are not supported. [`AdamWarmup`] takes over the
+    warmup of the schedule.
 
     Example:
 
@@ -189,8 +200,8 @@ def create_scheduler(
     """
     if name in METRIC_SCHEDULERS:
         raise ValueError(
-            f"lr_scheduler_type={name!r} follows a metric, and this schedule counts updates: use WarmupTrainer, or "
-            f"get_scheduler({name!r}, ...) and step it with the metric after each evaluation."
+            f"lr_scheduler_type={name!r} follows a metric, but this schedule counts updates. Use WarmupTrainer, or "
+            f"step get_scheduler({name!r}, ...) with the metric after each evaluation."
         )
     num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
     num_training_steps = check_number("num_training_steps", num_training_steps, integer=True)
@@ -201,7 +212,11 @@ def create_scheduler(
 
 
 def check_accelerator(accelerator: Accelerator, optim: str) -> None:
-    """Refuse what would silently not be done: DeepSpeed's own CPU Adam instead of `optim`, fp16 without a GPU."""
+    """Check for what would silently be replaced: `optim` by DeepSpeed's own CPU Adam, fp16 by fp32 on a CPU.
+
+    Raises:
+        `ValueError`: With the setting that prevents it.
+    """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         check_deepspeed_config(plugin.deepspeed_config, optimizer=f"optim={optim!r}", scheduler="the schedule")
@@ -212,41 +227,37 @@ def check_accelerator(accelerator: Accelerator, optim: str) -> None:
 def save_checkpoint(
     accelerator: Accelerator, output_dir: str | Path, state: TrainerState, total_limit: int | None = None
 ) -> Path:
-    """Save what was prepared to `output_dir/checkpoint-N`, N being `state.global_step`; all or nothing.
+    """Save what was prepared to `output_dir/checkpoint-N`, where N is `state.global_step`.
 
-    The folder gets its name when everything is in it, so a run that is killed while it saves leaves no half checkpoint.
+    The folder gets its name when it is complete. A run that is killed while it saves leaves no incomplete checkpoint.
 
     Args:
-        accelerator (`Accelerator`): All of its processes call this.
-        output_dir (`str` or `Path`): On a disk that all machines share.
-        state (`TrainerState`): Saved as `trainer_state.json`: reports read a loop's runs as they do a Trainer's.
-        total_limit (`int`, *optional*): Older checkpoints beyond so many are deleted.
+        accelerator (`Accelerator`): All of its processes call this function.
+        output_dir (`str` or `Path`): A folder that all machines share.
+        state (`TrainerState`): Saved as `trainer_state.json`, which the report reads as it reads a Trainer's.
+        total_limit (`int`, *optional*): The number of checkpoints to keep, at least 1. Older ones are deleted.
 
     Raises:
-        `OSError`: If the disk is full, with the last whole checkpoint.
+        `OSError`: If the disk is full, with the latest complete checkpoint.
     """
     folder = Path(output_dir) / f"checkpoint-{state.global_step}"
-    unfinished = folder.with_suffix(".unfinished")
+    unfinished = folder.with_name(f".saving-{folder.name}")
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
     with raise_on_full_disk(output_dir):
         try:
-            accelerator.save_state(str(unfinished))
-            if accelerator.is_main_process:
-                copy_run_settings(output_dir, unfinished)
-                state.save_to_json(str(unfinished / TRAINER_STATE_FILE))
+            with complete_with_manifest(unfinished, state.global_step, accelerator.is_main_process):
+                accelerator.save_state(str(unfinished))
+                if accelerator.is_main_process:
+                    copy_run_files(output_dir, unfinished)
+                    state.save_to_json(str(unfinished / TRAINER_STATE_FILE))
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that went on from an earlier one
+        delete_checkpoint(folder)  # of an earlier attempt
         unfinished.rename(folder)
-        # By age: the folder may hold checkpoints of an earlier run that went further.
-        by_age = sorted(checkpoints(output_dir), key=lambda path: path.stat().st_mtime_ns)
-        for old in by_age[: -total_limit if total_limit else 0]:
-            shutil.rmtree(old)
+        delete_old_checkpoints(folder, total_limit)
     accelerator.wait_for_everyone()
     return folder
 
@@ -258,33 +269,47 @@ def load_checkpoint(
     model: nn.Module,
     max_steps: int = 0,
 ) -> TrainerState:
-    """Load what was prepared from a checkpoint that is whole.
+    """Load what was prepared from a complete checkpoint.
 
     Args:
-        accelerator (`Accelerator`): All of its processes call this.
-        resume_from_checkpoint (`str` or `bool`): A folder; `True` or `"true"` for the last whole one of `output_dir`;
-            `"auto"` for the same if there is one.
-        output_dir (`str` or `Path`): Where the run saves.
-        model (`nn.Module`): Weights of another model are refused.
-        max_steps (`int`, *optional*): Updates of the run; a checkpoint that has made more is refused.
+        accelerator (`Accelerator`): All of its processes call this function.
+        resume_from_checkpoint (`str` or `bool`): A checkpoint; `True` or `"true"` for the latest complete one of
+            `output_dir`; `"auto"` for the same, or for none if no save has finished yet.
+        output_dir (`str` or `Path`): The folder that the run saves to.
+        model (`nn.Module`): The model, prepared or not. The weights have to fit it.
+        max_steps (`int`, *optional*): Updates of the run. The checkpoint may not have made more.
 
     Returns:
-        `TrainerState`: Its `global_step` is the number of updates made; 0 if `"auto"` found none.
+        `TrainerState`: Its `global_step` is the number of updates made, 0 if `"auto"` found no checkpoint.
 
     Raises:
-        `ValueError`: If the checkpoint is damaged, with the file's name and the last whole one; or if it is of another
-            kind of optimizer or schedule.
+        `ValueError`: If the checkpoint is damaged, with the file's name and the latest complete checkpoint; or if it is
+            of another kind of optimizer or schedule.
     """
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     own = None if sharded else accelerator.unwrap_model(model)
-    folder = resolve_checkpoint(resume_from_checkpoint, output_dir, own, accelerator.num_processes)
+    folder = prepare_resume(resume_from_checkpoint, output_dir, own)
     if folder is None:
         return TrainerState()
-    check_not_beyond(folder, max_steps)
+    state = TrainerState.load_from_json(str(folder / TRAINER_STATE_FILE))
+    with suppress(NoUpdatesLeft):
+        check_updates_left(state.global_step, max_steps)
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        # Accelerate has no public list of what was prepared.
         for optimizer, scheduler in zip(accelerator._optimizers[:1], accelerator._schedulers[:1], strict=False):
             check_same_kind(folder, optimizer, scheduler)
-    if accelerator.is_main_process:
-        copy_run_settings(folder, output_dir)
+    for path in folder.glob("custom_checkpoint_*.pkl"):
+        _check_loads_safely(path)
     accelerator.load_state(str(folder))
-    return TrainerState.load_from_json(str(folder / TRAINER_STATE_FILE))
+    return state
+
+
+def _check_loads_safely(path: Path) -> None:
+    """Check that a file holds plain values only. Accelerate would execute whatever else it holds."""
+    try:
+        load(path, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not loaded, because it holds more than plain values ({str(error).splitlines()[0]}). If you "
+            "trust it, allow its classes with torch.serialization.add_safe_globals([...]) before."
+        ) from None

@@ -1,312 +1,615 @@
-"""Checkpoints: which one is complete, and whether a run can resume from it."""
+"""Checkpoints of a run: saving, checking, choosing and deleting them, and what has to match to resume from one."""
 
 from __future__ import annotations
 
 import errno
+import filecmp
+import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+import xxhash
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, load
+from safetensors import safe_open
 from torch import nn
 from torch.optim import Adam, NAdam, Optimizer, RAdam
+from transformers import TrainerState
 from transformers.utils import logging
 
 from .optim.adam_family import AdamFamily
-from .report.run import SETTINGS_FILE, read_run_settings
+from .report.run import GRADIENT_NORMS_FILE, SETTINGS_FILE, TRAINER_STATE_FILE, read_run_settings
 from .schedules import unwrap_optimizer
 
 
 logger = logging.get_logger(__name__)
+T = TypeVar("T")
 
-
-TRAINER_STATE_FILE = "trainer_state.json"  # written last, by the Trainer and by our Accelerate loop
-WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
+MANIFEST_FILE, LOCK_FILE = "checkpoint_manifest.json", ".training.lock"
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
-# State of the parameter's own shape in torch's optimizers; factored, projected and quantised states have others.
-_LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
+UNFINISHED = "the save did not finish"
+
+# Files that resuming reads, and keys of what they hold; without a manifest nothing else is known about them.
+_STATES = {
+    "optimizer.pt": {"state", "param_groups"},
+    "optimizer*.bin": {"state", "param_groups"},
+    "scheduler.pt": set(),
+    "scheduler*.bin": set(),
+    "scaler.pt": set(),
+    "rng_state*.pth": {"python", "numpy", "cpu"},
+    "random_states_*.pkl": {"random_state", "numpy_random_seed", "torch_manual_seed"},
+    "pytorch_model*.bin": set(),
+    "adapter_model.bin": set(),
+}
+_READ = ("model*.safetensors", "adapter_model.safetensors", "*model*.index.json", *_STATES)
+_WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
+_GO_TOGETHER = (("optimizer.pt", "scheduler.pt"), ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"))
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders `checkpoint-N` of `output_dir`, whole or not, by N."""
-    folders = [
-        path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if path.is_dir() and CHECKPOINT_PATTERN.fullmatch(path.name)
-    ]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    """Return the folders `checkpoint-N` of `output_dir`, complete or not, sorted by N."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT_PATTERN.fullmatch(path.name)]
+    return sorted((path for path in folders if path.is_dir()), key=_step)
 
 
-def find_corruption(checkpoint: str | Path, model: nn.Module | None = None, num_processes: int = 1) -> str | None:
-    """What is wrong with a checkpoint, by the file's name; `None` for a whole one.
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+# Saving
+
+
+@contextmanager
+def complete_with_manifest(checkpoint: Path, global_step: int, writes: bool = True) -> Iterator[None]:
+    """List the files that are saved to `checkpoint` within this context, with sizes and digests, in its manifest.
+
+    The manifest says that the save did not finish until all processes have written their files. Files that were there
+    before and are not written again are not listed: resuming does not judge them.
 
     Args:
-        checkpoint (`str` or `Path`): A folder that the Trainer or our Accelerate loop saved.
-        model (`nn.Module`, *optional*): Weights and optimizer state have to be of its shapes.
-        num_processes (`int`, defaults to 1): Where a Trainer saved the random numbers of several processes, those of
-            so many are expected.
+        checkpoint (`Path`): The folder that the files are saved to.
+        global_step (`int`): Updates made, at least 0.
+        writes (`bool`, defaults to `True`): Whether this process writes the manifest; all others wait.
+    """
+    state = PartialState()
+    described = {"global_step": global_step, "num_processes": state.num_processes, "files": None}
+    if writes:
+        before = _signatures(checkpoint)
+        _write_manifest(checkpoint, described)
+    state.wait_for_everyone()
+    yield
+    state.wait_for_everyone()
+    if writes:
+        new = _signatures(checkpoint).items() - before.items()
+        described["files"] = {
+            name: {"bytes": size, "xxh3_128": _digest(checkpoint / name)} for name, (size, *_) in sorted(new)
+        }
+        _write_manifest(checkpoint, described)
+    state.wait_for_everyone()  # whatever copies the checkpoint next finds all of it
+
+
+def _signatures(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return size, time and identity of each file in `folder` but the manifest: what writing a file changes."""
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    stats.pop(MANIFEST_FILE, None)
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
+
+
+def _write_manifest(folder: Path, described: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{MANIFEST_FILE}"
+    unfinished.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(folder / MANIFEST_FILE)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def save_trainer_checkpoint(trainer: Any, trial: Any, save: Callable[[Path], None]) -> None:
+    """Complete the checkpoint that `save` writes with settings, recording and manifest; then delete older checkpoints.
+
+    transformers deletes older checkpoints before there is a manifest, in an order that follows the clock: it gets no
+    `save_total_limit` while it saves.
+    """
+    args, state = trainer.args, trainer.state
+    checkpoint = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{state.global_step}"
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        with complete_with_manifest(checkpoint, state.global_step, args.should_save):
+            save(checkpoint)
+            args.save_total_limit = limit
+            if args.should_save:
+                copy_run_files(args.output_dir, checkpoint)
+                if (checkpoint / "training_args.bin").is_file():  # saved without the limit
+                    torch.save(args, checkpoint / "training_args.bin")
+    finally:
+        args.save_total_limit = limit
+    if args.should_save:
+        delete_old_checkpoints(checkpoint, limit, state.best_model_checkpoint)
+
+
+def copy_run_files(source: str | Path, target: str | Path) -> None:
+    """Copy settings and recording from a run's folder to its checkpoint, or back where the run is resumed."""
+    for name in (SETTINGS_FILE, GRADIENT_NORMS_FILE):
+        before, after = Path(source) / name, Path(target) / name
+        if before.is_file() and not (after.is_file() and filecmp.cmp(before, after, shallow=False)):
+            after.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(before, after)
+
+
+def use_writable_output_dir(args: Any) -> None:
+    """Give a run that saves no checkpoints a temporary folder, with a warning, if its own cannot be written."""
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        if args.save_strategy == "no":
+            unwritable, args.output_dir = args.output_dir, tempfile.mkdtemp(prefix="hf_warmup-")
+            logger.warning(f"{unwritable} cannot be written ({error.strerror}). Recording to {args.output_dir}.")
+
+
+# Deleting
+
+
+def delete_old_checkpoints(newest: Path, limit: int | None, keep: str | Path | None = None) -> None:
+    """Delete checkpoints in the folder of `newest` until `limit` are left, but neither `newest` nor `keep`.
+
+    Checkpoints of later updates go first, because only an earlier run can have saved them; then those of the earliest
+    updates. The order does not depend on the clock.
+    """
+    if not limit or limit < 0:
+        return
+    protected = {newest.name, Path(keep or newest).name}
+    found = checkpoints(newest.parent)
+    others = [path for path in found if path.name not in protected]
+    others.sort(key=lambda path: (_step(path) <= _step(newest), _step(path)))
+    for path in others[: max(0, len(found) - max(limit, len(found) - len(others)))]:
+        delete_checkpoint(path)
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a run that is killed leaves no incomplete one."""
+    hidden = checkpoint.with_name(f".deleting-{checkpoint.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def lock_output_dir(output_dir: str | Path) -> Iterator[None]:
+    """Hold an advisory lock on `output_dir` while a run trains there, and clear what killed saves and deletions left.
+
+    Raises:
+        `ValueError`: On every process, if another run holds the lock.
+    """
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(_file_lock(Path(output_dir)))
+            for leftover in Path(output_dir).glob(".*ing-checkpoint-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+        decide_once(begin)
+        yield
+
+
+@contextmanager
+def _file_lock(output_dir: Path) -> Iterator[None]:
+    try:
+        import fcntl
+
+        is_new = not output_dir.exists()
+        output_dir.mkdir(parents=True, exist_ok=True)
+        file = (output_dir / LOCK_FILE).open("a+", encoding="utf-8")
+    except (ImportError, OSError):  # Windows, or a folder that cannot be written: transformers trains there
+        yield
+        return
+    with file:
+        try:
+            # Not `flock`: workers of a data loader would inherit it, and hold it for seconds after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise ValueError(
+                    f"output_dir={str(output_dir)!r} is in use by another run ({file.read().strip()}). Wait for it to "
+                    "end, or use another output_dir."
+                ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            (output_dir / LOCK_FILE).unlink(missing_ok=True)
+            with suppress(OSError):  # nothing was written, since the arguments were wrong
+                is_new and output_dir.rmdir()
+
+
+def decide_once(decide: Callable[[], T]) -> T:
+    """Return the result of `decide()` of the main process on every process, or raise its error on every process."""
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = decide()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+# Checking
+
+
+def find_corruption(checkpoint: str | Path, model: nn.Module | None = None) -> str | None:
+    """Find out what is wrong with a checkpoint.
+
+    The files of the manifest have to be there as they were saved. Without a manifest, as transformers itself saves, the
+    files that resuming reads have to be readable and of the right kind. Other files are not judged.
+
+    Args:
+        checkpoint (`str` or `Path`): A folder that a Trainer or [`~hf_warmup.accelerate_utils.save_checkpoint`] saved.
+        model (`nn.Module`, *optional*): Its parameters have to be of the shapes in `model.safetensors`.
 
     Returns:
-        `str`, *optional*: Half a sentence, such as `"optimizer.pt is cut off"`.
+        `str`, *optional*: A phrase that begins with the file's name, such as `"optimizer.pt is missing"`; `None` for a
+        complete checkpoint.
     """
     folder = Path(checkpoint)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    for path in files:
-        if problem := _file_damage(path):
-            return f"{path.relative_to(folder)} {problem}"
-    if not (folder / TRAINER_STATE_FILE).is_file():
-        return f"{TRAINER_STATE_FILE} is missing: the save did not finish"
-    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-        return "the weights are missing"
-    if missing := _missing(folder):
-        return f"{missing} is missing"
-    # Each process of a Trainer writes its own, and may be killed before it has.
-    random_states = len(list(folder.glob("rng_state_*.pth")))
-    if 0 < random_states < num_processes:
-        return f"rng_state_{random_states}.pth is missing: {num_processes} processes need as many"
-    return None if model is None else _shape_mismatch(folder, model)
+    judge = _check_manifest if os.path.lexists(folder / MANIFEST_FILE) else _check_structure
+    try:
+        return judge(folder) or (None if model is None else _check_shapes(folder, model))
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
 
 
-def _missing(folder: Path) -> str | None:
-    """A file that the others of a checkpoint go with; sharded ones keep theirs in folders."""
-    families = [("optimizer.pt", "scheduler.pt")]  # the Trainer's, and our loop's
-    if not (folder / "optimizer_0").exists() and not (folder / "pytorch_model").exists():
-        families.append(("optimizer.bin", "scheduler.bin", "random_states_0.pkl"))
-    for family in families:
-        absent = [name for name in family if not (folder / name).exists()]
-        if absent and len(absent) < len(family):
-            return absent[0]
+def _check_manifest(folder: Path) -> str | None:
+    try:
+        files = read_manifest(folder)["files"]
+        if files is None:
+            return UNFINISHED
+        expected = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in files.items()}
+        expected[TRAINER_STATE_FILE]  # never missing where all is written
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST_FILE} is damaged"
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return _absence(path)
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _digest(path) != digest:
+            return f"{name} is not what was saved"
     return None
 
 
-def _file_damage(path: Path) -> str | None:
-    if path.stat().st_size == 0 and path.suffix:
-        return "is empty"
+def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint: `global_step`, `num_processes` and `files`; `{}` if it has none.
+
+    Raises:
+        `ValueError`: If it is not valid.
+    """
+    path = Path(checkpoint) / MANIFEST_FILE
+    if not os.path.lexists(path):
+        return {}
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path}: expected a JSON object.")
+    return manifest
+
+
+def _absence(path: Path) -> str:
+    return f"{path.name} is {'not a file' if os.path.lexists(path) else 'missing'}"
+
+
+def _check_structure(folder: Path) -> str | None:
+    state = folder / TRAINER_STATE_FILE  # written last
+    if not os.path.lexists(state):
+        return UNFINISHED
+    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        return "the weights are missing"
+    for path in (state, *(path for pattern in _READ for path in folder.glob(pattern))):
+        if not path.is_file():
+            return _absence(path)
+        if problem := _check_content(path):
+            return f"{path.name} {problem}"
+    for family in _GO_TOGETHER:
+        absent = [name for name in family if not (folder / name).exists()]
+        sharded = (folder / "optimizer_0").exists() or (folder / "pytorch_model").exists()  # in folders
+        if 0 < len(absent) < len(family) and not sharded:
+            return f"{absent[0]} is missing"
+    return None
+
+
+def _check_content(path: Path) -> str | None:
     try:
-        if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 file.keys()
-        elif path.suffix in (".pt", ".pth", ".bin", ".pkl"):
-            with zipfile.ZipFile(path):  # its directory stands at the end
-                pass
-    except (ValueError, SafetensorError, zipfile.BadZipFile):
-        return "is cut off or is not what its name says"
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name == TRAINER_STATE_FILE:
+                TrainerState(**content)
+                return None if type(content["global_step"]) is int else "has no global_step"
+            absent = (name for name in content["weight_map"].values() if not (path.parent / name).is_file())
+            return next((f"lists {name}, which is missing" for name in absent), None)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    return "is damaged"
+            keys = next(keys for pattern, keys in _STATES.items() if path.match(pattern))
+            if not keys <= load(path, map_location="cpu", mmap=True).keys():
+                return f"has no {min(keys)}"
+    except PermissionError:
+        raise
+    except Exception:  # safetensors, zipfile, json and pickle have dozens for a damaged or a wrong file
+        return "is damaged, or is not what its name says"
     return None
 
 
-def _shape_mismatch(folder: Path, model: nn.Module) -> str | None:
-    """The first file whose tensors are not those of `model`; sharded and adapter checkpoints are not looked into."""
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        with safe_open(weights, framework="pt") as file:
-            saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-        # Some models of transformers save under other names than they train under: one in common is enough.
-        common = saved.keys() & expected.keys()
-        odd = next((name for name in sorted(common) if saved[name] != expected[name]), None)
-        if odd or (saved and not common):
-            what = f"{odd} is {saved[odd]}, not {expected[odd]}" if odd else "no tensor has a name that is known"
-            return f"{weights.name} is of another model ({what})"
-    shapes = [list(p.shape) for p in model.parameters()]
-    for path in (folder / "optimizer.pt", folder / "optimizer.bin"):
-        if weights.is_file() and path.is_file() and (problem := _foreign_optimizer(path, shapes)):
-            return f"{path.name} {problem}"
-    return None
+def _check_shapes(folder: Path, model: nn.Module) -> str | None:
+    """Name a parameter that has another shape; sharded and adapter checkpoints are left to the code that loads them."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    expected = {name: list(p.shape) for name, p in model.named_parameters()}
+    # Some models of transformers save under other names than they train under: one in common is enough.
+    common = sorted(saved.keys() & expected.keys())
+    odd = next((name for name in common if saved[name] != expected[name]), None)
+    if odd:
+        return f"{path.name} is of another model ({odd} has the shape {saved[odd]}, not {expected[odd]})"
+    return None if common or not saved else f"{path.name} is of another model (it has none of its parameters)"
 
 
-def _foreign_optimizer(path: Path, shapes: list[list[int]]) -> str | None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
-    except Exception:
-        return "is not the state of an optimizer"
-    for of_one in state.values():
-        for key in sorted(of_one.keys() & _LIKE_THE_PARAMETER):
-            value = of_one[key]
-            if isinstance(value, torch.Tensor) and list(value.shape) not in shapes:
-                return f"is of another model (no parameter has the shape {list(value.shape)} of its {key})"
-    return None
+# Resuming
 
 
 def resolve_checkpoint(
-    resume_from_checkpoint: str | bool | Path,
-    output_dir: str | Path,
-    model: nn.Module | None = None,
-    num_processes: int = 1,
+    resume_from_checkpoint: str | bool | Path, output_dir: str | Path, model: nn.Module | None = None
 ) -> Path | None:
-    """The whole checkpoint that is meant.
+    """Return the complete checkpoint to resume from.
 
     Args:
-        resume_from_checkpoint (`str`, `bool` or `Path`): A folder; `True` or `"true"` for the last whole one of
-            `output_dir`; `"auto"` for the same if there is one, and otherwise `None`: a first start and a restart are
-            one command.
-        output_dir (`str` or `Path`): Where the run saves.
-        model, num_processes: As in [`find_corruption`].
+        resume_from_checkpoint (`str`, `bool` or `Path`): A checkpoint; `True` or `"true"` for the latest complete one
+            of `output_dir`; `"auto"` for the same, or `None` if no save has finished yet.
+        output_dir (`str` or `Path`): The folder that the run saves to.
+        model (`nn.Module`, *optional*): As in [`find_corruption`].
 
     Raises:
-        `ValueError`: If it is damaged, with the file's name and the last whole one; or if there is none.
+        `ValueError`: If the checkpoint is damaged, with the file's name and the latest complete checkpoint; or if there
+            is no complete one.
     """
-    newest_first = checkpoints(output_dir)[::-1]
-    asked = str(resume_from_checkpoint)
+    asked, newest_first = str(resume_from_checkpoint), checkpoints(output_dir)[::-1]
     if asked.lower() not in ("true", "auto"):
-        return _resolve_explicit_path(Path(asked), newest_first, model, num_processes)
-    problems = []
+        return _resolve_explicit_path(Path(asked), newest_first, model)
+    problems: dict[str, str] = {}
     for path in newest_first:
-        problem = find_corruption(path, model, num_processes)
+        problem = find_corruption(path, model)
         if problem is None:
-            for line in problems:
-                logger.warning(f"Passing over a checkpoint that is not whole: {line}.")
+            for name, earlier in problems.items():
+                logger.warning(f"{name} is skipped ({earlier}). Resuming from {path.name}.")
             return path
-        problems.append(f"{path.name}: {problem}")
-    # A run killed in its first save begins anew; more than that it cannot have damaged itself.
-    if asked.lower() == "auto" and len(problems) <= 1 and not any("of another model" in line for line in problems):
-        for line in problems:
-            logger.warning(f"Beginning anew, the only checkpoint is not whole: {line}.")
+        problems[path.name] = problem
+    described = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+    if asked.lower() == "auto" and all(problem == UNFINISHED for problem in problems.values()):
+        if problems:
+            logger.warning(f"Starting from scratch, because there is no complete checkpoint ({described}).")
         return None
     raise ValueError(
-        f"resume_from_checkpoint={asked!r}: {output_dir} has no checkpoint to go on from"
-        f"{' (' + '; '.join(problems) + ')' if problems else ''}."
+        f"resume_from_checkpoint={asked!r}: {output_dir} has no complete checkpoint{described and f' ({described})'}."
     )
 
 
-def _resolve_explicit_path(chosen: Path, newest_first: list[Path], model: nn.Module | None, num_processes: int) -> Path:
+def _resolve_explicit_path(chosen: Path, newest_first: list[Path], model: nn.Module | None) -> Path:
     if not chosen.is_dir():
         raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: there is no such folder.")
     inside = checkpoints(chosen)[::-1]
-    problem = "this is a run's folder" if inside else find_corruption(chosen, model, num_processes)
+    problem = "this is the folder of a run, not a checkpoint" if inside else find_corruption(chosen, model)
     if problem is None:
         return chosen
     others = inside or [path for path in newest_first if path.resolve() != chosen.resolve()]
-    whole = next((path for path in others if find_corruption(path, model, num_processes) is None), None)
-    offer = f"the last whole checkpoint is {whole}" if whole else "there is no other whole one"
-    raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: {problem}; {offer}.")
+    complete = next((path for path in others if find_corruption(path, model) is None), None)
+    offer = f"The latest complete checkpoint is {complete}." if complete else "There is no other complete checkpoint."
+    raise ValueError(f"resume_from_checkpoint={str(chosen)!r}: {problem}. {offer}")
 
 
-def check_not_beyond(checkpoint: str | Path, max_steps: int) -> None:
-    """Refuse a checkpoint that has made more updates than the run is to make: it is another run's.
+def prepare_resume(
+    resume_from_checkpoint: str | bool | Path, output_dir: str | Path, model: nn.Module | None = None
+) -> Path | None:
+    """Resolve the checkpoint on the main process, for all, and bring its settings and recording to `output_dir`.
+
+    Args and errors as in [`resolve_checkpoint`]. Logs a warning if the checkpoint was saved by another number of
+    processes.
+    """
+
+    def prepare() -> Path | None:
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, output_dir, model)
+        if checkpoint is not None:
+            copy_run_files(checkpoint, output_dir)
+            saved, now = read_manifest(checkpoint).get("num_processes"), PartialState().num_processes
+            if saved not in (None, now):
+                logger.warning(
+                    f"{checkpoint} was saved by {saved} processes and is resumed by {now}. With the same batch size "
+                    f"per process an update averages {now / saved:g} times as many examples at the same learning rate; "
+                    "gradient_accumulation_steps can make up for it. Random states of new processes are new."
+                )
+        return checkpoint
+
+    return decide_once(prepare)
+
+
+class NoUpdatesLeft(Exception):
+    """The checkpoint that a run resumes from has made all of its updates: nothing is left to train."""
+
+
+def check_updates_left(global_step: int, max_steps: int) -> None:
+    """Check that a resumed run has updates left to make.
 
     Raises:
-        `ValueError`: With both numbers.
+        `NoUpdatesLeft`: If it has made all `max_steps` updates.
+        `ValueError`: If it has made more: the checkpoint is of a longer run.
     """
-    step = json.loads((Path(checkpoint) / TRAINER_STATE_FILE).read_text(encoding="utf-8")).get("global_step", 0)
-    if 0 < max_steps < step:
+    if global_step > max_steps > 0:
         raise ValueError(
-            f"{checkpoint} has made {step} updates, this run is to make {max_steps}: expected a longer run, or an "
-            "output_dir without another run's checkpoints."
+            f"The checkpoint has made {global_step} updates, but this run makes {max_steps}. Train for longer, or use "
+            "an output_dir without checkpoints of another run."
         )
+    if global_step == max_steps:
+        raise NoUpdatesLeft(f"All {max_steps} updates are made: nothing is left to train.")
+
+
+def keep_finished_warmup(checkpoint: str | Path, args: Any, num_training_steps: int) -> None:
+    """Warn if the length of a run in epochs has changed, and keep its warmup if that is over.
+
+    Another number of processes, or other data, changes the number of updates of an epoch, and with it the length of the
+    run and a warmup given as a share: a run past its warmup would return into it.
+
+    Args:
+        checkpoint (`str` or `Path`): The checkpoint that the run resumes from, with the settings of its run.
+        args ([`~hf_warmup.WarmupTrainingArguments`]): `warmup_steps` is set to the checkpoint's if that warmup is over.
+        num_training_steps (`int`): Updates that the resumed run is planned to make.
+    """
+    saved = read_run_settings(checkpoint)
+    before = saved.get("num_training_steps"), saved.get("num_warmup_steps")
+    now = num_training_steps, args.get_warmup_steps(num_training_steps)
+    if args.max_steps > 0 or None in before or before == now:
+        return
+    step = json.loads((Path(checkpoint) / TRAINER_STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+    kept = before[1] <= step < now[1]
+    logger.warning(
+        f"The run was planned with {before[0]} updates, {before[1]} of them warmup, and now has {now[0]} and {now[1]}, "
+        "because an epoch has another number of updates. "
+        f"{f'The warmup is over and stays at {before[1]} updates. ' if kept else ''}"
+        f"max_steps={before[0]} with warmup_steps={before[1]} keeps the plan."
+    )
+    if kept:
+        args.warmup_steps, args.warmup_epochs = before[1], None
 
 
 def warn_existing_checkpoints(output_dir: str | Path) -> None:
-    """Warn a run that begins anew where an earlier one has saved."""
-    if there := checkpoints(output_dir):
+    """Warn a run that starts from scratch where an earlier one has saved checkpoints."""
+    if found := checkpoints(output_dir):
         logger.warning(
-            f"{output_dir} holds checkpoints of an earlier run, the last {there[-1].name}: this run begins anew, and "
-            "'auto' would take the one with the highest number."
+            f"{output_dir} has checkpoints of an earlier run, the last {found[-1].name}. This run starts from scratch; "
+            "resume_from_checkpoint='auto' would resume from the one with the highest number."
         )
 
 
 @contextmanager
 def raise_on_full_disk(output_dir: str | Path) -> Iterator[None]:
-    """Whatever a full disk makes a library raise becomes one `OSError` that says so and where to go on."""
+    """Turn whatever a library raises on a full disk into one `OSError` with the checkpoint to resume from."""
     try:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        if not (full or "os error 28" in str(error) or _no_room(output_dir)):
+        there = Path(output_dir).exists()
+        if not (full or "os error 28" in str(error) or (there and shutil.disk_usage(output_dir).free < 2**16)):
             raise
-        whole = next((path for path in checkpoints(output_dir)[::-1] if find_corruption(path) is None), None)
-        rest = f"; {whole} is whole: make room and resume from it" if whole else ""
-        raise OSError(errno.ENOSPC, f"No space left on the disk of {output_dir}{rest}") from error
+        complete = next((path for path in checkpoints(output_dir)[::-1] if find_corruption(path) is None), None)
+        hint = f". Free some space and resume from {complete}, which is complete" if complete else ""
+        raise OSError(errno.ENOSPC, f"No space left on the disk of {output_dir}{hint}") from error
 
 
-def _no_room(folder: str | Path) -> bool:
-    return Path(folder).exists() and shutil.disk_usage(folder).free < 2**16
+# Optimizers and schedules
 
 
-_ADAMS = (Adam, NAdam, RAdam, AdamFamily)
-_MOMENTS = {"exp_avg", "exp_avg_sq"}  # what each of them keeps and goes on from
+# State of the parameter's own shape; factored and quantised optimizers keep theirs under other names.
+_LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
+_FILLED_IN = {"warmup_steps"}  # by AdamWarmup, where the checkpoint is AdamW's
+_ADAM_LIKE = (Adam, NAdam, RAdam, AdamFamily)
 
 
 def check_same_kind(checkpoint: str | Path, optimizer: Optimizer, lr_scheduler: Any) -> None:
-    """Refuse a checkpoint of another kind of optimizer or schedule before it is loaded.
+    """Check, before it is loaded, that a checkpoint fits the optimizer and the schedule of this run.
 
-    Adam, AdamW, RAdam, AdamWarmup and GIAdam take each other's; so do all schedules that are functions of the step.
+    Adam, AdamW, RAdam, AdamWarmup and GIAdam can load the state of each other; so can all schedules that are functions
+    of the step. Sharded optimizer state is left to the code that loads it.
 
     Args:
-        checkpoint (`str` or `Path`): A folder that the Trainer or our Accelerate loop saved; sharded optimizers' files
-            are not looked into.
-        optimizer (`Optimizer`): This run's, before it loads.
-        lr_scheduler (`LRScheduler`): This run's, before it loads.
+        checkpoint (`str` or `Path`): A folder that a Trainer or [`~hf_warmup.accelerate_utils.save_checkpoint`] saved.
+        optimizer (`Optimizer`): The optimizer of this run.
+        lr_scheduler (`LRScheduler`): The schedule of this run.
 
     Raises:
         `ValueError`: With the file, what it holds, and what this run needs.
     """
     own = unwrap_optimizer(optimizer)
-    path, saved = _read(checkpoint, "optimizer")
-    if saved is not None and "param_groups" in saved:
-        states = [set(of_one) for of_one in saved["state"].values() if of_one]
-        held = set().union(*states)
-        needed = _options_needed(own, saved["param_groups"]) | _state_needed(own, states)
-        _refuse(path, held, needed, type(own).__name__, "optimizer it was made with", "optim")
-    path, saved = _read(checkpoint, "scheduler")
-    if saved is not None:
-        needed = _keys_needed(lr_scheduler.state_dict(), saved)
-        schedule = "schedule and, if any, the WarmupUntilCallback it was made with"
-        _refuse(path, set(saved), needed, "this run's schedule", schedule, "lr_scheduler_type")
+    path, saved = _read_state(checkpoint, "optimizer")
+    if "param_groups" in saved:
+        states = [set(state) for state in saved["state"].values() if state]
+        numbers = {key for key, value in own.defaults.items() if type(value) in (int, float, tuple)}
+        needed = {key for group in saved["param_groups"] for key in numbers - group.keys()} - _FILLED_IN
+        if states and isinstance(own, _ADAM_LIKE):
+            needed |= {"exp_avg", "exp_avg_sq"} - set.intersection(*states)
+        made_with = "optimizer that the checkpoint was saved with"
+        _raise_if_needed(path, set().union(*states), needed, type(own).__name__, made_with, "optim")
+        if odd := _parameter_mismatch(own, saved):
+            raise ValueError(f"{path} is of another model, or of other trained parameters: {odd}.")
+    path, saved = _read_state(checkpoint, "scheduler")
+    if saved:
+        needed = _missing_keys(lr_scheduler.state_dict(), saved)
+        made_with = "schedule (and WarmupUntilCallback, if any) that the checkpoint was saved with"
+        _raise_if_needed(path, set(saved), needed, "the schedule of this run", made_with, "lr_scheduler_type")
 
 
-def _read(checkpoint: str | Path, stem: str) -> tuple[Path | None, dict[str, Any] | None]:
-    """The Trainer's file or Accelerate's and what it holds, if there is one of plain values: others the host judges."""
+def _read_state(checkpoint: str | Path, stem: str) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a Trainer or an Accelerate loop and its content, if that is one file of plain values."""
     for path in (Path(checkpoint) / f"{stem}.pt", Path(checkpoint) / f"{stem}.bin"):
         if path.is_file():
-            try:
-                return path, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except (pickle.UnpicklingError, RuntimeError):
-                return path, None
-    return None, None
+            with suppress(pickle.UnpicklingError, RuntimeError):
+                return path, load(path, map_location="cpu", mmap=True)
+    return Path(checkpoint), {}
 
 
-def _options_needed(optimizer: Optimizer, saved_groups: list[dict[str, Any]]) -> set[str]:
-    """Options that the optimizer has, the checkpoint has not, and loading does not fill in as for older states."""
-    loaded = object.__new__(type(optimizer))
-    groups = [{**group, "params": []} for group in saved_groups]
-    try:
-        loaded.__setstate__({"defaults": dict(optimizer.defaults), "state": {}, "param_groups": groups})
-    except Exception:  # of someone's own and unlike torch's: it judges for itself when it loads
-        return set()
-    options = (
-        optimizer.defaults.keys() & optimizer.param_groups[0].keys()
-    )  # torch adds to the defaults what is no one's
-    return {key for group in loaded.param_groups for key in options - group.keys()}
+def _parameter_mismatch(optimizer: Optimizer, saved: dict[str, Any]) -> str | None:
+    """Compare the shapes of the saved state with those of the parameters, one by one."""
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], optimizer.param_groups)]
+    if sizes[0] != sizes[1]:
+        return f"its groups have {sizes[0]} parameters, those of this run {sizes[1]}"
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        if "rank" in own:  # of projections of the gradient: GaLore, APOLLO
+            continue
+        for index, p in zip(group["params"], own["params"], strict=True):
+            for key in saved["state"].get(index, {}).keys() & _LIKE_THE_PARAMETER:
+                shape = getattr(saved["state"][index][key], "shape", p.shape)
+                if shape != p.shape and isinstance(index, int):  # FSDP saves names, and flattens parameters
+                    return f"{key} of parameter {index} has the shape {list(shape)}, not {list(p.shape)}"
+    return None
 
 
-def _state_needed(optimizer: Optimizer, states: list[set[str]]) -> set[str]:
-    return _MOMENTS - set.intersection(*states) if states and isinstance(optimizer, _ADAMS) else set()
-
-
-def _keys_needed(own: dict[str, Any], saved: dict[str, Any]) -> set[str]:
-    """Public keys of a schedule's state that the saved one has not, those of the schedule behind a warmup included."""
+def _missing_keys(own: dict[str, Any], saved: dict[str, Any]) -> set[str]:
+    """Return the public keys that the saved state of a schedule lacks, those of a wrapped schedule included."""
     needed = {key for key in own.keys() - saved.keys() if not key.startswith("_")}
     if needed or "lr_scheduler" not in own:
         return needed
-    return _keys_needed(own["lr_scheduler"], saved["lr_scheduler"])
+    return _missing_keys(own["lr_scheduler"], saved["lr_scheduler"])
 
 
-def _refuse(path: Path, held: set[str], needed: set[str], name: str, those: str, argument: str) -> None:
+def _raise_if_needed(path: Path, held: set[str], needed: set[str], name: str, made_with: str, argument: str) -> None:
     if needed:
         value = read_run_settings(path.parent).get("training_args", {}).get(argument)
         known = f" ({argument}={value!r} in its {SETTINGS_FILE})" if value else ""
         raise ValueError(
-            f"{path} holds {_listed(held) or 'no state'}; {name} needs {_listed(needed)}: resume with "
-            f"the {those}{known}, or start anew."
+            f"{path} holds {_listed(held) or 'no state'}, but {name} needs {_listed(needed)}. Resume with the "
+            f"{made_with}{known}, or start from scratch."
         )
 
 

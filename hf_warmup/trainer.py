@@ -23,22 +23,27 @@ from transformers import (
     Seq2SeqTrainer,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import TrainOutput, has_length
 from transformers.utils import logging
 
 from ._deepspeed import check_deepspeed_config
 from .callbacks import StopOnSignalCallback, WarmupUntilCallback
 from .checkpoints import (
-    CHECKPOINT_PATTERN,
-    check_not_beyond,
+    NoUpdatesLeft,
     check_same_kind,
+    check_updates_left,
     checkpoints,
     find_corruption,
+    keep_finished_warmup,
+    lock_output_dir,
+    prepare_resume,
     raise_on_full_disk,
-    resolve_checkpoint,
+    save_trainer_checkpoint,
+    use_writable_output_dir,
     warn_existing_checkpoints,
 )
 from .cli import check_process_count
@@ -46,7 +51,7 @@ from .guard.callback import GUARD_FILE, WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates
 from .report.model_card import add_recording
-from .report.run import copy_run_settings, set_aside_former_run, write_run_end, write_run_settings
+from .report.run import TRAINER_STATE_FILE, set_aside_former_run, write_run_end, write_run_settings
 from .schedules import (
     METRIC_SCHEDULERS,
     PlateauWithWarmupLR,
@@ -246,6 +251,8 @@ class _RunFolderCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step:
+            check_updates_left(state.global_step, state.max_steps)
         self.trainer._honor_item_count()  # `model_init` has made a new model
         if self.trainer.gradient_norm_recorder is not None:
             # A resumed run records the updates after the checkpoint again.
@@ -298,7 +305,7 @@ class WarmupTrainerMixin(_TrainerBase):
         lr_scheduler: Any
 
     _default_args: type[TrainingArguments] | None = None
-    _resumed_from: str | bool | None = None
+    _resumed_from: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         given = next((each for each in (*args, *kwargs.values()) if isinstance(each, TrainingArguments)), None)
@@ -310,6 +317,8 @@ class WarmupTrainerMixin(_TrainerBase):
                 "hf_warmup's. Pass `args=`, an instance of a class that mixes in WarmupArgumentsMixin."
             )
         _check_args(given)
+        if given.should_save:
+            use_writable_output_dir(given)
         super().__init__(*args, **kwargs)
         if isinstance(self.lr_scheduler, ReduceLROnPlateau) and self.args.metric_for_best_model is None:
             self.args.metric_for_best_model = "loss"  # as transformers does for its own name
@@ -382,6 +391,8 @@ class WarmupTrainerMixin(_TrainerBase):
         Raises:
             `ValueError`: If the run resumes from a checkpoint of another kind of optimizer or schedule.
         """
+        if self._resumed_from:
+            keep_finished_warmup(self._resumed_from, self.args, num_training_steps)
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
             for callback in self.callback_handler.callbacks:
@@ -461,15 +472,20 @@ class WarmupTrainerMixin(_TrainerBase):
             logs |= {"effective_learning_rate": rate, "scheduled_lr": rate}  # the former name for one release
         return logs
 
-    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Save the model; a checkpoint gets the run's settings, and is written after the recording up to its update."""
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint as transformers does, and complete it before older ones are deleted.
+
+        No public method lies between the end of the save and the deletion.
+        """
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
-        super().save_model(output_dir, *args, **kwargs)
-        if output_dir and CHECKPOINT_PATTERN.fullmatch(Path(output_dir).name) and self.is_world_process_zero():
-            copy_run_settings(self.args.output_dir, output_dir)
-            if self.guard is not None:
-                torch.save(self.guard.state_dict(), Path(output_dir) / GUARD_FILE)
+
+        def save(checkpoint: Path) -> None:
+            super(WarmupTrainerMixin, self)._save_checkpoint(model, trial)
+            if self.guard is not None and self.is_world_process_zero():
+                torch.save(self.guard.state_dict(), checkpoint / GUARD_FILE)
+
+        save_trainer_checkpoint(self, trial, save)
 
     def _write_end(self, reason: str) -> None:
         """Write what the report needs: the recording, the state with its log, and how the run ended."""
@@ -511,29 +527,27 @@ class WarmupTrainerMixin(_TrainerBase):
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
         if has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("`train_dataset` has no examples. Training needs at least one.")
-        if resume_from_checkpoint:
-            as_transformers = {type(self)._save, type(self)._load_from_checkpoint} == {
-                Trainer._save, Trainer._load_from_checkpoint
-            }  # fmt: skip
-            model = self.model if as_transformers else None  # else the names in the file may be others
-            chosen = resolve_checkpoint(resume_from_checkpoint, output_dir, model, self.args.world_size)
-            resume_from_checkpoint = None if chosen is None else str(chosen)
-        self._resumed_from = resume_from_checkpoint or None
-        if self.guard is not None:
-            self.guard.checkpoint = self._resumed_from
-        if resume_from_checkpoint:
-            check_not_beyond(resume_from_checkpoint, self.args.max_steps)
-            if self.is_world_process_zero():
-                copy_run_settings(resume_from_checkpoint, output_dir)
-        elif self.is_world_process_zero() and self.hp_search_backend is None:
-            warn_existing_checkpoints(output_dir)
-            if (aside := set_aside_former_run(output_dir)) is not None:
-                logger.warning(f"The files of the former run in {output_dir} were moved to {aside.name}.")
         for callback in self.callback_handler.callbacks:
             _hide_layer_norms(callback)
-        with raise_on_full_disk(output_dir):
+        searching = self.hp_search_backend is not None  # each trial has a folder of its own
+        with nullcontext() if searching else lock_output_dir(output_dir), raise_on_full_disk(output_dir):
+            self._resumed_from = None
+            if resume_from_checkpoint:
+                own = {type(self)._save, type(self)._load_from_checkpoint}
+                as_transformers = own == {Trainer._save, Trainer._load_from_checkpoint}
+                model = self.model if as_transformers else None  # else the names in the file may be others
+                self._resumed_from = prepare_resume(resume_from_checkpoint, output_dir, model)
+            if self._resumed_from is None and self.is_world_process_zero() and not searching:
+                warn_existing_checkpoints(output_dir)
+                if (aside := set_aside_former_run(output_dir)) is not None:
+                    logger.warning(f"The files of the former run in {output_dir} were moved to {aside.name}.")
+            resume = str(self._resumed_from) if self._resumed_from else None
+            if self.guard is not None:
+                self.guard.checkpoint = resume
             try:
-                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resume, *args, **kwargs)
+            except NoUpdatesLeft as finished:
+                output = self._return_finished(str(finished))
             except KeyboardInterrupt:
                 self._write_end("interrupted")
                 raise KeyboardInterrupt(self._describe_interrupt()) from None
@@ -546,6 +560,20 @@ class WarmupTrainerMixin(_TrainerBase):
                 f'{GRADIENT_NORMS_FILE} lists the layers under "nonfinite".'
             )
         return output
+
+    def _return_finished(self, message: str) -> TrainOutput:
+        logger.warning(message)
+        former = Path(self.args.output_dir) / TRAINER_STATE_FILE  # has log entries of after the last checkpoint
+        if (
+            former.is_file()
+            and (saved := TrainerState.load_from_json(str(former))).global_step == self.state.global_step
+        ):
+            self.state.log_history = saved.log_history
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, 0.0, {"train_loss": 0.0})
 
 
 class WarmupTrainer(WarmupTrainerMixin, Trainer):

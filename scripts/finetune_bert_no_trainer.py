@@ -40,6 +40,7 @@ from hf_warmup.accelerate_utils import (
     create_optimizer,
     create_scheduler,
     load_checkpoint,
+    lock_output_dir,
     record_gradient_norms,
     save_checkpoint,
 )
@@ -270,24 +271,29 @@ def main() -> None:
         )
         prepared = accelerator.prepare(model, optimizer, train_loader, eval_loader, scheduler)
         model, *_, eval_loader, _ = prepared
-        state = TrainerState()
-        if args.resume_from_checkpoint:
-            resume = args.resume_from_checkpoint
-            state = load_checkpoint(accelerator, resume, args.output_dir, model, max_steps)
-        if accelerator.is_main_process and state.global_step == 0:
-            warn_existing_checkpoints(args.output_dir)
-        if accelerator.is_main_process and state.global_step == max_steps:
-            print(f"The run is complete: all {max_steps} updates were made.")
-        state.max_steps = max_steps
-        if args.with_tracking:
-            accelerator.init_trackers("finetune_bert_no_trainer", {**vars(model_args), **vars(data_args), **vars(args)})
-        if accelerator.is_main_process:  # for reports and model cards
-            config = accelerator.unwrap_model(model).config.to_dict()
-            resumed = state.global_step > 0
-            write_run_settings(args.output_dir, vars(args), config, max_steps, num_warmup_steps, resumed)
-        hidden = not accelerator.is_local_main_process
-        with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
-            train(accelerator, args, state, steps_an_epoch, progress, *prepared)
+        with lock_output_dir(args.output_dir):
+            state = TrainerState()
+            if args.resume_from_checkpoint:
+                resume = args.resume_from_checkpoint
+                state = load_checkpoint(accelerator, resume, args.output_dir, model, max_steps)
+            if accelerator.is_main_process and state.global_step == 0:
+                warn_existing_checkpoints(args.output_dir)
+            state.max_steps = max_steps
+            if state.global_step == max_steps:
+                accelerator.print(f"All {max_steps} updates are made: nothing is left to train.")
+            else:
+                if args.with_tracking:
+                    settings = {**vars(model_args), **vars(data_args), **vars(args)}
+                    accelerator.init_trackers("finetune_bert_no_trainer", settings)
+                if accelerator.is_main_process:  # for reports and model cards
+                    config = accelerator.unwrap_model(model).config.to_dict()
+                    resumed, processes = state.global_step > 0, accelerator.num_processes
+                    write_run_settings(
+                        args.output_dir, vars(args), config, max_steps, num_warmup_steps, resumed, processes
+                    )
+                hidden = not accelerator.is_local_main_process
+                with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
+                    train(accelerator, args, state, steps_an_epoch, progress, *prepared)
 
     accelerator.wait_for_everyone()
     weights = accelerator.get_state_dict(model)  # a collective call if the model is sharded

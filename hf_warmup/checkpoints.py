@@ -237,7 +237,7 @@ def _file_lock(output_dir: Path) -> Iterator[None]:
         finally:
             (output_dir / LOCK_FILE).unlink(missing_ok=True)
             with suppress(OSError):  # nothing was written, since the arguments were wrong
-                is_new and output_dir.rmdir()
+                _ = is_new and output_dir.rmdir()
 
 
 def decide_once(decide: Callable[[], T]) -> T:
@@ -533,7 +533,7 @@ def raise_on_full_disk(output_dir: str | Path) -> Iterator[None]:
 
 # State of the parameter's own shape; factored and quantised optimizers keep theirs under other names.
 _LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
-_FILLED_IN = {"warmup_steps"}  # by AdamWarmup, where the checkpoint is AdamW's
+_FILLED_IN = {"scheduled_lr", "warmup_steps"}  # by optimizers of hf_warmup that load the state of AdamW
 _ADAM_LIKE = (Adam, NAdam, RAdam, AdamFamily)
 
 

@@ -1,8 +1,11 @@
-"""The Accelerate loop's pieces in one process; tests/test_multiprocess.py has several."""
+"""Optimizers, schedules and checkpoints of an Accelerate loop in one process; test_multiprocess.py has several."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import find_corruption
+from hf_warmup.checkpoints import find_corruption, read_manifest
 from hf_warmup.norms import GradientNormRecorder
 from hf_warmup.report.run import read_run_settings, write_run_settings
 from hf_warmup.schedules import with_warmup
@@ -46,7 +49,7 @@ EXPECTED = [0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6]  # t/4, then (10 - s)/6 from s = 4
 
 
 @pytest.mark.parametrize("calls", [1, 2, 8])
-def test_any_number_of_calls_is_one_tick_an_update(calls):
+def test_per_update_steps_once_per_update_however_often_it_is_called(calls):
     p = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([p], lr=1.0)
     scheduler, rates = ramp(optimizer), []
@@ -60,7 +63,7 @@ def test_any_number_of_calls_is_one_tick_an_update(calls):
     assert scheduler.last_epoch == 6
 
 
-def test_no_update_no_tick():
+def test_per_update_does_not_step_without_an_update():
     scheduler = ramp(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
     scheduler.step()
     assert scheduler.get_last_lr() == [0.25]
@@ -68,8 +71,8 @@ def test_no_update_no_tick():
 
 @pytest.mark.parametrize("make", [lambda p: RAdam(p, lr=1.0), lambda p: torch.optim.AdamW(p, lr=1.0, fused=True)])
 @pytest.mark.parametrize("prepared", [True, False])
-def test_a_skipped_fp16_update_is_no_update(make, prepared):
-    """torch's fused AdamW is stepped all the same and skips inside the kernel; ours are not stepped."""
+def test_per_update_does_not_count_a_skipped_fp16_update(make, prepared):
+    """The scaler steps torch's fused AdamW, which skips inside its kernel; it does not step RAdam."""
     p = torch.nn.Parameter(torch.zeros(2))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     Accelerator(cpu=True)  # the state that the wrappers ask
@@ -89,8 +92,8 @@ def test_a_skipped_fp16_update_is_no_update(make, prepared):
     assert float(inner.state[p]["step"]) == 4
 
 
-def test_a_metric_counts_once_an_update():
-    """Accelerate hands it on once a process."""
+def test_per_update_hands_on_a_metric_once_per_update():
+    """Accelerate steps with the metric once per process."""
     p = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([p], lr=1.0)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, factor=0.1)
@@ -104,7 +107,7 @@ def test_a_metric_counts_once_an_update():
     assert scheduler.get_last_lr() == pytest.approx([0.1])
 
 
-def test_a_schedule_goes_on_where_it_was_saved():
+def test_per_update_resumes_where_it_was_saved():
     def run(updates, state=None, optimizer_state=None):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         scheduler = ramp(optimizer)
@@ -124,7 +127,7 @@ def test_a_schedule_goes_on_where_it_was_saved():
     assert first + rest == whole == pytest.approx(EXPECTED)
 
 
-def test_adam_warmup_gets_the_warmup():
+def test_create_scheduler_hands_the_warmup_to_adam_warmup():
     model = torch.nn.Linear(1, 1)
     optimizer = create_optimizer(model, "adam_warmup", 1.0)
     scheduler = create_scheduler(optimizer, "constant", 4, 10)
@@ -150,7 +153,7 @@ def test_adam_warmup_gets_the_warmup():
         ),
         (
             lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "reduce_lr_on_plateau", 2, 9),
-            "lr_scheduler_type='reduce_lr_on_plateau' follows a metric.*: use WarmupTrainer, or get_scheduler",
+            "lr_scheduler_type='reduce_lr_on_plateau' follows a metric.*. Use WarmupTrainer, or step get_scheduler",
         ),
         (
             lambda m: create_scheduler(create_optimizer(m, "sgd", 1.0), "greedy", 2, 9, warmup_type="linear"),
@@ -159,20 +162,20 @@ def test_adam_warmup_gets_the_warmup():
         (lambda m: per_update(create_optimizer(m, "sgd", 1.0)), "lr_scheduler is a SGD: expected a learning-rate"),
     ],
 )
-def test_mistakes_are_one_sentence(call, sentence):
+def test_invalid_arguments_raise_one_clear_error(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(torch.nn.Linear(1, 1))
 
 
-def test_fp16_without_a_gpu_is_refused():
+def test_check_accelerator_refuses_fp16_without_a_gpu():
     accelerator = Accelerator(cpu=True)
-    accelerator.state._mixed_precision = "fp16"  # Accelerate turns it off without a word on some machines
+    accelerator.state._mixed_precision = "fp16"  # Accelerate silently turns it off on some machines
     with pytest.raises(ValueError, match="needs a GPU"):
         check_accelerator(accelerator, "radam")
 
 
 def train_a_little(accelerator, folder, updates, resume=None):
-    """Updates with dropout, saving each; the losses."""
+    """Return the losses and the records of updates with dropout, each of which is saved."""
     torch.manual_seed(0)
     model = tiny_bert(hidden_dropout_prob=0.3)
     optimizer = create_optimizer(model, "radam", 1e-2, optim_args="degenerated_to_sgd=true")
@@ -195,7 +198,7 @@ def train_a_little(accelerator, folder, updates, resume=None):
     return losses, recorder.flush()
 
 
-def test_save_and_load_are_bit_for_bit(tmp_path):
+def test_a_resumed_loop_is_bit_for_bit_the_loop_that_never_stopped(tmp_path):
     whole, records = train_a_little(Accelerator(cpu=True), tmp_path / "whole", 6)
     first, _ = train_a_little(Accelerator(cpu=True), tmp_path / "a", 3)
     rest, resumed = train_a_little(Accelerator(cpu=True), tmp_path / "a", 3, resume="auto")
@@ -204,14 +207,16 @@ def test_save_and_load_are_bit_for_bit(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
 
 
-def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
+def test_load_checkpoint_names_a_damaged_file_and_another_model(tmp_path):
     train_a_little(Accelerator(cpu=True), tmp_path, 2)
-    for file in ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+    manifest = read_manifest(tmp_path / "checkpoint-2")["files"]
+    assert {"model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"} < manifest.keys()
+    for file in manifest:
         path = tmp_path / "checkpoint-2" / file
         kept = path.read_bytes()
         path.write_bytes(kept[: len(kept) // 2])
-        with pytest.raises(ValueError, match=rf"{file} is cut off.*last whole checkpoint is .*checkpoint-1"):
-            train_a_little(Accelerator(cpu=True), tmp_path, 1, resume=str(tmp_path / "checkpoint-2"))
+        with pytest.raises(ValueError, match=rf"{file} has .*latest complete checkpoint is .*checkpoint-1"):
+            train_a_little(Accelerator(cpu=True), tmp_path, 1, resume=str(path.parent))
         path.write_bytes(kept)
     shutil.rmtree(tmp_path / "checkpoint-1")
     accelerator = Accelerator(cpu=True)
@@ -220,22 +225,59 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
         load_checkpoint(accelerator, tmp_path / "checkpoint-2", tmp_path, other)
 
 
+class Custom:
+    """State of the user that Accelerate saves."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def test_load_checkpoint_does_not_execute_registered_states(tmp_path):
+    for number, value in enumerate((3, Path("executed")), start=1):
+        accelerator, custom = Accelerator(cpu=True), Custom(value)
+        accelerator.register_for_checkpointing(custom)
+        model = accelerator.prepare(tiny_bert())
+        save_checkpoint(accelerator, tmp_path, TrainerState(global_step=number))
+        custom.value = None
+        if number == 1:
+            load_checkpoint(accelerator, "auto", tmp_path, model)
+            assert custom.value == 3
+        else:
+            with pytest.raises(ValueError, match=r"custom_checkpoint_0.pkl is not loaded.*add_safe_globals"):
+                load_checkpoint(accelerator, "auto", tmp_path, model)
+
+
+def test_save_checkpoint_keeps_the_newest_whatever_the_clock(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(tiny_bert())
+    first = save_checkpoint(accelerator, tmp_path, TrainerState(global_step=5), total_limit=1)
+    os.utime(first, (time.time() + 3600,) * 2)
+    second = save_checkpoint(accelerator, tmp_path, TrainerState(global_step=10), total_limit=1)
+    assert list(tmp_path.iterdir()) == [second]
+
+
 @pytest.mark.parametrize(
     ("optim", "schedule", "sentence"),
     [
         (
             "sgdm",
             lambda optimizer: create_scheduler(optimizer, "cosine", 0, 8),
-            r"optimizer.bin holds exp_avg, exp_avg_sq, step; SGD needs dampening, momentum: resume with",
+            r"optimizer.bin holds exp_avg, exp_avg_sq, step, but SGD needs dampening, momentum. Resume with",
         ),
         (
             "radam",
             lambda optimizer: per_update(CosineAnnealingLR(optimizer, 8)),
-            r"scheduler.bin holds base_lrs, .*this run's schedule needs T_max, eta_min: resume",
+            r"scheduler.bin holds base_lrs, .*the schedule of this run needs T_max, eta_min. Resume",
         ),
     ],
 )
-def test_another_kind_of_optimizer_or_schedule_is_refused(tmp_path, optim, schedule, sentence):
+def test_load_checkpoint_refuses_another_kind_of_optimizer_or_schedule(tmp_path, optim, schedule, sentence):
     train_a_little(Accelerator(cpu=True), tmp_path, 1)
     accelerator, model = Accelerator(cpu=True), tiny_bert()
     optimizer = create_optimizer(model, optim, 1e-2)
@@ -244,7 +286,7 @@ def test_another_kind_of_optimizer_or_schedule_is_refused(tmp_path, optim, sched
         load_checkpoint(accelerator, "auto", tmp_path, model)
 
 
-def test_a_checkpoint_keeps_the_settings_that_it_was_made_with(tmp_path):
+def test_load_checkpoint_brings_the_settings_of_the_checkpoint(tmp_path):
     for learning_rate in (0.1, 0.2):  # the second attempt saves nothing
         write_run_settings(tmp_path, {"learning_rate": learning_rate}, {}, 8, 0)
         if learning_rate == 0.1:
@@ -254,7 +296,7 @@ def test_a_checkpoint_keeps_the_settings_that_it_was_made_with(tmp_path):
     assert find_corruption(tmp_path / "checkpoint-1", tiny_bert()) is None
 
 
-def test_a_save_that_fails_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_no_incomplete_checkpoint(tmp_path, monkeypatch):
     accelerator = Accelerator(cpu=True)
     train_a_little(accelerator, tmp_path, 1)
 
@@ -262,6 +304,6 @@ def test_a_save_that_fails_leaves_no_half_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(TrainerState, "save_to_json", broken)
-    with pytest.raises(OSError, match=r"No space left on the disk of .*checkpoint-1 is whole"):
+    with pytest.raises(OSError, match=r"No space left on the disk of .*checkpoint-1, which is complete"):
         save_checkpoint(accelerator, tmp_path, TrainerState(global_step=2))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

@@ -236,7 +236,7 @@ def test_two_machines_are_two_processes_and_one_that_dies_ends_the_run(two_machi
     victim.wait()
     assert survivor.wait(60) != 0  # within a minute
     assert "error: Another process of this run has ended" in log(folder, 0)
-    assert resolve_checkpoint(True, folder, num_processes=2) is not None
+    assert resolve_checkpoint(True, folder) is not None
 
     both = start(folder)
     assert [process.wait(180) for process in both] == [0, 0], log(folder, 0)[-3000:]

@@ -563,12 +563,11 @@ class WarmupTrainerMixin(_TrainerBase):
 
     def _return_finished(self, message: str) -> TrainOutput:
         logger.warning(message)
-        former = Path(self.args.output_dir) / TRAINER_STATE_FILE  # has log entries of after the last checkpoint
-        if (
-            former.is_file()
-            and (saved := TrainerState.load_from_json(str(former))).global_step == self.state.global_step
-        ):
-            self.state.log_history = saved.log_history
+        former = Path(self.args.output_dir) / TRAINER_STATE_FILE
+        if former.is_file():
+            saved = TrainerState.load_from_json(str(former))
+            if saved.global_step == self.state.global_step:  # with what was logged after the last checkpoint
+                self.state.log_history = saved.log_history
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)

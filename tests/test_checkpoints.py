@@ -160,7 +160,7 @@ DAMAGES = {
     "a link to nothing": replace_by(lambda path: path.symlink_to("nothing")),
 }
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
-MORE_FILES = ["config.json", "training_args.bin", "run_settings.json", "gradient_norms.jsonl"]
+MORE_FILES = ["config.json", "training_args.bin", "run_settings.json", "gradient_norms.jsonl", "warmup_guard.pt"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -6,6 +6,7 @@
     python -m scripts.reproductions profile         # gradient norm over layers, at initialization and after the warmup
     python -m scripts.reproductions warmup          # which optimizer needs which warmup, at which learning rates
     python -m scripts.reproductions optimizers      # fifteen optimizers on one task, with and without warmup
+    python -m scripts.reproductions scratch --data_dir path/to/texts      # Post-LN and Pre-LN on SST-2, from scratch
     python -m scripts.reproductions pretrain --data_dir path/to/texts     # Post-LN and Pre-LN on real text
     python -m scripts.reproductions finetune --data_dir path/to/texts     # their checkpoints on SST-2
     python -m scripts.reproductions pretrained --data_dir path/to/texts   # a published BERT on SST-2, MR and RTE

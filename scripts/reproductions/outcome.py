@@ -27,6 +27,7 @@ REPRODUCTIONS = (
     "warmup",
     "auto",
     "optimizers",
+    "scratch",
     "pretrain",
     "finetune",
     "pretrained",

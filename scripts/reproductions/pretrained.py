@@ -74,7 +74,7 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
         "batch_size": 16,
         "max_length": 48,
         "max_eval_samples": 32 if args.quick else 400,
-        "warmup_ratio": 0.06,
+        "warmup_steps": 0.06,
         "grad_norm_steps": 1,
     }
     return {

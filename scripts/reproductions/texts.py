@@ -18,6 +18,7 @@ MR = ("mr/rt-polarity.pos", "mr/rt-polarity.neg")
 NEEDED = {
     "pretrain": (f"{VOCABULARY}/vocab.txt", *FILES, *GLUE),
     "finetune": (f"{VOCABULARY}/vocab.txt", *FILES, *GLUE),
+    "scratch": (f"{VOCABULARY}/vocab.txt", *GLUE[:2]),
     "pretrained": (*GLUE, *MR),
 }
 LENGTH, HELD_OUT = 64, 256  # tokens per sequence; number of held-out sequences

@@ -69,7 +69,7 @@ class PrintEvaluations(TrainerCallback):
 def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
     """Return arguments for a linear decay with a warmup over the first tenth of the run, or without warmup.
 
-    Optional settings are `optim`, `warmup_ratio`, `batch_size`, `guard` and `grad_norm_steps`.
+    Optional settings are `optim`, `warmup_steps`, `batch_size`, `guard` and `grad_norm_steps`.
     """
     every = max(1, settings["max_steps"] // evaluations)
     return WarmupTrainingArguments(
@@ -79,7 +79,7 @@ def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -
         weight_decay=0.01,
         lr_scheduler_type="linear",
         warmup_type=settings["warmup_type"],
-        warmup_steps=settings.get("warmup_ratio", 0.1) if settings["warmup_type"] != "none" else 0,
+        warmup_steps=settings.get("warmup_steps", 0.1) if settings["warmup_type"] != "none" else 0,
         max_steps=settings["max_steps"],
         per_device_train_batch_size=settings.get("batch_size", BATCH),
         per_device_eval_batch_size=64,
@@ -151,24 +151,24 @@ def task_files(task: str, texts: Path, polarity: Path | None) -> tuple[Path, Pat
 
 
 def finetune_one(
-    settings: Settings, folder: Path, texts: Path, checkpoints: Path, polarity: Path | None = None
+    settings: Settings, folder: Path, texts: Path, checkpoints: Path | None = None, polarity: Path | None = None
 ) -> Result:
-    """Fine-tune a pretrained model on one task.
+    """Train a classifier on one task, from a checkpoint or from scratch.
 
     Args:
-        settings (`Settings`): Besides those of [`arguments`], `task`, `checkpoint`, `norm_placement` and, optionally,
-            `max_length` (tokens) and `max_eval_samples`.
+        settings (`Settings`): Besides those of [`arguments`], `task`, `norm_placement`, `checkpoint` or the sizes of a
+            new model, and optionally `max_length` (tokens) and `max_eval_samples`.
         folder (`Path`): The run folder.
         texts (`Path`): The data folder.
-        checkpoints (`Path`): The folder that contains the checkpoint.
+        checkpoints (`Path`, *optional*): The folder that contains the checkpoint; none for a model from scratch.
         polarity (`Path`, *optional*): The folder with the csv files of the task `MR`.
 
     Returns:
         `Result`: Evaluations as `[update, loss, accuracy, area under the ROC curve]`, the last accuracy and area, and
             the accuracy of always predicting the majority class.
     """
-    checkpoint = checkpoints / settings["checkpoint"]
-    has_vocabulary = any((checkpoint / name).exists() for name in ("vocab.txt", "tokenizer.json"))
+    checkpoint = checkpoints / settings["checkpoint"] if checkpoints else None
+    has_vocabulary = checkpoint and any((checkpoint / name).exists() for name in ("vocab.txt", "tokenizer.json"))
     tokenizer = BertTokenizerFast.from_pretrained(checkpoint) if has_vocabulary else load_vocabulary(texts)
     train_file, validation_file = map(str, task_files(settings["task"], texts, polarity))
     wanted = DataArguments(
@@ -182,9 +182,13 @@ def finetune_one(
     data, columns = load_data(wanted, ("train", "validation"))
     data = tokenize(data, columns, tokenizer, wanted)
     set_seed(settings["seed"])  # for the initial values of the head
-    model = BertPreLNForSequenceClassification.from_pretrained(
-        checkpoint, num_labels=2, norm_placement=settings["norm_placement"]
-    )
+    placement = settings["norm_placement"]
+    if checkpoint:
+        model = BertPreLNForSequenceClassification.from_pretrained(checkpoint, num_labels=2, norm_placement=placement)
+    else:
+        sizes = {name: settings[name] for name in SIZES}
+        config = BertPreLNConfig(vocab_size=len(tokenizer), norm_placement=placement, num_labels=2, **sizes)
+        model = BertPreLNForSequenceClassification(config)
     trainer = WarmupTrainer(
         model=model,
         args=arguments(settings, folder, 10, grad_norm_steps=settings.get("grad_norm_steps", 10), save_strategy="no"),

@@ -1,4 +1,4 @@
-"""Any schedule at any step and whatever its arguments: a number in the promised range, or one sentence."""
+"""Fuzz tests of schedules: a multiplier in the documented range, or one clear error."""
 
 import copy
 import math
@@ -48,7 +48,7 @@ WITHOUT_LENGTH = ("untuned_linear", "untuned_exponential", "radam", "none")
 
 @st.composite
 def schedules(draw, names=tuple(KEYWORDS), warmup_types=(None, *WARMUPS), lengths=LENGTHS):
-    """Arguments of `get_schedule`, all of them meant."""
+    """Draw valid arguments of `get_schedule`."""
     name = draw(st.sampled_from(names))
     kwargs = NEEDED.get(name, {}) | draw(st.fixed_dictionaries({}, optional=KEYWORDS[name]))
     W, T = draw(lengths), draw(lengths)
@@ -62,7 +62,7 @@ def schedules(draw, names=tuple(KEYWORDS), warmup_types=(None, *WARMUPS), length
 
 @settings(max_examples=400)
 @given(schedules(), STEPS)
-def test_every_value_is_finite_and_in_range_and_pickles(arguments, steps):
+def test_get_schedule_is_finite_in_range_and_pickles(arguments, steps):
     args, kwargs = arguments
     schedule = get_schedule(*args, **kwargs)
     values = [schedule(step) for step in [0, *steps]]
@@ -73,7 +73,7 @@ def test_every_value_is_finite_and_in_range_and_pickles(arguments, steps):
 
 
 @given(st.sampled_from(sorted(WARMUPS)), LENGTHS, st.floats(0.67, 0.9999), STEPS)
-def test_warmups_rise_to_1(warmup_type, W, beta2, steps):
+def test_get_schedule_warmups_rise_to_1(warmup_type, W, beta2, steps):
     schedule = get_schedule("constant", W, warmup_type=warmup_type, beta2=beta2)
     values = [schedule(step) for step in steps]
     # r_t is a difference near rho_inf <= 2e4: 11 digits are left of 16
@@ -84,13 +84,12 @@ def test_warmups_rise_to_1(warmup_type, W, beta2, steps):
         assert schedule(50 * W) == 1.0
 
 
-# Up and down are transformers' cosines of more than half a wave, and its cosine_warmup_with_min_lr, which is an update
-# ahead of its end and turns back up there.
-FALLING = sorted(set(KEYWORDS) - {"cosine", "cosine_with_restarts", "cosine_warmup_with_min_lr"})
+# transformers' cosines rise again after half a wave.
+FALLING = sorted(set(KEYWORDS) - {"cosine", "cosine_with_restarts"})
 
 
 @given(schedules(FALLING, ["none"]), STEPS)
-def test_decays_fall_from_1(arguments, steps):
+def test_get_schedule_decays_fall_from_1(arguments, steps):
     (name, W, T), kwargs = arguments
     schedule = get_schedule(name, W, T, **kwargs)
     values = [schedule(step) for step in steps]
@@ -110,8 +109,9 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:learning_rate=.* gives Noam a peak")
 @given(schedules(lengths=COUNT), st.sampled_from(sorted(KINDS)), st.integers(0, 40), st.integers(1, 40))
-def test_resumes_anywhere(arguments, kind, stop, after):
+def test_schedulers_resume_at_any_update(arguments, kind, stop, after):
     (name, W, T), kwargs = arguments
     lr, warmup_type, beta2 = (kwargs.pop(key) for key in ("base_lr", "warmup_type", "beta2"))
     warmup_type = "none" if kind == "with_warmup" else warmup_type  # one warmup
@@ -130,17 +130,17 @@ def test_resumes_anywhere(arguments, kind, stop, after):
     assert lrs_of(fresh, after) == lrs_of(scheduler, after)
 
 
-def test_numpys_numbers_survive_a_safe_load():
+def test_get_scheduler_with_numpy_numbers_survives_a_safe_load():
     kwargs = {"gamma": np.float32(0.5)}
     scheduler = get_scheduler("exponential", sgd(1.0), np.int64(3), np.int64(9), kwargs, "linear")
     assert lrs_of(scheduler, 5) == [[1 / 3], [2 / 3], [1.0], [1.0], [0.5]]
     assert type(through_file(scheduler.optimizer.state_dict())["param_groups"][0]["lr"]) is float
-    assert kwargs == {"gamma": np.float32(0.5)}  # the caller's stay the caller's
+    assert kwargs == {"gamma": np.float32(0.5)}  # the dictionary of the caller is not changed
 
 
 @st.composite
 def mistaken(draw, names=tuple(KEYWORDS)):
-    """Arguments of which one is anything at all, and its name."""
+    """Draw arguments of which one may be anything, and its name."""
     (name, W, T), kwargs = draw(schedules(names))
     kwargs |= {"num_warmup_steps": W, "num_training_steps": T}
     decay, warmup = schedule_keywords(name, kwargs["warmup_type"])
@@ -149,7 +149,7 @@ def mistaken(draw, names=tuple(KEYWORDS)):
 
 
 @pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")  # transformers' own
-def test_an_argument_that_is_anything_runs_or_is_one_sentence():
+def test_get_schedule_with_any_value_works_or_raises_one_clear_error():
     outcomes = set()
 
     @settings(max_examples=600)
@@ -162,7 +162,7 @@ def test_an_argument_that_is_anything_runs_or_is_one_sentence():
             schedule = get_schedule(**kwargs)
         except ValueError as error:
             outcomes.add("refused")
-            # "max_lr_rate and min_lr": transformers' own sentences name the pair that does not go together
+            # transformers' own errors name a pair of keywords that do not go together.
             assert_one_sentence(error, key, "lr_scheduler_type", "min_lr", "lr_end", "num_stable_steps")
         else:
             outcomes.add("runs")
@@ -173,7 +173,7 @@ def test_an_argument_that_is_anything_runs_or_is_one_sentence():
 
 
 @pytest.mark.filterwarnings("ignore:The learning rate .* is outside the bounds")
-def test_a_metric_scheduler_with_any_keyword_runs_or_is_one_sentence():
+def test_get_scheduler_of_a_metric_with_any_keyword_works_or_raises_one_clear_error():
     outcomes = set()
     known = {*METRIC_SCHEDULERS} & {each.value for each in SchedulerType}  # the oldest transformers has no "greedy"
 
@@ -206,7 +206,6 @@ def test_a_metric_scheduler_with_any_keyword_runs_or_is_one_sentence():
         ("inverse_sqrt", {"timescale": 0}, "timescale in lr_scheduler_kwargs=0: expected an integer in [1, inf)"),
         ("cosine_with_min_lr", {"min_lr": [1e-6]}, "min_lr in lr_scheduler_kwargs=[1e-06]"),
         ("cosine_with_min_lr", {"min_lr": 0.5}, "min_lr in lr_scheduler_kwargs=0.5: expected a finite number in [0,"),
-        ("cosine_with_min_lr", {"min_lr_rate": 10**5000}, "min_lr_rate in lr_scheduler_kwargs=<int>"),
         ("warmup_stable_decay", {"num_decay_steps": 0.5}, "num_decay_steps in lr_scheduler_kwargs=0.5"),
         ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "cos"}, "decay_type in lr_scheduler_kwargs='cos'"),
         ("reduce_lr_on_plateau", {"patience": "2"}, "patience in lr_scheduler_kwargs='2'"),
@@ -215,7 +214,7 @@ def test_a_metric_scheduler_with_any_keyword_runs_or_is_one_sentence():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("warmup_type", [None, "linear"])
-def test_transformers_keywords_are_checked_before_the_run(name, kwargs, sentence, warmup_type):
+def test_get_scheduler_checks_the_keywords_of_transformers(name, kwargs, sentence, warmup_type):
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (the sentence is compared below)
         get_scheduler(name, sgd(0.1), 2, 9, kwargs, warmup_type)
     assert sentence in str(caught.value)
@@ -227,17 +226,15 @@ def test_get_scheduler_stays_at_the_learning_rate_where_transformers_divides_by_
     assert lrs_of(get_scheduler(name, optimizer, 0, 0, kwargs), 3) == [[optimizer.defaults["lr"]]] * 3
 
 
-def test_the_corners_in_numbers():
+def test_get_schedule_at_the_corners_matches_hand_computed_values():
     assert get_schedule("sine", 0, warmup_type="none", base_lr=1e-300)(10**9) == 1.0  # sin x = x - x^3 / 6
     assert get_schedule("noam", 20, d_model=10**308)(19) == pytest.approx(10.0**-154 * 20**-0.5)
     slow = get_schedule("constant", 10**12, warmup_type="cosine")
     assert slow(0) == pytest.approx((math.pi * 1e-12) ** 2 / 4)  # of the cosine's series
-    with pytest.raises(ValueError, match=r"beta2=0\.5: expected a finite number in \(0\.666"):
-        get_schedule("constant", warmup_type="radam", beta2=0.5)  # would be 0 for ever
 
 
 @given(JUNK)
-def test_what_is_no_warmup_is_one_sentence(warmup):
+def test_with_warmup_of_anything_but_a_function_raises_one_clear_error(warmup):
     if warmup is object:  # callable, and no function of the step
         return
     with pytest.raises(ValueError, match="expected a function of the step") as caught:

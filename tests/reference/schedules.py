@@ -1,11 +1,11 @@
-"""Learning-rate schedules as their papers write them, `t` counting updates from 1."""
+"""Learning-rate schedules as in their papers; `t` counts updates from 1."""
 
 import math
 
 from .optimizers import rectification
 
 
-# Multiplier at update t. W: updates of warmup, 0 for none.
+# Multiplier at update t; W is the number of warmup updates.
 WARMUPS = {
     "none": lambda t, W, beta2: 1.0,
     "linear": lambda t, W, beta2: t / W if t < W else 1.0,  # Goyal et al. 2017
@@ -19,19 +19,19 @@ WARMUPS = {
 
 
 def noam(t, W, d_model):
-    """Vaswani et al. 2017, section 5.3."""
+    """Return the multiplier of Vaswani et al. 2017, section 5.3."""
     return d_model**-0.5 * min(t**-0.5, t * W**-1.5)
 
 
 def iterate(update, lr, n):
-    """`[lr, update(lr), update(update(lr)), ...]`: the learning rate of updates 1 to n, one recursion an update."""
+    """Return `[lr, update(lr), update(update(lr)), ...]`, the learning rates of updates 1 to n."""
     lrs = [lr]
     while len(lrs) < n:
         lrs.append(update(lrs[-1]))
     return lrs
 
 
-# name -> (keywords, the recursion that the schedule is the closed form of)
+# name -> (keywords, the recursion whose closed form the schedule is)
 RECURSIONS = {
     "sine": ({}, math.sin),
     "power": ({"power": 1.0001}, lambda lr: lr**1.0001),

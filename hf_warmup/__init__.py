@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .optim import GIAdam as GIAdam
     from .optim import RAdam as RAdam
     from .preview import preview_schedule as preview_schedule
+    from .report.notebook import show as show
     from .schedules import WarmupLR as WarmupLR
     from .schedules import get_schedule as get_schedule
     from .schedules import get_scheduler as get_scheduler
@@ -72,6 +73,7 @@ _MODULE_OF = {
     "per_update": "accelerate_utils",
     "preview_schedule": "preview",
     "record_gradient_norms": "norms",
+    "show": "report.notebook",
     "with_warmup": "schedules",
 }
 _SUBMODULES = ("optim", "preview", "report", "schedules")

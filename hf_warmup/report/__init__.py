@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .findings import Finding as Finding
     from .findings import find as find
     from .findings import in_words as in_words
+    from .notebook import Report as Report
+    from .notebook import show as show
     from .run import Run as Run
     from .run import find_runs as find_runs
     from .run import read_run as read_run
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "DANGER_RATIO": "findings",
     "RULES": "findings",
+    "Report": "notebook",
     "Finding": "findings",
     "Run": "run",
     "by_configuration": "comparison",
@@ -49,6 +52,7 @@ _MODULE_OF = {
     "read_run": "run",
     "read_runs": "run",
     "shared_settings": "comparison",
+    "show": "notebook",
     "to_dataframe": "table",
 }
 

@@ -30,7 +30,7 @@ def describe_evaluations(run: Run) -> str:
     return f"Best {best.key}: {best.value:.4g} at update {best.step} (last: {last.value:.4g} at {last.step}){use}."
 
 
-def summarize_run(run: Run, name: str | None = None) -> list[str]:
+def summarize_run(run: Run) -> list[str]:
     """Return the report on one run as paragraphs.
 
     The first says how the run ended and what its schedule was. The second says what went wrong and which evaluation is
@@ -42,7 +42,7 @@ def summarize_run(run: Run, name: str | None = None) -> list[str]:
     verdict = [*(problems[:1] or ["No problem found."] * judged(run)), describe_evaluations(run)]
     skipped = f" {run.unreadable} log entries or values were skipped: they hold no number." if run.unreadable else ""
     return [
-        f"{name or run.name}: {run.status}. {describe_schedule(run)}",
+        f"{run.name}: {run.status}. {describe_schedule(run)}",
         " ".join(filter(None, verdict)),
         *problems[1:],
         *notes,
@@ -129,11 +129,14 @@ def summarize_runs(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
+def paragraphs_of(runs: Sequence[Run]) -> list[str]:
+    """Return the report on one run or on several as paragraphs."""
+    return summarize_run(runs[0]) if len(runs) == 1 else summarize_runs(runs)
+
+
 def write_text(runs: Sequence[Run], width: int = 100) -> str:
     """Return the report on runs as wrapped text."""
-    names = names_of(runs)
-    paragraphs = summarize_run(runs[0], names[runs[0]]) if len(runs) == 1 else summarize_runs(runs)
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-        for line in paragraphs
+        for line in paragraphs_of(runs)
     )

@@ -1,4 +1,4 @@
-"""Values that cannot be meant, and what a refusal of them looks like."""
+"""Invalid values, and a check of the error that they raise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JUNK = NESTED | ODD | st.dictionaries(st.integers(), ATOMS, max_size=2) | st.tup
 
 
 def assert_one_sentence(error: BaseException, *names: str) -> None:
-    """A `ValueError` of one readable line that holds one of `names`."""
+    """Check that `error` is a `ValueError` with a message of one readable line that contains one of `names`."""
     text = str(error)
     assert isinstance(error, ValueError)
     assert text.strip()

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers stepped side by side, and their states through a file."""
+"""Helpers that step schedulers with their optimizers, and save and load their states."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def adamw(*lrs, betas=(0.9, 0.999), cls=torch.optim.AdamW):
-    """An optimizer with one group for each learning rate."""
+    """An optimizer with one parameter group per learning rate."""
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs]
     return cls(groups, lr=lrs[0], **({"betas": betas} if cls is torch.optim.AdamW else {}))
 
 
 def lrs_of(scheduler, n):
-    """The learning rates of each group in force at n updates, read where the optimizer reads them."""
+    """The learning rates of all groups at each of `n` updates."""
     rows = []
     for _ in range(n):
         rows.append([group["lr"] for group in scheduler.optimizer.param_groups])
@@ -24,7 +24,7 @@ def lrs_of(scheduler, n):
 
 
 def through_file(state):
-    """Saved and loaded as a checkpoint is, by torch's safe load."""
+    """Save and load a state as a checkpoint does, with `weights_only=True`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same numbers there, no waiting for it, no memory beyond the state, no CUDA graph."""
+"""Tests on a GPU: the same numbers, no host synchronization, no extra memory, no CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .test_optim import (
     FORMS,
     HYPER,
     assert_close,
-    check_that_an_update_with_inf_is_skipped,
+    check_that_a_nonfinite_update_is_skipped,
     classes,
     expected,
     last,
@@ -39,7 +39,7 @@ def problem_on_the_gpu(*args, **kwargs):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"])
 @forms
 @variants
-def test_the_papers_update(cls, kwargs, form, dtype, tolerance):
+def test_step_equals_the_paper(cls, kwargs, form, dtype, tolerance):
     start, grads = problem(dtype=dtype)
     wanted = last(expected(cls, start, grads, **HYPER, **kwargs))
     start, grads = problem_on_the_gpu(dtype=dtype)
@@ -49,12 +49,12 @@ def test_the_papers_update(cls, kwargs, form, dtype, tolerance):
 
 @forms
 @classes
-def test_a_grad_scaler_skips_an_update_with_inf(cls, form):
-    check_that_an_update_with_inf_is_skipped(cls, form, "cuda")
+def test_grad_scaler_skips_an_update_that_is_not_finite(cls, form):
+    check_that_a_nonfinite_update_is_skipped(cls, form, "cuda")
 
 
 def prepared(cls, shapes, **kwargs):
-    """An optimizer on the GPU past its first updates, with gradients in place."""
+    """An optimizer on the GPU after 8 updates, and its named parameters with gradients."""
     start, grads = problem_on_the_gpu(8, torch.float32, shapes)
     optimizer = cls(parameters(start), **HYPER, **kwargs)
     params = train(optimizer, grads)
@@ -63,15 +63,16 @@ def prepared(cls, shapes, **kwargs):
 
 @forms
 @variants
-def test_an_update_waits_for_nothing(cls, kwargs, form):
+def test_recording_and_step_do_not_synchronize(cls, kwargs, form):
     optimizer, named = prepared(cls, [(64, 64)] * 20, **kwargs, **form)
     scheduler, recorder = get_scheduler("noam", optimizer, 10, 100), GradientNormRecorder(None)
-    recorder.record(named, 1)  # sends which parameter is in which group
+    recorder.record(named, 1)  # sends the index of the groups to the device
     scale = torch.tensor(2.0, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(2, 20):
             recorder.record(named, step, scale)
+            assert recorder.clip_recorded_([p for _, p in named], 1.0) is not None
             optimizer.step()
             scheduler.step()
     finally:
@@ -80,18 +81,18 @@ def test_an_update_waits_for_nothing(cls, kwargs, form):
 
 
 @classes
-def test_an_update_takes_no_memory(cls):
+def test_step_allocates_no_memory(cls):
     optimizer, _ = prepared(cls, [(1024, 1024)] * 8)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     optimizer.step()
-    assert torch.cuda.max_memory_allocated() - before <= 512  # the update count, in the allocator's smallest block
+    assert torch.cuda.max_memory_allocated() - before <= 512  # the update count takes the allocator's smallest block
 
 
-@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # it is, since the step is refused
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 @classes
-def test_a_cuda_graph_is_refused(cls):
+def test_step_in_a_cuda_graph_raises(cls):
     optimizer, _ = prepared(cls, [(3,)])
     with (
         pytest.raises(RuntimeError, match=f"{cls.__name__}.step.. cannot be captured: updates are counted on the host"),
@@ -100,7 +101,7 @@ def test_a_cuda_graph_is_refused(cls):
         optimizer.step()
 
 
-def test_a_state_of_torchs_capturable_adamw_comes_to_the_host():
+def test_load_state_dict_of_a_capturable_adamw_moves_steps_to_the_host():
     start, grads = problem_on_the_gpu(20, torch.float32)
     params, twins = parameters(start), parameters(start)
     theirs, ours = torch.optim.AdamW(params, **HYPER, capturable=True), AdamWarmup(params)

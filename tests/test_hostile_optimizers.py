@@ -1,4 +1,4 @@
-"""Any argument, any gradient, any order of events: our optimizers and the gradient norms."""
+"""Properties of the optimizers and the gradient norms for random gradients and histories."""
 
 import json
 import math
@@ -12,28 +12,12 @@ from hf_warmup import AdamWarmup, GIAdam, GradientNormRecorder, RAdam
 from hf_warmup.accelerate_utils import create_optimizer
 from hf_warmup.norms import GROUPINGS, gradient_norms, group_names, read_gradient_norms
 
-from .hostile import JUNK, assert_one_sentence
 from .stepping import through_file
 
 
 CLASSES = [RAdam, AdamWarmup, GIAdam]
 classes = pytest.mark.parametrize("cls", CLASSES)
-pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")  # the arithmetic without one, too
-UNIT, FLAG = st.floats(0.0, 1.0, exclude_max=True), st.booleans() | st.none()
-ARGUMENTS = {
-    "lr": st.floats(0.0, 1e300),
-    "betas": st.tuples(UNIT, UNIT) | st.lists(UNIT, min_size=2, max_size=2),
-    "eps": st.floats(0.0, 1e300),
-    "weight_decay": st.floats(0.0, 1e300),
-    "maximize": st.booleans(),
-    "foreach": FLAG,
-    "fused": FLAG,
-}
-OWN = {
-    RAdam: {"degenerated_to_sgd": st.booleans(), "decoupled_weight_decay": st.booleans()},
-    AdamWarmup: {"warmup_steps": st.integers(0, 10**300)},
-    GIAdam: {},
-}
+pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")
 SHAPES = st.sampled_from([(), (0,), (1,), (3,), (2, 0), (2, 3)])
 
 
@@ -47,39 +31,11 @@ def gradient(shape, t):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-@classes
-def test_arguments_that_are_anything_run_or_are_one_sentence(cls):
-    outcomes = set()
-
-    @settings(max_examples=200)
-    @given(st.data(), st.booleans())
-    def check(data, in_a_group):
-        meant = ARGUMENTS | OWN[cls]
-        kwargs = data.draw(st.fixed_dictionaries({}, optional=meant))
-        key = data.draw(st.sampled_from(sorted(meant)))
-        kwargs[key] = data.draw(JUNK | meant[key])
-        p = parameter((3,))
-        try:
-            optimizer = cls([{"params": [p], **kwargs}]) if in_a_group else cls([p], **kwargs)
-        except ValueError as error:
-            outcomes.add("refused")
-            assert_one_sentence(error, *kwargs)
-        else:
-            outcomes.add("runs")
-            for t in range(7):
-                p.grad = gradient((3,), t)
-                optimizer.step()
-            through_file(optimizer.state_dict())
-
-    check()
-    assert outcomes == {"runs", "refused"}
-
-
 FACTORS = st.sampled_from([1.0, 1.0, 1.0, math.nan, math.inf, -math.inf])
 
 
 def torchs(cls, params):
-    """torch's optimizer that `cls` equals with these arguments."""
+    """torch's optimizer with the same updates as `cls`."""
     if cls is RAdam:
         return torch.optim.RAdam(params, lr=0.01, decoupled_weight_decay=True)
     theirs = torch.optim.AdamW(params, lr=0.01, weight_decay=0.0)
@@ -92,24 +48,22 @@ def torchs(cls, params):
 
 @classes
 @given(st.lists(st.tuples(FACTORS, FACTORS, FACTORS), min_size=1))
-def test_nan_and_inf_gradients_do_what_they_do_in_torch(cls, rows):
+def test_nan_and_inf_gradients_have_the_effect_that_they_have_in_torch(cls, rows):
     ours, theirs, alone = parameter((3,)), parameter((3,)), [parameter((2,)), parameter((2,))]
-    optimizer = cls([ours, alone[0]], lr=0.01, **({"degenerated_to_sgd": True} if cls is RAdam else {}))
+    own = {"degenerated_to_sgd": True} if cls is RAdam else {}
+    optimizer = cls([ours, alone[0]], lr=0.01, **own)
     other = lone = None
     for t, row in enumerate(rows):
         ours.grad = gradient((3,), t) * torch.tensor(row, dtype=torch.float64)
         theirs.grad, alone[0].grad, alone[1].grad = ours.grad.clone(), gradient((2,), t), gradient((2,), t)
         if other is None:
-            other, lone = (
-                torchs(cls, [theirs]),
-                cls([alone[1]], **{k: optimizer.defaults[k] for k in ("lr", *OWN[cls])}),
-            )
+            other, lone = torchs(cls, [theirs]), cls([alone[1]], lr=0.01, **own)
         for each in (optimizer, other, lone):
             each.step()
     assert torch.equal(ours.isfinite(), theirs.isfinite())
     good = ours.isfinite()
     torch.testing.assert_close(ours[good], theirs[good], rtol=1e-12, atol=1e-14)
-    assert torch.equal(*alone)  # what is beside a parameter with NaN does not notice
+    assert torch.equal(*alone)  # another parameter is not affected
 
 
 @st.composite
@@ -123,8 +77,8 @@ def histories(draw):
 
 @classes
 @given(histories())
-def test_each_parameter_goes_its_own_way(cls, history):
-    """Missing gradients, frozen parameters, empty groups, groups added in the middle, a checkpoint at any update."""
+def test_each_parameter_is_updated_independently(cls, history):
+    """With missing gradients, frozen parameters, empty groups, groups added later, and a checkpoint at any update."""
     n, parts, saved_at = history
     params = [parameter(shape, i) for i, (shape, _, _, _) in enumerate(parts)]
     for p, (_, _, _, frozen) in zip(params, parts, strict=True):
@@ -139,7 +93,7 @@ def test_each_parameter_goes_its_own_way(cls, history):
             optimizer.add_param_group(group)
         if t == saved_at:
             state, groups = through_file(optimizer.state_dict()), [g["params"] for g in optimizer.param_groups]
-            optimizer = cls([{"params": group} for group in groups])  # another lr, which the state brings back
+            optimizer = cls([{"params": group} for group in groups])
             optimizer.load_state_dict(state)
             optimizer.defaults["lr"] = 0.1
         for p, (shape, joins, present, frozen) in zip(params, parts, strict=True):
@@ -158,7 +112,7 @@ def test_each_parameter_goes_its_own_way(cls, history):
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, torch.optim.AdamW])
-def test_tied_weights_twice_are_torchs_own_refusals(cls):
+def test_duplicate_or_missing_parameters_raise_as_in_torch(cls):
     p = parameter((3,))
     with pytest.raises(ValueError, match="more than one parameter group"):
         cls([{"params": [p]}, {"params": [p]}])
@@ -196,9 +150,9 @@ NAMES = st.text(max_size=12) | st.from_regex(
 GROUP_BY = st.sampled_from([*GROUPINGS, len, hash, lambda name: None, lambda name: name[:1], lambda name: (name, "ø")])
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.dictionaries(NAMES, GRADIENTS, max_size=6), GROUP_BY)
-def test_norms_of_any_gradients_under_any_names(tmp_path_factory, gradients, group_by):
+def test_gradient_norms_of_any_gradients_and_names(tmp_path_factory, gradients, group_by):
     params = {
         name: torch.nn.Parameter(torch.zeros_like(g if g is not None else torch.zeros(1)))
         for name, g in gradients.items()

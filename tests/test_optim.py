@@ -1,8 +1,7 @@
-"""Optimizers against float64 transcriptions of the papers, torch's own classes, and the properties that define them."""
+"""Optimizers against float64 transcriptions of the papers, torch's own classes, and their defining properties."""
 
 import copy
 import inspect
-import io
 import pickle
 
 import numpy as np
@@ -23,9 +22,10 @@ from hf_warmup.optim import (
 )
 
 from .reference import optimizers as reference
+from .stepping import through_file
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")  # the arithmetic without one, too
+pytestmark = pytest.mark.filterwarnings("ignore:AdamWarmup with warmup_steps=0")
 CLASSES = [RAdam, AdamWarmup, GIAdam]
 REFERENCE = {RAdam: reference.radam, AdamWarmup: reference.adam_warmup, GIAdam: reference.gi_adam}
 # An eps and a decay large enough that a mistake in their scaling by r_t or the bias corrections shows, and a factor
@@ -94,32 +94,25 @@ def same(params, others):
     return all(torch.equal(p, other) for p, other in zip(params, others, strict=True))
 
 
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 # float32: each of 200 subtractions rounds p by up to 2^-24 = 6e-8, together about sqrt(200) / 2 of that, 4e-7.
 # float64: the same 2^29 times smaller, and r_6 has lost three digits to rho_t being a difference near rho_inf.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["f32", "f64"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @variants
-def test_the_papers_update(cls, kwargs, form, dtype, tolerance):
+def test_step_equals_the_paper(cls, kwargs, form, dtype, tolerance):
     start, grads = problem(dtype=dtype)
     params = train(cls(parameters(start), **HYPER, **kwargs, **form), grads)
     assert_close(params, last(expected(cls, start, grads, **HYPER, **kwargs)), tolerance)
 
 
 @classes
-def test_defaults_are_the_docstrings(cls):
+def test_defaults_are_those_of_the_docstring(cls):
     start, grads = problem(20)
     assert_close(train(cls(parameters(start)), grads), last(expected(cls, start, grads)), 1e-12)
 
 
 @variants
-def test_under_a_schedule(cls, kwargs):
+def test_step_under_a_schedule_equals_the_paper(cls, kwargs):
     start, grads = problem(60)
     hyper = HYPER | kwargs | {"lr": lambda t: HYPER["lr"] * 0.9 ** (t - 1)}
     optimizer = cls(parameters(start), **HYPER, **kwargs)
@@ -128,7 +121,7 @@ def test_under_a_schedule(cls, kwargs):
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_radam_is_torchs(decoupled):
+def test_radam_equals_torchs_radam(decoupled):
     start, grads = problem()
     ours = RAdam(parameters(start), **HYPER, degenerated_to_sgd=True, decoupled_weight_decay=decoupled)
     theirs = torch.optim.RAdam(parameters(start), **HYPER, decoupled_weight_decay=decoupled)
@@ -136,21 +129,21 @@ def test_radam_is_torchs(decoupled):
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_adam_warmup_of_no_updates_says_so_at_the_first():
+def test_adam_warmup_without_a_length_warns_at_the_first_update():
     params = parameters(problem()[0])
     for p in params:
         p.grad = torch.ones_like(p)
     with pytest.warns(UserWarning, match="^AdamWarmup with warmup_steps=0 does not warm up: expected at least 1"):
         AdamWarmup(params).step()
     AdamWarmup(params, warmup_steps=1).step()
-    handed_over = AdamWarmup(params)
-    for group in handed_over.param_groups:
+    set_later = AdamWarmup(params)
+    for group in set_later.param_groups:
         group["warmup_steps"] = 3
-    handed_over.step()
+    set_later.step()
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 70])
-def test_adam_warmup_is_torchs_adamw_behind_linear_warmup(warmup_steps):
+def test_adam_warmup_equals_torchs_adamw_with_a_linear_warmup(warmup_steps):
     start, grads = problem()
     theirs = torch.optim.AdamW(parameters(start), **HYPER)
     warmup = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: min(1, (step + 1) / max(1, warmup_steps)))
@@ -158,7 +151,7 @@ def test_adam_warmup_is_torchs_adamw_behind_linear_warmup(warmup_steps):
     assert_close(train(ours, grads), train(theirs, grads, warmup), 1e-12)
 
 
-def test_gi_adam_is_torchs_adamw_from_g1_squared():
+def test_gi_adam_equals_torchs_adamw_started_at_g1_squared():
     start, grads = problem()
     params = parameters(start)
     theirs = torch.optim.AdamW(params, **HYPER)
@@ -168,7 +161,7 @@ def test_gi_adam_is_torchs_adamw_from_g1_squared():
 
 
 @pytest.mark.parametrize("beta2", [0.9, 0.99, 0.999])
-def test_gi_adams_first_update_is_lr_sqrt_1_minus_beta2(beta2):
+def test_first_update_of_gi_adam_is_lr_sqrt_1_minus_beta2(beta2):
     start, grads = problem(1)
     params = train(GIAdam(parameters(start), lr=0.1, betas=(0.9, beta2), eps=0.0), grads)
     for p, before in zip(params, start, strict=True):
@@ -176,14 +169,14 @@ def test_gi_adams_first_update_is_lr_sqrt_1_minus_beta2(beta2):
 
 
 @pytest.mark.parametrize(("degenerated_to_sgd", "end"), [(False, 0.955), (True, 0.905)])
-def test_radam_on_a_constant_gradient(degenerated_to_sgd, end):
+def test_radam_on_a_constant_gradient_ends_where_the_authors_code_does(degenerated_to_sgd, end):
     optimizer = RAdam(parameters([torch.ones(1)]), lr=0.01, degenerated_to_sgd=degenerated_to_sgd)
     (p,) = train(optimizer, [[torch.ones(1)]] * 50)
     assert round(p.item(), 3) == end
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_radam_first_moves_at_update_6(decoupled):
+def test_radam_first_moves_a_parameter_at_update_6(decoupled):
     start, grads = problem(6)
     optimizer = RAdam(parameters(start), weight_decay=0.1, decoupled_weight_decay=decoupled)
     assert same(train(optimizer, grads[:5]), start)
@@ -222,7 +215,7 @@ def test_each_group_has_its_own_arguments(cls, kwargs, still):
 
 
 @variants
-def test_a_parameter_that_joins_later_starts_at_update_1(cls, kwargs):
+def test_a_parameter_with_gradients_from_later_on_starts_at_update_1(cls, kwargs):
     start, grads = problem(140)
     late = [[*row[:2], None, None] for row in grads[:100]] + grads[100:]
     params = train(cls(parameters(start), **HYPER, **kwargs), late)
@@ -232,7 +225,7 @@ def test_a_parameter_that_joins_later_starts_at_update_1(cls, kwargs):
 
 
 @classes
-def test_a_missing_gradient_is_skipped_and_a_zero_one_is_not(cls):
+def test_step_skips_a_missing_gradient_but_not_a_zero_gradient(cls):
     start, grads = problem(20, shapes=((3,),))
     params = parameters(start)
     optimizer = cls(params, **HYPER)
@@ -250,14 +243,14 @@ def test_a_missing_gradient_is_skipped_and_a_zero_one_is_not(cls):
 
 
 @classes
-def test_maximize_is_minimising_the_negative(cls):
+def test_maximize_equals_minimizing_with_negated_gradients(cls):
     start, grads = problem(30)
     up = train(cls(parameters(start), **HYPER, maximize=True), grads)
     assert same(up, train(cls(parameters(start), **HYPER), [[-g for g in row] for row in grads]))
 
 
 @classes
-def test_closure(cls):
+def test_step_calls_the_closure_and_returns_its_loss(cls):
     start, grads = problem(1)
     params, twins = parameters(start), parameters(start)
     optimizer = cls(params, **HYPER)
@@ -276,7 +269,7 @@ def test_closure(cls):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @classes
-def test_16_bit_parameters_are_rounded_once_an_update(cls, dtype):
+def test_16_bit_parameters_are_rounded_once_per_update(cls, dtype):
     start, grads = problem(60, dtype)
     params = parameters(start)
     optimizer = cls(params, lr=0.05)
@@ -305,7 +298,7 @@ def test_squares_of_small_fp16_gradients_do_not_vanish(cls):
 
 @pytest.mark.parametrize("updates_before", [0, 1])
 @classes
-def test_sparse_gradients_are_refused(cls, updates_before):
+def test_sparse_gradients_raise(cls, updates_before):
     p = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = cls([p])
     train(optimizer, [[torch.ones(3, 2)]] * updates_before)
@@ -325,7 +318,7 @@ def test_sparse_gradients_are_refused(cls, updates_before):
     ],
 )
 @pytest.mark.parametrize("switch", [3, 20])  # before and after RAdam's first rectified update
-def test_checkpoints_move_to_and_from_torch(cls, kwargs, theirs, their_kwargs, to_torch, switch):
+def test_state_dict_moves_to_and_from_torchs_optimizers(cls, kwargs, theirs, their_kwargs, to_torch, switch):
     start, grads = problem(40)
     uninterrupted = train(theirs(parameters(start), **HYPER, **their_kwargs), grads)
     params = parameters(start)
@@ -336,7 +329,7 @@ def test_checkpoints_move_to_and_from_torch(cls, kwargs, theirs, their_kwargs, t
     assert_close(train(second, grads[switch:]), uninterrupted, 1e-12)
 
 
-def test_a_checkpoint_of_adamw_goes_on_inside_the_warmup():
+def test_state_dict_of_adamw_continues_within_the_warmup():
     start, grads = problem(11)
     params = parameters(start)
     theirs, ours = torch.optim.AdamW(params, lr=0.1), AdamWarmup(params, lr=0.1, warmup_steps=40)
@@ -349,7 +342,7 @@ def test_a_checkpoint_of_adamw_goes_on_inside_the_warmup():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stop", [3, 20])
 @variants
-def test_save_and_resume_bit_for_bit(cls, kwargs, stop, dtype):
+def test_a_resumed_optimizer_has_the_same_bits(cls, kwargs, stop, dtype):
     start, grads = problem(40, dtype)
     optimizer = cls(parameters(start), **HYPER, **kwargs)
     params = train(optimizer, grads[:stop])
@@ -362,7 +355,7 @@ def test_save_and_resume_bit_for_bit(cls, kwargs, stop, dtype):
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
 @variants
-def test_deepcopy_and_pickle(cls, kwargs, clone):
+def test_deepcopy_and_pickle_share_nothing(cls, kwargs, clone):
     start, grads = problem(20)
     optimizer = cls(parameters(start), **HYPER, **kwargs)
     params = train(optimizer, grads[:8])
@@ -374,7 +367,7 @@ def test_deepcopy_and_pickle(cls, kwargs, clone):
 
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": float("nan")}, {"weight_decay": -0.1}])
 @classes
-def test_add_param_group_during_a_run(cls, bad):
+def test_add_param_group_of_a_running_optimizer(cls, bad):
     start, grads = problem(30)
     optimizer = cls(parameters(start[:2]), **HYPER)
     train(optimizer, [row[:2] for row in grads[:10]])
@@ -406,7 +399,7 @@ def test_add_param_group_during_a_run(cls, bad):
     ],
 )
 @classes
-def test_constructor_errors_name_the_argument_and_its_value(cls, kwargs, message):
+def test_invalid_arguments_raise_with_name_and_value(cls, kwargs, message):
     with pytest.raises(ValueError, match=message):
         cls(parameters([torch.ones(1)]), **kwargs)
     if "foreach" not in kwargs:
@@ -422,12 +415,12 @@ def test_constructor_errors_name_the_argument_and_its_value(cls, kwargs, message
         (RAdam, {"betas": (0.9, 0.5)}, r"betas.*0\.5"),
     ],
 )
-def test_constructor_errors_of_one_class(cls, kwargs, message):
+def test_invalid_arguments_of_one_class_raise(cls, kwargs, message):
     with pytest.raises(ValueError, match=message):
         cls(parameters([torch.ones(1)]), **kwargs)
 
 
-def test_amsgrad_is_refused_before_anything_is_loaded():
+def test_load_state_dict_with_amsgrad_raises_and_loads_nothing():
     start, grads = problem(3)
     params = parameters(start)
     theirs, ours = torch.optim.AdamW(params, amsgrad=True), RAdam(params)
@@ -438,7 +431,7 @@ def test_amsgrad_is_refused_before_anything_is_loaded():
     assert ours.state_dict() == before
 
 
-def test_a_state_of_torchs_capturable_adamw_comes_to_the_host():
+def test_load_state_dict_of_a_capturable_adamw_moves_steps_to_the_host():
     start, grads = problem(20)
     uninterrupted = train(torch.optim.AdamW(parameters(start), **HYPER), grads)
     params = parameters(start)
@@ -502,7 +495,7 @@ def test_step_of_meta_and_plain_parameters_in_one_group(cls):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @variants
-def test_no_update_asks_the_device_for_a_value(cls, kwargs, form):
+def test_step_reads_no_value_from_the_device(cls, kwargs, form):
     start, grads = problem(8)
     optimizer = cls(parameters([p.to("meta") for p in start]), **HYPER, **kwargs, **form)  # a device without values
     train(
@@ -513,8 +506,8 @@ def test_no_update_asks_the_device_for_a_value(cls, kwargs, form):
     assert {(state["step"].device.type, state["step"].item()) for state in optimizer.state.values()} == {("cpu", 8.0)}
 
 
-def test_a_cuda_graph_is_refused(monkeypatch):
-    # Without a GPU: a parameter that says it is on one, in the middle of a capture.
+def test_step_in_a_cuda_graph_raises(monkeypatch):
+    # Without a GPU: a parameter with a CUDA device, during a capture.
     class OnCuda(torch.nn.Parameter):
         device = torch.device("cuda")
 
@@ -534,7 +527,7 @@ COMPILED = [
 
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler about its own deprecations
 @pytest.mark.parametrize(("cls", "backend"), COMPILED)
-def test_compiled_steps_have_the_same_numbers(cls, backend):
+def test_compiled_step_has_the_same_bits(cls, backend):
     start, grads = problem(20)
     eager, compiled, looped = (cls(parameters(start), **HYPER) for _ in range(3))
     schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.9) for each in (eager, compiled, looped)]
@@ -567,7 +560,7 @@ def scaled_update(optimizer, scaler, row, factor=1.0):
     scaler.update()
 
 
-def check_that_an_update_with_inf_is_skipped(cls, form, device):
+def check_that_a_nonfinite_update_is_skipped(cls, form, device):
     start, grads = problem(20, torch.float32)
     start, grads = [p.to(device) for p in start], [[g.to(device) for g in row] for row in grads]
     optimizer, scaler = cls(parameters(start), **HYPER, **form), torch.amp.GradScaler(device, init_scale=2.0)
@@ -590,20 +583,20 @@ def check_that_an_update_with_inf_is_skipped(cls, form, device):
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @classes
-def test_a_grad_scaler_skips_an_update_with_inf(cls, form):
-    # Only where this is not said does a GradScaler divide the gradients and skip the call; else the kernel would skip
-    # on the device, and the count on the host could not know.
+def test_grad_scaler_skips_an_update_that_is_not_finite(cls, form):
+    # Without this attribute, a GradScaler divides the gradients and skips the call. With it, the kernel would skip on the
+    # device, and the count on the host would be wrong.
     assert not getattr(cls(parameters([torch.ones(1)]), **form), "_step_supports_amp_scaling", False)
-    check_that_an_update_with_inf_is_skipped(cls, form, "cpu")
+    check_that_a_nonfinite_update_is_skipped(cls, form, "cpu")
 
 
-# Two updates from 1 with gradient 1 and lr 0.1, by hand; the others only move down.
+# Two updates from 1 with gradient 1 and lr 0.1, computed by hand.
 TWO_UPDATES = {"sgd": 0.8, "sgdm": 0.71, "nag": 0.539, "adam": 0.8, "adamw": 0.8, "adam_warmup": 0.8, "radam": 1.0}
 OTHERS = ["gi_adam", "nadam", "adadelta", "adagrad", "rmsprop"]
 
 
 @pytest.mark.parametrize("name", [*TWO_UPDATES, *OTHERS])
-def test_every_name_builds_an_optimizer_that_takes_a_step(name):
+def test_every_name_builds_an_optimizer_that_descends(name):
     spec, kwargs = OPTIMIZERS[name], optimizer_kwargs(name, lr=0.1, betas=(0.9, 0.99), eps=1e-8)
     groups = [{"params": parameters([torch.ones(1)]), "weight_decay": 0.0}]  # as the Trainer makes them
     optimizer = spec.cls(groups, **kwargs)
@@ -651,11 +644,11 @@ def test_an_import_path_stands_for_its_class():
         ("radam", {"eps": 1e-6}, {"eps": 1e-6}),
     ],
 )
-def test_parse_optim_args(name, text, parsed):
+def test_parse_optim_args_returns_keywords(name, text, parsed):
     assert parse_optim_args(name, text) == parsed
 
 
-def test_optim_args_win_over_the_flags_and_the_table():
+def test_optimizer_kwargs_prefer_optim_args():
     kwargs = optimizer_kwargs("radam", lr=0.1, betas=(0.9, 0.99), eps=1e-8, optim_args="eps=1e-6")
     assert kwargs == {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-6}
     assert optimizer_kwargs("sgdm", lr=0.1, betas=(0.9, 0.99), eps=1e-8, optim_args="momentum=0.5")["momentum"] == 0.5
@@ -679,6 +672,74 @@ def test_optim_args_win_over_the_flags_and_the_table():
         ("sgd", "weight_decay=0.1", "weight_decay"),
     ],
 )
-def test_parse_optim_args_refuses(name, text, message):
+def test_parse_optim_args_of_an_invalid_option_raises(name, text, message):
     with pytest.raises(ValueError, match=message):
         parse_optim_args(name, text)
+
+
+names = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def build(name, *values):
+    """The optimizer that `optim=name` builds, with one parameter for each value."""
+    params = [torch.nn.Parameter(torch.full((3,), value)) for value in values]
+    kwargs = optimizer_kwargs(name, lr=0.1, betas=(0.9, 0.98), eps=1e-8)
+    return OPTIMIZERS[name].cls(params, **kwargs), params
+
+
+def descend(optimizer, params, updates):
+    """Make updates on the sum of squares, and return the loss before each."""
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        return loss
+
+    return [optimizer.step(closure).item() for _ in range(updates)]
+
+
+@names
+def test_every_name_descends_with_a_closure(name):
+    optimizer, params = build(name, 1.0)
+    losses = descend(optimizer, params, 30)
+    assert losses[0] == 3.0  # at the values before the update
+    assert losses[-1] < losses[0]
+
+
+@names
+def test_every_name_resumes_with_the_same_bits(name):
+    optimizer, params = build(name, 1.0, -2.0)
+    descend(optimizer, params, 10)
+    other, others = build(name, 0.0, 0.0)
+    for mine, theirs in zip(others, params, strict=True):
+        mine.data.copy_(theirs.data)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert descend(other, others, 10) == descend(optimizer, params, 10)
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
+@names
+def test_every_name_updates_a_group_added_later_with_its_learning_rate(name):
+    optimizer, params = build(name, 1.0)
+    descend(optimizer, params, 5)
+    later, frozen = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer.add_param_group({"params": [later]})
+    optimizer.add_param_group({"params": [frozen], "lr": 0.0})
+    descend(optimizer, [*params, later, frozen], 10)
+    assert (later < 1).all()
+    assert torch.equal(frozen, torch.ones(3))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+
+
+@names
+def test_every_name_sets_gradients_to_none_or_zero(name):
+    optimizer, (p,) = build(name, 1.0)
+    p.square().sum().backward()
+    optimizer.zero_grad(set_to_none=False)
+    assert torch.equal(p.grad, torch.zeros(3))
+    optimizer.zero_grad(set_to_none=True)
+    assert p.grad is None
+    before = p.detach().clone()
+    optimizer.step()
+    assert torch.equal(p, before)

@@ -1,7 +1,7 @@
-"""Optimizers as their papers write them, one tensor at a time, in float64.
+"""Transcriptions of the papers' optimizers for one tensor in float64.
 
-Each function takes the start `p`, the gradients of updates 1, 2, ... and a learning rate (a number or a function of t)
-and returns the parameter after each update.
+Each function takes the initial value `p`, the gradients of updates 1, 2, ... and a learning rate (a number or a function
+of t), and returns the parameter after each update.
 """
 
 from decimal import Decimal, localcontext
@@ -33,7 +33,7 @@ def radam(
     decoupled_weight_decay=True,
     degenerated_to_sgd=False,
 ):
-    """Liu et al. 2020, Algorithm 2 (`degenerated_to_sgd`), or the authors' code, which waits until r_t exists."""
+    """Liu et al. 2020: Algorithm 2 (`degenerated_to_sgd`), or the authors' code, which waits until r_t is defined."""
     beta1, beta2 = betas
     m, v, path = np.zeros_like(p), np.zeros_like(p), []
     for t, g in enumerate(grads, 1):
@@ -55,7 +55,7 @@ def radam(
 
 
 def _adamw(p, grads, lr, betas, eps, weight_decay, v):
-    """Loshchilov & Hutter 2019, Algorithm 2, from a second moment `v`."""
+    """Loshchilov & Hutter 2019, Algorithm 2, with the initial second moment `v`."""
     beta1, beta2 = betas
     m, path = np.zeros_like(p), []
     for t, g in enumerate(grads, 1):
@@ -69,7 +69,7 @@ def _adamw(p, grads, lr, betas, eps, weight_decay, v):
 
 
 def adam_warmup(p, grads, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=0):
-    """AdamW under the gradual warmup of Goyal et al. 2017."""
+    """AdamW with the gradual warmup of Goyal et al. 2017."""
 
     def warm_lr(t):
         return (lr(t) if callable(lr) else lr) * (t / warmup_steps if t < warmup_steps else 1.0)
@@ -78,5 +78,5 @@ def adam_warmup(p, grads, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.
 
 
 def gi_adam(p, grads, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-    """Kalra & Barkeshli 2024: AdamW with `v_0 = g_1^2`, its bias correction kept."""
+    """Kalra & Barkeshli 2024: AdamW with `v_0 = g_1^2`, with bias correction."""
     return _adamw(p, grads, lr, betas, eps, weight_decay, grads[0] ** 2)

@@ -518,15 +518,10 @@ def test_step_in_a_cuda_graph_raises(monkeypatch):
         RAdam([p]).step()
 
 
-COMPILED = [
-    pytest.param(cls, backend, marks=[] if (cls, backend) == (RAdam, "aot_eager") else pytest.mark.slow)
-    for cls in CLASSES
-    for backend in ("aot_eager", "inductor")
-]
-
-
-@pytest.mark.filterwarnings("ignore")  # warnings of the compiler about its own deprecations
-@pytest.mark.parametrize(("cls", "backend"), COMPILED)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@classes
 def test_compiled_step_has_the_same_bits(cls, backend):
     start, grads = problem(20)
     eager, compiled, looped = (cls(parameters(start), **HYPER) for _ in range(3))
@@ -584,8 +579,8 @@ def check_that_a_nonfinite_update_is_skipped(cls, form, device):
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @classes
 def test_grad_scaler_skips_an_update_that_is_not_finite(cls, form):
-    # Without this attribute, a GradScaler divides the gradients and skips the call. With it, the kernel would skip on the
-    # device, and the count on the host would be wrong.
+    # Without this attribute, a GradScaler divides the gradients and skips the call. With it, the kernel would skip on
+    # the device, and the count on the host would be wrong.
     assert not getattr(cls(parameters([torch.ones(1)]), **form), "_step_supports_amp_scaling", False)
     check_that_a_nonfinite_update_is_skipped(cls, form, "cpu")
 

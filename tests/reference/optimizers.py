@@ -1,7 +1,7 @@
 """Transcriptions of the papers' optimizers for one tensor in float64.
 
-Each function takes the initial value `p`, the gradients of updates 1, 2, ... and a learning rate (a number or a function
-of t), and returns the parameter after each update.
+Each function takes the initial value `p`, the gradients of updates 1, 2, ... and a learning rate (a number or a
+function of t), and returns the parameter after each update.
 """
 
 from decimal import Decimal, localcontext

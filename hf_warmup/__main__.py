@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-warmup COMMAND ...`; each command has its own `--help`."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in COMMANDS:
-        import_module(COMMANDS[command][0]).main(rest)
+        import_module(COMMANDS[command][0]).main(rest, prog=f"hf-warmup {command}")
     elif command in ("-h", "--help"):
         rows = "\n".join(f"  {name:<9} {about}" for name, (_, about) in COMMANDS.items())
         print(f"usage: hf-warmup COMMAND ...\n\n{rows}\n\nhf-warmup COMMAND --help lists the arguments of a command.")

@@ -305,25 +305,24 @@ class PreviewArguments:
 
 # Arguments about the machine that trains, which need not be this one.
 _MACHINE = ("bf16", "bf16_full_eval", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "torch_compile")
-_PROG = "hf-warmup preview"
 _COMMON = "learning_rate, max_steps, num_train_epochs, adam_beta2 and all other training arguments"
 
 
-def _help() -> str:
+def _help(prog: str) -> str:
     """Return the help without transformers' arguments: importing transformers would take seconds."""
     groups = {
         "What to draw": {each.name: describe_field(each) for each in fields(PreviewArguments)},
         "Arguments of hf_warmup": WARMUP_FLAGS,
         "More": {"help-all": f"List {_COMMON} of transformers as well."},
     }
-    return format_help(_PROG, __doc__, groups)
+    return format_help(prog, __doc__, groups)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m hf_warmup.preview") -> None:
     """Run the command: print the table, and draw the curves."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
-        print(_help())
+        print(_help(prog))
         return
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -338,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             self.use_cpu = True
             super().__post_init__()
 
-    parser = HfArgumentParser((PreviewArguments, PreviewedArguments), prog=_PROG, description=__doc__)  # type: ignore[arg-type]
+    parser = HfArgumentParser((PreviewArguments, PreviewedArguments), prog=prog, description=__doc__)  # type: ignore[arg-type]
     with exit_on_user_error(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         own, args = parse_arguments(parser, argv, ignore_foreign=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -27,7 +26,7 @@ from .cli import WARMUP_FLAGS, default_of, read_mapping
 from .guard.callback import ACTIONS
 from .norms import GROUPINGS
 from .optim import OPTIMIZERS, get_optimizer_spec, optimizer_kwargs, parse_optim_args
-from .optim.parameter_groups import parameter_groups
+from .optim.parameter_groups import check_learning_rates, parameter_groups
 from .schedules import DECAYS, METRIC_SCHEDULERS, check_schedule, find_schedule, plain_name
 
 
@@ -238,14 +237,7 @@ class WarmupArgumentsMixin(_Base):
         self.learning_rate_mapping = read_mapping(
             "learning_rate_mapping", self.learning_rate_mapping, '{"embeddings": 1e-5}'
         )
-        for pattern, learning_rate in self.learning_rate_mapping.items():
-            check_number(f"learning_rate_mapping[{pattern!r}]", learning_rate)
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"learning_rate_mapping: {pattern!r} is not a regular expression ({error}).") from None
-        if self.layerwise_lr_decay is not None:
-            check_number("layerwise_lr_decay", self.layerwise_lr_decay, 0.0, 1.0, open_low=True)
+        check_learning_rates(self.learning_rate_mapping, self.layerwise_lr_decay)
         self.warmup_steps = float(check_updates_or_share("warmup_steps", self.warmup_steps))
         if self.optim == self.warmup_type == "radam":
             raise ValueError("warmup_type='radam' with optim='radam' would rectify twice. Leave out one of them.")

@@ -56,6 +56,7 @@ from hf_warmup.cli import (
 from hf_warmup.norms import GRADIENT_NORMS_FILE
 from hf_warmup.optim import effective_learning_rates
 from hf_warmup.report.run import write_run_settings
+from hf_warmup.schedules import updates_of_share
 from text_classification.arguments import (
     DataArguments,
     ModelArguments,
@@ -91,6 +92,12 @@ class LoopArguments:
     warmup_type: str | None = field(default=None, metadata={"help": "The warmup before the decay."})
     num_warmup_steps: float = field(
         default=0, metadata={"help": "Updates of warmup for any number of processes; a value below 1 is a ratio."}
+    )
+    learning_rate_mapping: str | None = field(
+        default=None, metadata={"help": "Learning rates by parameter name as JSON: regular expression to number."}
+    )
+    layerwise_lr_decay: float | None = field(
+        default=None, metadata={"help": "Multiply the learning rate by this factor for each block below the head."}
     )
     seed: int = field(default=42, metadata={"help": "Seed of the model, the order of the data, and dropout."})
     split_batches: bool = field(default=False, metadata={"help": "The batch size is the total over all processes."})
@@ -255,8 +262,7 @@ def main() -> None:
         loaders = 1 if args.split_batches else accelerator.num_processes
         steps_an_epoch = math.ceil(math.ceil(len(train_loader) / loaders) / args.gradient_accumulation_steps)
         max_steps = args.max_train_steps or args.num_train_epochs * steps_an_epoch
-        share = 1 if args.num_warmup_steps >= 1 else max_steps
-        num_warmup_steps = math.ceil(args.num_warmup_steps * share)
+        num_warmup_steps = int(args.num_warmup_steps) or updates_of_share(args.num_warmup_steps, max_steps)
         optimizer = create_optimizer(
             model,
             args.optim,
@@ -265,6 +271,8 @@ def main() -> None:
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             optim_args=args.optim_args,
+            learning_rate_mapping=read_mapping("learning_rate_mapping", args.learning_rate_mapping, '{"cls": 1e-5}'),
+            layerwise_lr_decay=args.layerwise_lr_decay,
         )
         scheduler = create_scheduler(
             optimizer, args.lr_scheduler_type, num_warmup_steps, max_steps, kwargs, args.warmup_type

@@ -240,4 +240,4 @@ def test_help_of_a_command_imports_neither_torch_nor_transformers(argv):
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("usage: ")
+    assert process.stdout.startswith(f"usage: hf-warmup {argv[0]} [")

@@ -136,7 +136,7 @@ def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
     [
         (("--optim", "radm"), "optim='radm' is unknown. Did you mean 'radam'?"),
         (("--num_warmup_steps", 40, "--max_train_steps", 20), "num_warmup_steps=40: expected at most the 20 updates"),
-        (("--lr_scheduler_kwargs", "{"), "lr_scheduler_kwargs='{': expected a JSON object"),
+        (("--lr_scheduler_kwargs", "{"), "lr_scheduler_kwargs='{': expected JSON such as"),
         (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps=0: expected an integer in [1, inf)"),
         (
             ("--checkpointing_steps", "often"),
@@ -146,6 +146,8 @@ def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
         (("--warmup_ratio", 0.1), "--warmup_ratio is not an argument. Use --num_warmup_steps: a value below 1"),
         (("--lr_scheduler_type", "reduce_lr_on_plateau"), "lr_scheduler_type='reduce_lr_on_plateau' follows a metric"),
         (("--resume_from_checkpoint", "nowhere"), "resume_from_checkpoint='nowhere': there is no such folder."),
+        (("--layerwise_lr_decay", 1.5), "layerwise_lr_decay=1.5: expected a finite number in (0, 1]"),
+        (("--learning_rate_mapping", '{"clasifier": 1}'), "learning_rate_mapping: 'clasifier' matches no parameter"),
         (("--lerning_rate", 1), "--lerning_rate is not an argument. Did you mean --learning_rate?"),
     ],
 )

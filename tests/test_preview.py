@@ -182,7 +182,7 @@ def test_preview_command_ignores_flags_of_a_training_script(tmp_path, capsys):
 def test_preview_command_prints_short_help(capsys):
     main(["--help"])
     out = capsys.readouterr().out
-    assert out.startswith("usage: hf-warmup preview [FILE.yaml] [--FLAG VALUE ...]\n")
+    assert out.startswith("usage: python -m hf_warmup.preview [FILE.yaml] [--FLAG VALUE ...]\n")
     assert out.index("\n  --compare") < out.index("\n  --warmup_type") < out.index("--help-all")
     assert len(out.splitlines()) < 80
 

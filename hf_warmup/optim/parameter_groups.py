@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .._validation import closest
+from .._validation import check_number, closest
 from ..norms.grouping import find_stacks, layer_names
 
 
@@ -46,6 +46,20 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     return depths
 
 
+def check_learning_rates(
+    learning_rate_mapping: Mapping[str, float] | None = None, layerwise_lr_decay: float | None = None
+) -> None:
+    """Raise a `ValueError` for an invalid regular expression, a negative learning rate, or a factor outside (0, 1]."""
+    for pattern, learning_rate in (learning_rate_mapping or {}).items():
+        check_number(f"learning_rate_mapping[{pattern!r}]", learning_rate)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"learning_rate_mapping: {pattern!r} is not a regular expression ({error}).") from None
+    if layerwise_lr_decay is not None:
+        check_number("layerwise_lr_decay", layerwise_lr_decay, 0.0, 1.0, open_low=True)
+
+
 def learning_rates(
     names: Iterable[str],
     learning_rate: float,
@@ -68,7 +82,8 @@ def learning_rates(
         `dict[str, float]`: Parameter name -> learning rate.
 
     Raises:
-        `ValueError`: If an expression matches no parameter, or the model has no blocks for a layer-wise decay.
+        `ValueError`: If an expression matches no parameter, the model has no blocks for a layer-wise decay, or a value
+            is invalid.
 
     Example:
 
@@ -79,6 +94,7 @@ def learning_rates(
 
     ```
     """
+    check_learning_rates(learning_rate_mapping, layerwise_lr_decay)
     rates = dict.fromkeys(names, learning_rate)
     if layerwise_lr_decay is not None:
         depths = layer_depths(rates)

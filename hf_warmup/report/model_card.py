@@ -304,9 +304,9 @@ def _recording_section(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "python -m hf_warmup.model_card") -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m hf_warmup.model_card", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder or file, or a folder of runs")
     parser.add_argument("--output_dir", default="card", help="folder of README.md and its images (default: card)")
     parser.add_argument("--title", help="title of the card (default: the folder's name)")

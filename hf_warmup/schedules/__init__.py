@@ -9,6 +9,7 @@ and survive a `weights_only` load. Only the schedulers of torch, in `schedulers.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .._validation import updates_of_share
 from .composition import (
     METRIC_SCHEDULERS,
     TRANSFORMERS_SCHEDULES,
@@ -97,6 +98,7 @@ __all__ = [
     "sine_decay",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
+    "updates_of_share",
     *_OF_SCHEDULERS,
 ]
 

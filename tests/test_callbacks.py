@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from hf_warmup import (
     WarmupTrainer,
     WarmupUntilCallback,
     create_optimizer_and_scheduler,
+    get_scheduler,
     with_warmup,
 )
 
@@ -56,10 +59,7 @@ def expected(hold):
 @pytest.mark.parametrize(
     ("threshold", "kwargs", "hold"),
     [
-        (0.75, {"max_steps": 9}, 3),  # below it for the first time after update 3
-        (0.75, {"max_steps": 2}, 2),
-        (-1.0, {"max_steps": 6}, 6),
-        (0.95, {"max_steps": 9}, 1),
+        (0.75, {"max_steps": 9}, 3),  # below the threshold for the first time after update 3
         (0.35, {"max_steps": 9, "greater_is_better": True}, 1),
     ],
 )
@@ -72,7 +72,7 @@ def test_warmup_until_ends_at_the_log_that_passes_and_logs_the_used_lr(tmp_path,
     assert used.lrs[10:] == pytest.approx(expected(hold), rel=1e-12)  # a second `train()` warms up again
 
 
-@pytest.mark.parametrize("stop", [2, 3, 6])
+@pytest.mark.parametrize("stop", [2, 3])
 def test_warmup_until_resumed_run_equals_the_uninterrupted_run(tmp_path, stop):
     kwargs = {"save_strategy": "steps", "save_steps": 1}
     whole, used = scripted(tmp_path, WarmupUntilCallback("error", 0.75, max_steps=9), **kwargs)
@@ -115,45 +115,67 @@ def test_warmup_until_in_a_loop_with_refresh():
     assert lrs == pytest.approx([0.01, 0.005, 0.0025, 0.0125], rel=1e-12)
 
 
-def test_warmup_until_warns_when_the_metric_is_never_logged(tmp_path):
-    trainer, used = scripted(tmp_path, WarmupUntilCallback("eror", 0.75, max_steps=3))
-    with pytest.warns(UserWarning, match=r"metric='eror' was never logged; logged were .*error.*loss"):
-        train(trainer)
-    assert used.lrs == pytest.approx(expected(3), rel=1e-12)  # the cap ends it
-    trainer, _ = scripted(tmp_path, WarmupUntilCallback("eror", 0.75, max_steps=100))
-    with pytest.warns(UserWarning, match=r"Training ended after 10 updates, and metric='eror' was never logged"):
-        train(trainer)
-
-
-@pytest.mark.parametrize(("stop", "hold"), [(6, 9), (7, 7), (8, 7)])
-def test_warmup_until_resumed_with_another_max_steps_uses_it_unless_the_warmup_has_ended(tmp_path, stop, hold):
-    saves = {"save_strategy": "steps", "save_steps": 1}
-    train(scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=7), **saves)[0])
-    again, used = scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=9), **saves)
-    train(again, resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
-    assert used.lrs[1:] == pytest.approx(expected(hold)[stop + 1 :], rel=1e-12)
-
-
-def test_warmup_until_resumed_after_the_metric_passed_keeps_the_end(tmp_path):
-    saves = {"save_strategy": "steps", "save_steps": 1}
-    train(scripted(tmp_path, WarmupUntilCallback("error", 0.75, max_steps=7), **saves)[0])
-    again, used = scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=9), **saves)
-    train(again, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert used.lrs == pytest.approx(expected(3)[5:], rel=1e-12)
+def simulate(folder, callback, build=None, **kwargs):
+    """Call the events of a run of 10 updates that logs an `error` which falls by 0.1; return the rates used."""
+    args = arguments(folder, **{**FLAGS, **kwargs})
+    state = TrainerState(max_steps=args.max_steps, logging_steps=args.logging_steps, eval_steps=args.eval_steps)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler = get_scheduler("linear", optimizer, 0, 10)
+    scheduler = build(scheduler) if build else callback.wrap_scheduler(scheduler)
+    event = partial(dict, args=args, state=state, control=None, lr_scheduler=scheduler)
+    callback.on_train_begin(**event())
+    rates = []
+    for _ in range(args.max_steps):
+        callback.on_step_begin(**event())
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+        state.global_step += 1
+        callback.on_log(**event(logs={"loss": 1.0, "error": 1.0 - 0.1 * state.global_step}))
+    callback.on_train_end(**event())
+    return rates
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "sentence"),
+    ("max_steps", "when"),
+    [(3, "The full learning rate begins"), (100, "Training ended after 10 updates")],
+)
+def test_warmup_until_warns_when_the_metric_is_never_logged(tmp_path, max_steps, when):
+    with pytest.warns(UserWarning, match=rf"{when}, and metric='eror' was never logged; logged were error, loss"):
+        rates = simulate(tmp_path, WarmupUntilCallback("eror", 0.75, max_steps=max_steps))
+    assert rates == pytest.approx(expected(min(max_steps, 10)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "message"),
     [
         (100, "Training ended after 10 updates, before max_steps=100; the last error was 0, the threshold -1."),
         (10, "Training ended after 10 updates, with max_steps=10; the last error was 0, the threshold -1."),
         (4, "The full learning rate begins after max_steps=4; the last error was 0.6, the threshold -1."),
     ],
 )
-def test_warmup_until_warns_when_the_threshold_was_not_passed(tmp_path, caplog, max_steps, sentence):
+def test_warmup_until_warns_when_the_threshold_was_not_passed(tmp_path, caplog, max_steps, message):
     with caplog.at_level("WARNING"):
-        train(scripted(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=max_steps))[0])
-    assert sentence in caplog.messages
+        rates = simulate(tmp_path, WarmupUntilCallback("error", -1.0, max_steps=max_steps))
+    assert message in caplog.messages
+    assert rates == pytest.approx(expected(min(max_steps, 10)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "stop", "length"),
+    [
+        (-1.0, 6, 9),  # not ended yet: the new max_steps counts
+        (-1.0, 7, 7),  # ended at the old max_steps
+        (0.75, 5, 3),  # ended by the metric
+    ],
+)
+def test_warmup_until_loaded_with_another_max_steps_uses_it_unless_the_warmup_has_ended(threshold, stop, length):
+    saved, loaded = (WarmupUntilCallback("error", threshold, max_steps=max_steps) for max_steps in (7, 9))
+    for step in range(stop + 1):
+        saved(step)
+        saved.update(1.0 - 0.1 * step, step)
+    loaded.load_state_dict(saved.state_dict())
+    assert [loaded(step) for step in range(12)] == [0.1] * length + [1.0] * (12 - length)
 
 
 def evaluated(folder, metric, **kwargs):
@@ -173,9 +195,7 @@ def evaluated(folder, metric, **kwargs):
     ("metric", "kwargs", "meant"),
     [
         ("dev_accuracy", {}, "eval_dev_accuracy"),
-        ("eval_dev_acc", {}, "eval_dev_accuracy"),
         ("eval_dev_acc", {"logging_steps": 9}, "eval_dev_accuracy"),
-        ("los", {}, "loss"),
     ],
 )
 def test_warmup_until_warns_at_the_first_evaluation_without_the_metric(tmp_path, metric, kwargs, meant):
@@ -197,60 +217,49 @@ def test_warmup_until_does_not_warn_when_the_metric_is_logged_or_may_follow(tmp_
     train(evaluated(tmp_path, metric, **kwargs))  # warnings are errors
 
 
-def build_stock(folder):
-    args = TrainingArguments(str(folder), max_steps=2, logging_steps=1, use_cpu=True, report_to="none")
-    callback = WarmupUntilCallback("loss", 0.8, max_steps=3)
-    return Trainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[callback])
-
-
 @pytest.mark.parametrize(
-    ("build", "sentence"),
+    ("metric", "kwargs", "message"),
     [
+        ("eval_error", {}, "metric='eval_error' is never logged with eval_strategy='no'"),
+        ("loss", {"logging_strategy": "no"}, "metric='loss' is never logged with logging_strategy='no'"),
         (
-            lambda folder: scripted(folder, WarmupUntilCallback("eval_error", 0.8, max_steps=3))[0],
-            "metric='eval_error' is never logged with eval_strategy='no'",
+            "loss",
+            {"logging_steps": 11},
+            "never logged with logging_steps=11 in a run of 10 updates: expected at most 10.",
         ),
         (
-            lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), logging_strategy="no")[0],
-            "metric='loss' is never logged with logging_strategy='no'",
+            "eval_error",
+            {"eval_strategy": "steps", "eval_steps": 12},
+            "metric='eval_error' is never logged with eval_steps=12 in a run of 10 updates: expected at most",
         ),
+        ("loss", {"build": lambda scheduler: scheduler}, "has no effect because the scheduler does not use it"),
         (
-            lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), logging_steps=11)[0],
-            "metric='loss' is never logged with logging_steps=11 in a run of 10 updates: expected at most 10.",
+            "loss",
+            {"build": lambda scheduler: with_warmup(scheduler, lambda step: 0.5)},
+            "has no effect because the scheduler does not use it",
         ),
-        (
-            lambda folder: evaluated(folder, "eval_dev_accuracy", eval_steps=12),
-            "metric='eval_dev_accuracy' is never logged with eval_steps=12 in a run of 10 updates: expected at most",
-        ),
-        (
-            lambda folder: scripted(folder, WarmupUntilCallback("loss", 0.8, max_steps=3), warmup_steps=3)[0],
-            "lr_scheduler is a WarmupLR that warms up already",
-        ),
-        (
-            lambda folder: scripted(
-                folder, WarmupUntilCallback("loss", 0.8, max_steps=3), warmup_type="untuned_linear", optim="adamw"
-            )[0],
-            "lr_scheduler is a WarmupLR that warms up already",
-        ),
-        (build_stock, "WarmupUntilCallback has no effect because the scheduler does not use it"),
     ],
 )
-def test_warmup_until_raises_before_the_first_update(tmp_path, build, sentence):
-    trainer = build(tmp_path)
-    with pytest.raises(ValueError, match=sentence) as caught:
+def test_warmup_until_raises_before_the_first_update(tmp_path, metric, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(tmp_path, WarmupUntilCallback(metric, 0.8, max_steps=3), **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"warmup_steps": 3}, {"warmup_type": "untuned_linear", "optim": "adamw"}])
+def test_warmup_until_beside_another_warmup_raises(tmp_path, kwargs):
+    trainer, _ = scripted(tmp_path, WarmupUntilCallback("loss", 0.8, max_steps=3), **kwargs)
+    with pytest.raises(ValueError, match="lr_scheduler is a WarmupLR that warms up already"):
         train(trainer)
-    assert "\n" not in str(caught.value)
-    assert trainer.state.global_step == 0
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "sentence"),
+    ("kwargs", "message"),
     [
         ({"max_steps": 0}, "max_steps=0: expected an integer"),
         ({"max_steps": 3, "factor": 2.0}, "factor=2.0: expected"),
         ({"max_steps": 3, "threshold": float("nan")}, "threshold=nan: expected"),
     ],
 )
-def test_warmup_until_out_of_range_raises(kwargs, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_warmup_until_out_of_range_raises(kwargs, message):
+    with pytest.raises(ValueError, match=message):
         WarmupUntilCallback("loss", **{"threshold": 0.8, **kwargs})

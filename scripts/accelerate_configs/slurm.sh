@@ -1,10 +1,10 @@
 #!/bin/bash
-# Many machines under SLURM: one launcher a machine, one process a GPU. A requeued job goes on where it stopped.
+# Many machines under SLURM, with one launcher per machine and one process per GPU. A requeued job resumes its run.
 #
 #     sbatch --nodes 4 scripts/accelerate_configs/slurm.sh scripts/finetune_bert_no_trainer.py --output_dir ... ...
 #
-# --output_dir has to be on a disk that all machines share. `srun python script.py` without a launcher would start
-# unrelated runs, and is refused.
+# --output_dir must be on a disk that all machines share. `srun python script.py` without a launcher would start unrelated
+# runs; the scripts detect this and exit with an error.
 #SBATCH --job-name=hf_warmup
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,7 +17,7 @@ GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
 MAIN_PROCESS_IP="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MAIN_PROCESS_IP GPUS_PER_NODE
 
-# shellcheck disable=SC2016  # $SLURM_NODEID is each machine's own
+# shellcheck disable=SC2016  # $SLURM_NODEID is expanded on each machine
 srun --kill-on-bad-exit=1 bash -c '
     exec accelerate launch \
         --multi_gpu --mixed_precision bf16 --dynamo_backend no --rdzv_backend static \

@@ -1,6 +1,6 @@
-"""Classification metrics as `evaluate.Metric` classes: computed by scikit-learn, nothing to download.
+"""Classification metrics as importable `evaluate.Metric` classes, computed by scikit-learn.
 
-`evaluate.load("accuracy")` asks the hub for a script; these are the same metrics, importable.
+`evaluate.load("accuracy")` downloads a script from the Hub; these classes work offline.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import EvalPrediction
 
 
 class _SklearnMetric(evaluate.Metric, ABC):
-    """A metric of class labels, or of the positive class's scores, by name."""
+    """Base class of metrics of class ids, or of scores of the positive class."""
 
     key: str
     of_scores = False
@@ -35,11 +35,11 @@ class _SklearnMetric(evaluate.Metric, ABC):
 
     @abstractmethod
     def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        """The metric's value."""
+        """Return the value of the metric."""
 
 
 class Accuracy(_SklearnMetric):
-    """Share of right labels, in [0, 1].
+    """Accuracy: the share of correct labels, in [0, 1].
 
     Example:
 
@@ -59,10 +59,10 @@ class Accuracy(_SklearnMetric):
 
 
 class F1(_SklearnMetric):
-    """F1 of class 1 for two classes, the unweighted mean over the classes for more; in [0, 1].
+    """F1 of class 1 for two classes, or the unweighted mean over classes for more, in [0, 1].
 
     Args:
-        num_classes (`int`, *optional*): By default the largest label that is seen, plus 1.
+        num_classes (`int`, *optional*): Number of classes; by default the largest label plus 1.
 
     Example:
 
@@ -87,7 +87,7 @@ class F1(_SklearnMetric):
 
 
 class Matthews(_SklearnMetric):
-    """Matthews' correlation, in [-1, 1]; 0 for a classifier that always says the same.
+    """Matthews correlation, in [-1, 1]; 0 for a classifier that always predicts the same class.
 
     Example:
 
@@ -107,9 +107,9 @@ class Matthews(_SklearnMetric):
 
 
 class RocAuc(_SklearnMetric):
-    """Area under the ROC curve for two classes; `predictions` are scores of class 1.
+    """Area under the ROC curve for two classes, in [0, 1]; `predictions` are scores of class 1.
 
-    In [0, 1], 0.5 by chance; undefined, NaN, where only one class occurs.
+    It is 0.5 for random scores, and NaN if only one class occurs.
 
     Example:
 
@@ -130,7 +130,12 @@ class RocAuc(_SklearnMetric):
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """All that apply, from logits of shape `(examples, classes)` and labels of shape `(examples,)`.
+    """Return all metrics that apply to the number of classes.
+
+    Args:
+        logits (`np.ndarray`): Shape `(examples, classes)`.
+        labels (`np.ndarray`): Class ids, shape `(examples,)`.
+
 
     Example:
 
@@ -151,5 +156,5 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """[`classification_metrics`] as the Trainer asks for it: `WarmupTrainer(..., compute_metrics=compute_metrics)`."""
+    """Return [`classification_metrics`] for the `compute_metrics` argument of a Trainer."""
     return classification_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))

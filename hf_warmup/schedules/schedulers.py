@@ -184,7 +184,7 @@ def _group_schedules(
     """
     num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
     _warn_of_unused_length(name, warmup_type, num_warmup_steps, optimizer)
-    if warmup_type is None and _hand_warmup_over(optimizer, num_warmup_steps):
+    if warmup_type in (None, "none") and _hand_warmup_over(optimizer, num_warmup_steps):
         warmup_type = "none"
     row, warmup = find_schedule(name), find_warmup(name, warmup_type)
     of_transformers = isinstance(row, TransformersSchedule)

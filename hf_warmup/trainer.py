@@ -447,6 +447,8 @@ class WarmupTrainerMixin(_TrainerBase):
 
     def _clip_recorded(self, model: nn.Module, max_norm: float) -> Tensor | None:
         recorder = self.gradient_norm_recorder
+        if type(self).training_step is not WarmupTrainerMixin.training_step:
+            return None  # a subclass may change the gradients after they have been recorded
         return recorder and recorder.clip_recorded_(model.parameters(), max_norm, self.accelerator)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -151,6 +151,26 @@ def test_layer_names_do_not_contain_the_prefixes_of_wrappers(prefix, cls):
     assert list(layer_names(wrapped).values()) == list(layer_names(names).values())
 
 
+@pytest.mark.parametrize(
+    ("cls", "config", "targets"),
+    [
+        (BertForSequenceClassification, BertConfig(**TINY), ["query"]),
+        (LlamaForCausalLM, LlamaConfig(**TINY), ["q_proj"]),
+    ],
+    ids=["BERT", "Llama"],
+)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft uses the former name
+def test_layer_names_of_lora_are_those_of_the_model(cls, config, targets):
+    peft = pytest.importorskip("peft")
+    model = cls(config)
+    layers = list(dict.fromkeys(layer_names(name for name, _ in model.named_parameters()).values()))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, modules_to_save=["classifier"]))
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    by_name = layer_names(name for name, _ in adapted.named_parameters())
+    assert list(dict.fromkeys(by_name.values())) == layers
+    assert {by_name[name] for name in trained} >= {layer for layer in layers if layer[-1].isdigit()}
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
 @pytest.mark.parametrize("group_by", ["module", "parameter"])
 def test_group_names_do_not_contain_the_prefixes_of_wrappers(prefix, group_by):

@@ -10,7 +10,7 @@ from accelerate import Accelerator, DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
-from hf_warmup import GradientNormRecorder, WarmupTrainer, record_gradient_norms
+from hf_warmup import GradientNormRecorder, WarmupTrainer, WarmupTrainingArguments, record_gradient_norms
 
 from .testing_utils import arguments, column, examples, tiny_bert, train
 
@@ -49,6 +49,27 @@ def test_recording_trainer_equals_the_plain_trainer_bit_for_bit_in_as_many_passe
     if hasattr(Trainer, "_clip_grad_norm"):
         few = 8 * len(plain)  # the total is the norm of the tensors' norms
         assert plain_reads <= reads <= plain_reads + few
+
+
+class ScalesGradients:
+    """Changes the gradients after `training_step` in a way that torch does not notice."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.grad.data.mul_(3.0)
+        return loss
+
+
+def test_recording_trainer_equals_the_plain_trainer_if_a_subclass_changes_the_gradients(tmp_path):
+    classes = [type("Scaled", (ScalesGradients, base), {}) for base in (Trainer, WarmupTrainer)]
+    plain, ours = (
+        trained(cls, arguments(tmp_path / name, args, optim="adamw_torch", max_steps=2))
+        for cls, name, args in zip(classes, "ab", (TrainingArguments, WarmupTrainingArguments), strict=True)
+    )
+    assert ours[1] == plain[1]
+    assert all(torch.equal(ours[0][name], plain[0][name]) for name in plain[0])
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -201,10 +201,10 @@ class GradientNormRecorder:
         """Fetch what was recorded since the last flush (in one copy), append it to the file, and return the rows."""
         self._written_at = time.monotonic()
         rows = _fetch(self._pending)
-        self._pending.clear()
         if rows and self.path is not None:
             with self._going_on_without_the_file():
                 append_rows(self.path, rows)
+        self._pending.clear()  # only now: rows that a full disk refused are written by the next flush
         self.nonfinite_updates += sum("nonfinite" in row for row in rows)
         for row in rows:
             self.latest = self.latest | row if self.latest.get("step") == row["step"] else row

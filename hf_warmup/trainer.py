@@ -254,13 +254,15 @@ class _RunFolderCallback(TrainerCallback):
         if state.global_step:
             check_updates_left(state.global_step, state.max_steps)
         self.trainer._honor_item_count()  # `model_init` has made a new model
-        if self.trainer.gradient_norm_recorder is not None:
-            # A resumed run records the updates after the checkpoint again.
-            self.trainer.gradient_norm_recorder.resume(state.global_step)
+        folder = self.trainer._run_folder()
+        if (recorder := self.trainer.gradient_norm_recorder) is not None:
+            if recorder.path is not None:
+                recorder.path = folder / GRADIENT_NORMS_FILE
+            recorder.resume(state.global_step)  # a resumed run records the updates after the checkpoint again
         if state.is_world_process_zero:
             config = getattr(model, "config", None)
             write_run_settings(
-                args.output_dir,
+                folder,
                 args.to_dict(),
                 config.to_dict() if isinstance(config, PretrainedConfig) else {},
                 state.max_steps,
@@ -354,6 +356,10 @@ class WarmupTrainerMixin(_TrainerBase):
             self.add_callback(self.guard)
         self._honor_item_count()
 
+    def _run_folder(self) -> Path:
+        """Return the folder of the run: that of the trial in a search. transformers has no public name for it."""
+        return Path(self._get_output_dir(self._trial) if self.hp_search_backend else self.args.output_dir)
+
     def _honor_item_count(self) -> None:
         computes_own_loss = type(self).compute_loss is not Trainer.compute_loss
         if not computes_own_loss and getattr(self, "loss_is_scaled_for_ga", None) is None:
@@ -393,6 +399,7 @@ class WarmupTrainerMixin(_TrainerBase):
         """
         if self._resumed_from:
             keep_finished_warmup(self._resumed_from, self.args, num_training_steps)
+        self.args.num_warmup_steps = self.args.get_warmup_steps(num_training_steps)  # among the settings of trackers
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(self.args, optimizer or self.optimizer, num_training_steps)
             for callback in self.callback_handler.callbacks:
@@ -406,21 +413,37 @@ class WarmupTrainerMixin(_TrainerBase):
         return self.lr_scheduler
 
     def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Search as transformers does; an Optuna trial may choose hf_warmup's names and arguments too."""
+        """Search as transformers does, over the arguments of hf_warmup too.
+
+        Each trial has a run folder of its own. A trial of arguments that exclude each other is pruned.
+        """
 
         def space(trial: Any) -> Any:
             assert hp_space is not None
             params = hp_space(trial)
-            if not isinstance(params, dict) or self.hp_search_backend != "optuna":
-                return params
-            # transformers casts to the type of the old value: it does not know our names and truncates a ratio.
-            ours = {each.name for each in fields(WarmupArgumentsMixin)}
-            for name in ours & params.keys():
-                setattr(self.args, name, params[name])
-            self.args.check_warmup_arguments()
-            return {name: value for name, value in params.items() if name not in ours}
+            return self._take_own_arguments(params) if self.hp_search_backend == "optuna" else params
 
         return super().hyperparameter_search(hp_space and space, *args, **kwargs)
+
+    def _take_own_arguments(self, params: Any) -> Any:
+        """Set the arguments of hf_warmup that a trial chose; return the rest.
+
+        transformers would convert them to the type of the former value, which truncates a share.
+        """
+        if not isinstance(params, dict):
+            return params
+        own = {each.name for each in fields(WarmupArgumentsMixin)} & params.keys()
+        for name in own:
+            setattr(self.args, name, params[name])
+        try:
+            self.args.check_warmup_arguments()
+        except ValueError as error:
+            if self.hp_search_backend != "optuna":
+                raise
+            import optuna
+
+            raise optuna.TrialPruned(str(error)) from None
+        return {name: value for name, value in params.items() if name not in own}
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run a training step and measure the gradient, complete and not yet clipped."""
@@ -493,9 +516,10 @@ class WarmupTrainerMixin(_TrainerBase):
         """Write what the report needs: the recording, the state with its log, and how the run ended."""
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
-        self.save_state()
         if self.is_world_process_zero():
-            write_run_end(self.args.output_dir, self.state.global_step, reason)
+            folder = self._run_folder()
+            self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
+            write_run_end(folder, self.state.global_step, reason)
 
     def _describe_interrupt(self) -> str:
         """Return where training stopped, what can be relied on, and the line that continues."""
@@ -505,6 +529,17 @@ class WarmupTrainerMixin(_TrainerBase):
         if latest is None:
             return f"{stopped} There is no checkpoint to continue from: set `save_steps` to have one next time."
         return f"{stopped} {latest.name} is complete: continue with `trainer.train('auto')`."
+
+    def report(self) -> Any:
+        """Return the report of this run, which a notebook shows: findings, status and a figure.
+
+        See [`hf_warmup.show`].
+        """
+        from .report import show
+
+        if self.gradient_norm_recorder is not None:
+            self.gradient_norm_recorder.flush()
+        return show(self)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card with the settings, the findings and a figure of the gradient norms."""
@@ -527,6 +562,8 @@ class WarmupTrainerMixin(_TrainerBase):
             `OSError`: If the disk is full, with the checkpoint to resume from.
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
+        if isinstance(kwargs.get("trial"), dict):  # of Ray Tune and Weights & Biases
+            kwargs["trial"] = self._take_own_arguments(kwargs["trial"])
         if has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("`train_dataset` has no examples. Training needs at least one.")
         for callback in self.callback_handler.callbacks:

@@ -322,6 +322,11 @@ class WarmupArgumentsMixin(_Base):
             )
         return int(self.warmup_steps)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments, and the resolved length of the warmup once the scheduler has been created."""
+        resolved = getattr(self, "num_warmup_steps", None)
+        return super().to_dict() | ({} if resolved is None else {"num_warmup_steps": resolved})
+
     def set_optimizer(self, name: Any = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
         """Set the optimizer as in transformers, with the names of hf_warmup as well."""
         name = _optimizer_name(name)

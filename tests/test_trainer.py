@@ -1,24 +1,36 @@
-"""The Trainer's doors: the same run through each, stopped and resumed, accumulated, and recorded."""
+"""`WarmupTrainer`: equal to the plain Trainer where it should be, resumed to the same bits, and what it writes."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hf_warmup import (
     AdamWarmup,
-    BertPreLNConfig,
-    BertPreLNForSequenceClassification,
+    WarmupArgumentsMixin,
+    WarmupSeq2SeqTrainer,
+    WarmupSeq2SeqTrainingArguments,
     WarmupTrainer,
     WarmupTrainerMixin,
+    WarmupTrainingArguments,
     create_optimizer_and_scheduler,
     with_warmup,
 )
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
+from hf_warmup.report import read_run
+from hf_warmup.report.run import read_run_settings
 from hf_warmup.schedules import linear_warmup
 
 from .testing_utils import TINY, arguments, column, examples, run, tiny_bert, train
@@ -34,66 +46,176 @@ RECIPES = [
 ]
 
 
-class Mixed(WarmupTrainerMixin, Trainer):
-    pass
+def make(folder, model=None, *, callbacks=None, eval_count=0, **kwargs):
+    """Return a `WarmupTrainer` of the tiny task with the training arguments `kwargs`."""
+    return WarmupTrainer(
+        model=model or tiny_bert(),
+        args=arguments(folder, **kwargs),
+        train_dataset=examples(),
+        eval_dataset=examples(eval_count) if eval_count else None,
+        callbacks=callbacks,
+    )
+
+
+class Call(TrainerCallback):
+    """Call a function at the end of one update."""
+
+    def __init__(self, update, function):
+        self.update, self.function = update, function
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.update:
+            self.function()
+
+
+def fail_with(error):
+    def function():
+        raise error
+
+    return function
+
+
+# Equal to the plain Trainer, and to itself resumed
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe['optim']}-{recipe['lr_scheduler_type']}")
-def test_three_doors_give_the_same_losses_bit_for_bit(tmp_path, recipe):
-    def log(door):
-        model, args = tiny_bert(), arguments(tmp_path / door, gradient_accumulation_steps=2, **recipe)
-        data = {"train_dataset": examples(128), "args": args, "model": model}
-        if door == "optimizers":
-            trainer = Trainer(**data, optimizers=create_optimizer_and_scheduler(model, args, num_training_steps=8))
-        else:
-            trainer = {"trainer": WarmupTrainer, "mixin": Mixed}[door](**data)
-        return train(trainer)
-
-    logs = {door: log(door) for door in ("optimizers", "trainer", "mixin")}
-    for key in ("loss", "learning_rate", "grad_norm"):
-        assert len(set(map(tuple, (column(log, key) for log in logs.values())))) == 1
-    assert len(set(column(logs["trainer"], "loss"))) > 4  # it did train
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe['optim']}-{recipe['lr_scheduler_type']}")
-def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, recipe):
-    kwargs = {"save_strategy": "steps", "save_steps": 3, **recipe}
-    whole = run(tmp_path / "whole", **kwargs)
-    recorded = read_gradient_norms(tmp_path / "whole")
-
-    folder = tmp_path / "whole"  # goes on from the middle, in a new process's objects
-    trainer = WarmupTrainer(model=tiny_bert(seed=9), args=arguments(folder, **kwargs), train_dataset=examples())
-    resumed = train(trainer, resume_from_checkpoint=str(folder / "checkpoint-3"))
-
-    for key in ("loss", "learning_rate", "grad_norm"):
-        assert column(resumed, key) == column(whole, key)
-    assert read_gradient_norms(folder) == recorded
+def test_warmup_trainer_equals_optimizers_argument_and_resumed_run(tmp_path, recipe):
+    kwargs = {"save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2, **recipe}
+    kwargs["per_device_train_batch_size"] = 4
+    log = train(make(tmp_path, **kwargs))
+    recorded = read_gradient_norms(tmp_path)
+    assert len(set(column(log, "loss"))) > 4  # it did train
     assert [record["step"] for record in recorded] == list(range(1, 9))
 
+    model, args = tiny_bert(), arguments(tmp_path / "plain", **kwargs)
+    pair = create_optimizer_and_scheduler(model, args, num_training_steps=8)
+    plain = train(Trainer(model=model, args=args, train_dataset=examples(), optimizers=pair))
+    resumed_trainer = make(tmp_path, tiny_bert(seed=9), **kwargs)
+    resumed = train(resumed_trainer, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for key in ("loss", "learning_rate", "grad_norm"):
+        assert column(plain, key) == column(log, key)
+        assert column(resumed, key) == column(log, key)
+    assert read_gradient_norms(tmp_path) == recorded
 
-@pytest.mark.parametrize("own", [False, True], ids=["stock", "pre_ln"])
-def test_accumulation_changes_neither_loss_nor_norm(tmp_path, own):
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optim": "adamw_torch", "lr_scheduler_type": "linear", "warmup_steps": 3},
+        {"optim": "adafactor", "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
+        {},
+    ],
+    ids=["adamw_torch", "adafactor", "defaults"],
+)
+def test_warmup_trainer_names_of_transformers_equal_trainer(tmp_path, recipe):
+    args = arguments(tmp_path / "plain", TrainingArguments, **recipe)
+    plain = train(Trainer(model=tiny_bert(), args=args, train_dataset=examples()))
+    log = run(tmp_path / "ours", **recipe)
+    for key in ("loss", "learning_rate", "grad_norm"):
+        assert column(log, key) == column(plain, key)
+
+
+def test_warmup_trainer_second_train_starts_a_new_schedule_and_moves_the_former_run_aside(tmp_path, caplog):
+    trainer = make(tmp_path, warmup_steps=3)
+    first, first_id = column(train(trainer), "learning_rate"), read_run_settings(tmp_path)["run_id"]
+    assert column(train(trainer), "learning_rate") == first
+    assert "The files of the former run in" in caplog.text
+    assert read_run_settings(tmp_path / "former_run-1")["run_id"] == first_id != read_run_settings(tmp_path)["run_id"]
+    assert len(read_gradient_norms(tmp_path)) == len(read_gradient_norms(tmp_path / "former_run-1")) == 8
+
+
+def test_warmup_trainer_checkpoint_of_adamw_continues_with_adam_warmup(tmp_path):
+    kwargs = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 3}
+    train(make(tmp_path, optim="adamw", **kwargs))
+    resumed = make(tmp_path, optim="adam_warmup", warmup_steps=6, **kwargs)
+    log = train(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    rates = column(log[3:], "effective_learning_rate")
+    assert rates == pytest.approx([1e-2 * 4 / 6, 1e-2 * 5 / 6, 1e-2, 1e-2, 1e-2])
+
+
+# Learning rates
+
+
+def test_adam_warmup_equals_adamw_with_linear_warmup(tmp_path):
+    by_schedule = run(tmp_path / "a", optim="adamw", lr_scheduler_type="linear", warmup_type="linear", warmup_steps=0.5)
+    by_itself = run(tmp_path / "b", optim="adam_warmup", lr_scheduler_type="linear", warmup_steps=0.5)
+    assert column(by_itself, "loss") == pytest.approx(column(by_schedule, "loss"), rel=1e-6)
+    rates = column(by_schedule, "learning_rate")
+    assert column(by_itself, "effective_learning_rate") == pytest.approx(rates, rel=1e-12)
+    assert column(by_itself, "scheduled_lr") == column(by_itself, "effective_learning_rate")
+    expected = [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]  # 4 updates up, then transformers' linear decay
+    assert rates == pytest.approx([1e-2 * factor for factor in expected])
+
+
+def test_warmup_trainer_optimizer_passed_in_decides_who_warms_up(tmp_path):
+    def log(optimizer, **kwargs):
+        model = tiny_bert()
+        args = arguments(tmp_path, warmup_steps=4, lr_scheduler_type="constant_with_warmup", **kwargs)
+        pair = (optimizer(model.parameters(), lr=1e-2), None)
+        return train(WarmupTrainer(model=model, args=args, train_dataset=examples(), optimizers=pair))
+
+    # An AdamW in spite of the name: the schedule warms up, from 0 as in transformers.
+    by_schedule = column(log(torch.optim.AdamW, optim="adam_warmup"), "learning_rate")
+    assert by_schedule == pytest.approx([0.0, 2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2])
+    # An AdamWarmup in spite of the name: the optimizer warms up, and the schedule does not.
+    by_itself = column(log(AdamWarmup), "effective_learning_rate")
+    assert by_itself == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
+    with pytest.raises(ValueError, match=r"num_warmup_steps=4 with an optimizer that has warmup_steps=6"):
+        log(partial(AdamWarmup, warmup_steps=6))
+
+
+def test_warmup_trainer_plateau_after_warmup_follows_the_evaluations(tmp_path):
+    trainer = make(
+        tmp_path, eval_count=8, lr_scheduler_type="reduce_lr_on_plateau", warmup_type="constant", warmup_steps=3,
+        lr_scheduler_kwargs={"patience": 0, "factor": 0.5, "threshold": 10.0, "warmup_factor": 0.2},
+        eval_strategy="steps", eval_steps=2,
+    )  # fmt: skip
+    rates = column(train(trainer), "learning_rate")
+    # No loss is below -9 times the best one: every evaluation halves the rate, after updates 2, 4 and 6.
+    assert rates == pytest.approx([2e-3, 2e-3, 1e-3, 5e-3, 2.5e-3, 2.5e-3, 1.25e-3, 1.25e-3])
+
+
+def test_warmup_trainer_effective_learning_rate_is_of_a_group_with_parameters(tmp_path):
+    model = tiny_bert()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith("bias"))  # the Trainer's first group, with decay, is empty
+    log = run(tmp_path, model, optim="gi_adam", lr_scheduler_type="constant")
+    assert column(log, "effective_learning_rate") == [1e-2] * 8
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_warmup_trainer_warmup_without_effect_warns(tmp_path, caplog, wrapped):
+    model = tiny_bert()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    if wrapped:
+        scheduler = with_warmup(scheduler, partial(linear_warmup, num_warmup_steps=4))
+    args = arguments(tmp_path, warmup_type="cosine", warmup_steps=0.5)
+    WarmupTrainer(model=model, args=args, train_dataset=examples(), optimizers=(optimizer, scheduler))
+    sentence = "warmup_type='cosine', warmup_steps=0.5 is ignored because a StepLR was passed via `optimizers=`."
+    assert (sentence in caplog.text) is not wrapped
+
+
+# The recording
+
+
+def test_warmup_trainer_accumulation_changes_neither_losses_nor_recorded_norms(tmp_path):
     def log(steps):
-        torch.manual_seed(0)
-        model = BertPreLNForSequenceClassification(BertPreLNConfig(**TINY)) if own else tiny_bert()
-        folder = tmp_path / str(steps)
-        kwargs = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": 16 // steps}
-        losses = column(run(folder, model, optim="radam", max_steps=4, max_grad_norm=0.0, **kwargs), "loss")
-        return torch.tensor(losses), torch.tensor([list(record.values()) for record in read_gradient_norms(folder)])
+        kwargs = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": 16 // steps, "max_steps": 4}
+        losses = column(run(tmp_path, optim="radam", max_grad_norm=0.0, **kwargs), "loss")
+        return torch.tensor(losses), torch.tensor(
+            [list(record.values())[:6] for record in read_gradient_norms(tmp_path)]
+        )
 
     losses, norms = log(1)
     assert losses[0] == pytest.approx(torch.tensor(2.0).log().item(), abs=0.05)  # two classes, not a multiple of it
-    for steps in (2, 4):
-        again, norms_again = log(steps)
-        # fp32: the sums are taken in another order
-        torch.testing.assert_close(again, losses, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(norms_again, norms, rtol=1e-4, atol=1e-6)
+    # fp32: the sums are taken in another order
+    torch.testing.assert_close(log(4), (losses, norms), rtol=1e-4, atol=1e-6)
 
 
-def test_recorded_norms_are_those_before_clipping(tmp_path):
+def test_warmup_trainer_records_norms_before_clipping(tmp_path):
     log = run(tmp_path, gradient_accumulation_steps=4, per_device_train_batch_size=2, max_grad_norm=0.01)
-    records = read_gradient_norms(tmp_path)
-    for entry, record in zip(log, records, strict=True):
+    for entry, record in zip(log, read_gradient_norms(tmp_path), strict=True):
         groups = {key: value for key, value in record.items() if key.startswith("grad_norm/")}
         layers = ("embeddings", "encoder.layer.0", "encoder.layer.1", "pooler", "classifier")
         assert list(groups) == [f"grad_norm/{layer}" for layer in layers]
@@ -104,7 +226,7 @@ def test_recorded_norms_are_those_before_clipping(tmp_path):
         assert {key: entry[key] for key in groups} == groups
 
 
-def test_every_nth_update_is_recorded_or_none(tmp_path):
+def test_warmup_trainer_grad_norm_steps_records_every_third_update_or_none(tmp_path):
     run(tmp_path / "a", grad_norm_steps=3, grad_norm_group_by="module")
     records = read_gradient_norms(tmp_path / "a")
     assert [record["step"] for record in records] == [1, 4, 7]
@@ -114,31 +236,24 @@ def test_every_nth_update_is_recorded_or_none(tmp_path):
     assert not any(key.startswith("grad_norm/") for key in log[0])
 
 
-def test_norms_are_divided_by_the_loss_scale(tmp_path):
-    def norms(folder, scale):
-        trainer = WarmupTrainer(model=tiny_bert(), args=arguments(folder, max_grad_norm=0.0), train_dataset=examples())
-        if scale:  # fp16 is silently off on a CPU; the scaler alone is what matters here
+def test_warmup_trainer_recorded_norms_are_divided_by_the_loss_scale(tmp_path):
+    def first_norm(folder, scale):
+        trainer = make(folder, max_grad_norm=0.0, max_steps=1)
+        if scale:  # fp16 has no effect on a CPU; only the scaler matters here
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         train(trainer)
-        return torch.tensor([record["grad_norm"] for record in read_gradient_norms(folder)])
+        return read_gradient_norms(folder)[0]["grad_norm"]
 
-    torch.testing.assert_close(norms(tmp_path / "b", 1024.0)[0], norms(tmp_path / "a", None)[0])
+    assert first_norm(tmp_path / "b", 1024.0) == pytest.approx(first_norm(tmp_path / "a", None), rel=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_is_counted_and_named(tmp_path):
+def test_warmup_trainer_gradient_that_is_not_finite_is_counted_and_named(tmp_path):
     model = tiny_bert()
-    trainer = WarmupTrainer(model=model, args=arguments(tmp_path, max_grad_norm=0.0), train_dataset=examples())
 
-    class Spoil(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            factor = float("inf") if state.global_step == 7 else 1.0
-            self.handle = model.bert.pooler.dense.bias.register_hook(lambda gradient: gradient * factor)
+    def spoil():
+        model.bert.pooler.dense.bias.register_hook(lambda gradient: gradient * float("inf"))
 
-        def on_step_end(self, args, state, control, **kwargs):
-            self.handle.remove()
-
-    trainer.add_callback(Spoil())
-    log = train(trainer)
+    log = train(make(tmp_path, model, max_grad_norm=0.0, guard="off", callbacks=[Call(7, spoil)]))
     last = read_gradient_norms(tmp_path)[-1]
     assert last["nonfinite"] == ["pooler"]
     assert last["grad_norm/pooler"] is None
@@ -148,114 +263,7 @@ def test_a_gradient_that_is_not_finite_is_counted_and_named(tmp_path):
     json.loads((tmp_path / GRADIENT_NORMS_FILE).read_text().splitlines()[-1], parse_constant=pytest.fail)  # strict JSON
 
 
-def test_adam_warmup_warms_up_once(tmp_path):
-    by_schedule = run(tmp_path / "a", optim="adamw", lr_scheduler_type="linear", warmup_type="linear", warmup_steps=0.5)
-    by_itself = run(tmp_path / "b", optim="adam_warmup", lr_scheduler_type="linear", warmup_steps=0.5)
-    assert column(by_itself, "loss") == pytest.approx(column(by_schedule, "loss"), rel=1e-6)
-    assert column(by_itself, "scheduled_lr") == pytest.approx(column(by_schedule, "learning_rate"), rel=1e-12)
-    expected = [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]  # 4 updates up, then transformers' linear decay
-    assert column(by_schedule, "learning_rate") == pytest.approx([1e-2 * factor for factor in expected])
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        {"optim": "adamw_torch", "lr_scheduler_type": "linear", "warmup_steps": 3},
-        {"optim": "sgd", "lr_scheduler_type": "cosine"},
-        {"optim": "adafactor", "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
-        {},
-    ],
-)
-def test_names_of_transformers_behave_as_without_us(tmp_path, recipe):
-    theirs = arguments(tmp_path / "a", TrainingArguments, **recipe)
-    log = train(Trainer(model=tiny_bert(), args=theirs, train_dataset=examples()))
-    ours = run(tmp_path / "b", **recipe)
-    for key in ("loss", "learning_rate", "grad_norm"):
-        assert column(ours, key) == column(log, key)
-
-
-def test_an_option_that_older_hosts_drop_is_used(tmp_path):
-    by_option = run(tmp_path / "a", optim="sgd", optim_args="momentum=0.9")
-    assert column(by_option, "loss") == column(run(tmp_path / "b", optim="sgdm"), "loss")
-    assert column(by_option, "loss") != column(run(tmp_path / "c", optim="sgd"), "loss")
-
-
-def test_plateau_behind_a_warmup(tmp_path):
-    args = arguments(
-        tmp_path,
-        lr_scheduler_type="reduce_lr_on_plateau",
-        lr_scheduler_kwargs={"patience": 0, "factor": 0.5, "threshold": 10.0},  # nothing is ever good enough
-        warmup_type="linear",
-        warmup_steps=4,
-        eval_strategy="steps",
-        eval_steps=2,
-    )
-    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), eval_dataset=examples(8))
-    rates = column(train(trainer), "learning_rate")
-    # No loss is below -9 times the best one: every evaluation halves, and they follow updates 2, 4 and 6.
-    factors = [0.25, 0.5, 0.75 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8]
-    assert rates == pytest.approx([1e-2 * factor for factor in factors])
-
-
-def test_keywords_reach_the_warmup_and_the_plateau(tmp_path):
-    kwargs = {"patience": 0, "factor": 0.5, "threshold": 10.0, "warmup_factor": 0.2}
-    args = arguments(
-        tmp_path, lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs=kwargs, warmup_type="constant",
-        warmup_steps=3, eval_strategy="steps", eval_steps=5,
-    )  # fmt: skip
-    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), eval_dataset=examples(8))
-    rates = column(train(trainer), "learning_rate")
-    assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 1e-2, 1e-2, 5e-3, 5e-3, 5e-3])
-
-
-def test_an_untuned_warmup_of_an_optimizer_without_beta2(tmp_path):
-    recipe = {"optim": "sgd", "lr_scheduler_type": "noam", "warmup_type": "untuned_linear"}
-    with pytest.raises(ValueError, match=r"follows from beta2, which .* does not have"):
-        run(tmp_path / "a", **recipe)
-    log = run(tmp_path / "b", lr_scheduler_kwargs={"beta2": 0.5}, warmup_steps=8, **recipe)
-    assert column(log, "learning_rate")[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])  # 2 / (1 - 0.5)
-
-
-def test_names_set_after_construction_are_names(tmp_path):
-    args = arguments(tmp_path)
-    args.optim, args.lr_scheduler_type = "radam", "cosine"
-    log = train(WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples()))
-    assert "scheduled_lr" in log[0]
-    with pytest.raises(ValueError, match="optim='radamm' is unknown"):
-        args.optim = "radamm"
-
-
-def test_the_warmup_goes_where_the_optimizer_is(tmp_path):
-    def log(optimizer, **kwargs):
-        model = tiny_bert()
-        args = arguments(tmp_path, warmup_steps=4, lr_scheduler_type="constant_with_warmup", **kwargs)
-        pair = (optimizer(model.parameters(), lr=1e-2), None)
-        return train(WarmupTrainer(model=model, args=args, train_dataset=examples(), optimizers=pair))
-
-    # An AdamW in spite of the name: the schedule warms up. An AdamWarmup in spite of the name: it does, once.
-    by_schedule = column(log(torch.optim.AdamW, optim="adam_warmup"), "learning_rate")
-    assert by_schedule == pytest.approx([0.0, 2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2])
-    by_itself = column(log(AdamWarmup), "scheduled_lr")
-    assert by_itself == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
-    with pytest.raises(
-        ValueError, match=r"num_warmup_steps=4 with an optimizer that has warmup_steps=6 \(AdamWarmup\)"
-    ):
-        log(partial(AdamWarmup, warmup_steps=6))
-
-
-def test_a_checkpoint_of_adamw_goes_on_with_a_warmup(tmp_path):
-    def rates(optim, resume=None):
-        args = arguments(tmp_path, optim=optim, lr_scheduler_type="constant", save_strategy="steps", save_steps=3)
-        args.warmup_steps = 6 if optim == "adam_warmup" else 0
-        trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples())
-        return train(trainer, resume_from_checkpoint=resume)
-
-    rates("adamw")
-    resumed = rates("adam_warmup", str(tmp_path / "checkpoint-3"))
-    assert column(resumed[3:], "scheduled_lr") == pytest.approx([1e-2 * 4 / 6, 1e-2 * 5 / 6, 1e-2, 1e-2, 1e-2])
-
-
-def test_the_recording_follows_parameters_that_freeze_thaw_and_join(tmp_path):
+def test_warmup_trainer_recording_follows_parameters_that_freeze_thaw_and_join(tmp_path):
     class Change(TrainerCallback):
         def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
             embeddings = model.bert.embeddings.word_embeddings.weight
@@ -265,13 +273,7 @@ def test_the_recording_follows_parameters_that_freeze_thaw_and_join(tmp_path):
                 model.classifier = torch.nn.Linear(TINY["hidden_size"], 2)
                 optimizer.param_groups[0]["params"].extend(model.classifier.parameters())
 
-    trainer = WarmupTrainer(
-        model=tiny_bert(),
-        args=arguments(tmp_path, optim="radam", grad_norm_group_by="parameter"),
-        train_dataset=examples(),
-        callbacks=[Change()],
-    )
-    log = train(trainer)
+    log = train(make(tmp_path, optim="radam", grad_norm_group_by="parameter", callbacks=[Change()]))
     records = read_gradient_norms(tmp_path)
     # The Trainer's own norm is of all parameters that have a gradient, as they are in this update.
     assert column(records, "grad_norm") == pytest.approx(column(log, "grad_norm"), rel=1e-5)
@@ -279,102 +281,172 @@ def test_the_recording_follows_parameters_that_freeze_thaw_and_join(tmp_path):
     assert [embeddings in record for record in records] == [True, True, False, False, True, True, True, True]
 
 
-def test_a_crash_keeps_the_recording(tmp_path):
-    class Crash(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 5:
-                raise RuntimeError("out of luck")
+# The run folder
 
-    args = arguments(tmp_path, logging_steps=500)
-    trainer = WarmupTrainer(model=tiny_bert(), args=args, train_dataset=examples(), callbacks=[Crash()])
+
+def test_warmup_trainer_crash_keeps_the_recording(tmp_path):
+    trainer = make(tmp_path, logging_steps=500, callbacks=[Call(5, fail_with(RuntimeError("out of luck")))])
     with pytest.raises(RuntimeError, match="out of luck"):
         train(trainer)
     assert [record["step"] for record in read_gradient_norms(tmp_path)] == [1, 2, 3, 4, 5]
+    assert read_run(tmp_path).end == "unfinished"
 
 
-def test_scheduled_lr_is_of_a_group_with_parameters(tmp_path):
-    model = tiny_bert()
-    for name, p in model.named_parameters():
-        p.requires_grad_(name.endswith("bias"))  # the Trainer's first group, with decay, is empty
-    assert column(run(tmp_path, model, optim="gi_adam", lr_scheduler_type="constant"), "scheduled_lr") == [1e-2] * 8
+@pytest.mark.parametrize("save_steps", [2, 500])
+def test_warmup_trainer_interrupt_writes_state_and_says_how_to_continue(tmp_path, save_steps):
+    kwargs = {"save_strategy": "steps", "save_steps": save_steps}
+    trainer = make(tmp_path, callbacks=[Call(5, fail_with(KeyboardInterrupt))], **kwargs)
+    hint = {2: r"checkpoint-4 is complete: continue with `trainer\.train\('auto'\)`\.", 500: "There is no checkpoint"}
+    with pytest.raises(KeyboardInterrupt, match=rf"interrupted at update 5 of 8\. {hint[save_steps]}"):
+        train(trainer)
+    interrupted = read_run(tmp_path)
+    assert (interrupted.end, interrupted.updates, len(interrupted.log_history)) == ("interrupted", 5, 4)
 
 
-def test_an_optimizer_that_builds_its_own_groups_is_refused_at_the_first_door(tmp_path, monkeypatch):
-    args = arguments(tmp_path, optim="adamw_torch")
-    own = staticmethod(lambda args, model=None: (torch.optim.AdamW, {"params": []}))
-    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", own)
-    with pytest.raises(ValueError, match=r"optim='adamw_torch' builds its own parameter groups\. Use `WarmupTrainer`"):
-        create_optimizer_and_scheduler(tiny_bert(), args, num_training_steps=8)
+def test_warmup_trainer_run_stopped_by_a_callback_is_reported_as_stopped_early(tmp_path):
+    kwargs = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "learning_rate": 0.0,
+    }
+    stopping = EarlyStoppingCallback(early_stopping_patience=1)
+    train(make(tmp_path, eval_count=8, callbacks=[stopping], load_best_model_at_end=True, **kwargs))
+    stopped = read_run(tmp_path)
+    assert (stopped.end, stopped.updates) == ("stopped early", 2)
+    assert len(stopped.log_history) == 5  # two losses, two evaluations, and the closing entry
 
 
-def test_a_second_train_starts_a_new_schedule(tmp_path):
-    trainer = WarmupTrainer(model=tiny_bert(), args=arguments(tmp_path, warmup_steps=3), train_dataset=examples())
-    first = column(train(trainer), "learning_rate")
-    trainer.state.log_history.clear()
-    assert column(train(trainer), "learning_rate") == first
+def test_warmup_trainer_prints_no_layer_norms_and_logs_them(tmp_path, capsys):
+    trainer = make(tmp_path, max_steps=1)
+    trainer.add_callback(ProgressCallback)
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "'loss'" in printed
+    assert "grad_norm/" not in printed
+    assert "grad_norm/pooler" in trainer.state.log_history[0]
 
 
-def test_model_init_and_model_card(tmp_path):
-    args = arguments(tmp_path, optim="radam", lr_scheduler_type="noam", warmup_steps=3)
+def test_warmup_trainer_tracker_settings_hold_the_resolved_warmup_length(tmp_path):
+    seen = {}
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.update(args.to_sanitized_dict())
+
+    train(make(tmp_path, max_steps=8, warmup_steps=0.3, callbacks=[Tracker()]))
+    assert seen["num_warmup_steps"] == 3  # 0.3 of 8 updates, rounded up
+
+
+def test_warmup_trainer_create_model_card_describes_a_run_with_model_init(tmp_path):
+    recipe = {"optim": "radam", "lr_scheduler_type": "noam", "warmup_steps": 3}
+    args = arguments(tmp_path, **recipe)
     trainer = WarmupTrainer(model_init=lambda: tiny_bert(), args=args, train_dataset=examples())
-    same = run(tmp_path / "b", optim="radam", lr_scheduler_type="noam", warmup_steps=3)
-    assert column(train(trainer), "loss") == column(same, "loss")
+    assert column(train(trainer), "loss") == column(run(tmp_path / "b", **recipe), "loss")
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "radam" in card
-    assert "lr_scheduler_type: noam" in card
+    assert "noam" in card
 
 
-def test_wrong_arguments_are_refused_before_training(tmp_path):
+# What the constructor accepts
+
+
+class Host(Trainer):
+    """A Trainer whose second parameter is not `args`, and whose optimizer has parameter groups of its own."""
+
+    def __init__(self, model, reward_funcs, args=None, train_dataset=None):
+        self.reward_funcs = reward_funcs
+        super().__init__(model, args, train_dataset=train_dataset)
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
+        return cls, kwargs | {"optimizer_dict": [{"params": list(self.model.parameters()), "lr": 0.5}]}
+
+
+class WarmupHost(WarmupTrainerMixin, Host):
+    pass
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "radam"])
+def test_warmup_trainer_mixin_keeps_parameters_and_groups_of_the_other_trainer(tmp_path, optim):
+    name = {"adamw_torch": "AdamW", "radam": "RAdam"}[optim]
+    args = arguments(tmp_path, optim=optim)
+    by_name = WarmupHost(model=tiny_bert(), reward_funcs="r", args=args)
+    by_position = WarmupHost(tiny_bert(), "r", args, examples())
+    for trainer in (by_name, by_position):
+        assert (trainer.reward_funcs, trainer.args) == ("r", args)
+        (group,) = trainer.create_optimizer().param_groups
+        assert (type(trainer.optimizer).__name__, group["lr"]) == (
+            {"adamw_torch": "AdamW", "radam": "RAdam"}[optim],
+            0.5,
+        )
+
+
+def test_warmup_trainer_mixin_without_args_raises_and_ready_classes_have_a_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"WarmupHost got no training arguments, .* Pass `args=`"):
+        WarmupHost(tiny_bert(), "r")
+    assert type(WarmupTrainer(tiny_bert()).args) is WarmupTrainingArguments
+    seq2seq = WarmupSeq2SeqTrainer(tiny_bert())
+    assert isinstance(seq2seq, Seq2SeqTrainer)
+    assert type(seq2seq.args) is WarmupSeq2SeqTrainingArguments
+
+
+def test_warmup_trainer_arguments_class_without_the_mixin_raises(tmp_path):
     with pytest.raises(ValueError, match="`args` is a TrainingArguments, which has none of hf_warmup's arguments"):
         WarmupTrainer(model=tiny_bert(), args=TrainingArguments(str(tmp_path)), train_dataset=examples())
-    too_long = arguments(tmp_path, max_steps=-1, num_train_epochs=1, warmup_steps=9)
-    with pytest.raises(ValueError, match="warmup_steps=9: expected at most the 8 updates"):
-        WarmupTrainer(model=tiny_bert(), args=too_long, train_dataset=examples()).train()
 
 
-def test_a_noam_peak_that_cannot_be_meant_warns_with_both_numbers(tmp_path):
-    args = arguments(
-        tmp_path, lr_scheduler_type="noam", learning_rate=5e-5, warmup_steps=4000, max_steps=10_000,
-        lr_scheduler_kwargs={"d_model": 768},
-    )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"learning_rate=5e-05 gives Noam a peak of 2.85e-08"):  # (768 * 4000)^-0.5
-        create_optimizer_and_scheduler(tiny_bert(), args, num_training_steps=10_000)
-
-
-def test_fp16_that_a_cpu_would_silently_leave_out_is_refused(tmp_path):
+def test_warmup_trainer_fp16_on_cpu_raises(tmp_path):
     with pytest.raises(ValueError, match="fp16=True has no effect on the CPU"):
-        WarmupTrainer(tiny_bert(), arguments(tmp_path, fp16=True))
+        make(tmp_path, fp16=True)
 
 
-def test_a_run_of_another_length_or_without_examples_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^num_training_steps=12: expected max_steps=8 of args\.$"):
-        create_optimizer_and_scheduler(tiny_bert(), arguments(tmp_path), num_training_steps=12)
+def test_warmup_trainer_fewer_processes_than_launched_warns(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    make(tmp_path)
+    assert "The launcher was asked for 4 processes, but this run sees 1." in caplog.text
+
+
+def test_warmup_trainer_logs_before_training_and_accepts_a_dataset_of_unknown_length(tmp_path):
+    class Unsized(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(examples())
+
+        def __len__(self):
+            raise TypeError("its length is not known")
+
+    trainer = WarmupTrainer(model=tiny_bert(), args=arguments(tmp_path, max_steps=2), train_dataset=Unsized())
+    trainer.log({"loss": 1.0})
+    assert trainer.state.log_history[0]["loss"] == 1.0
+    assert len(train(trainer)) == 2
+
+
+def test_warmup_trainer_run_without_examples_or_shorter_than_its_warmup_raises(tmp_path):
     with pytest.raises(ValueError, match=r"^`train_dataset` has no examples\."):
         WarmupTrainer(model=tiny_bert(), args=arguments(tmp_path), train_dataset=[]).train()
+    with pytest.raises(ValueError, match="warmup_steps=9: expected at most"):
+        make(tmp_path, max_steps=-1, num_train_epochs=1, warmup_steps=9).train()
 
 
-def test_a_warmup_that_optimizers_leave_out_is_said(tmp_path, caplog):
-    recipe = {"warmup_type": "cosine", "warmup_steps": 0.5}
+def test_create_optimizer_and_scheduler_what_it_cannot_do_raises(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"^num_training_steps=12: expected max_steps=8 of args\.$"):
+        create_optimizer_and_scheduler(tiny_bert(), arguments(tmp_path), num_training_steps=12)
+    own = staticmethod(lambda args, model=None: (torch.optim.AdamW, {"params": []}))
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", own)
+    with pytest.raises(ValueError, match=r"optim='adamw_torch' builds its own parameter groups\. Use `WarmupTrainer`"):
+        create_optimizer_and_scheduler(tiny_bert(), arguments(tmp_path, optim="adamw_torch"), num_training_steps=8)
 
-    def make(build, **kwargs):
-        model, args = tiny_bert(), arguments(tmp_path, **kwargs)
-        WarmupTrainer(model=model, args=args, train_dataset=examples(), optimizers=build(model, args))
-        said, _ = caplog.text, caplog.clear()
-        return said
 
-    def step_lr(model, args):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3)
+def test_warmup_trainer_mixin_arguments_of_another_class_train(tmp_path):
+    @dataclass
+    class Arguments(WarmupArgumentsMixin, TrainingArguments):
+        pass
 
-    def behind_a_warmup(model, args):
-        optimizer, scheduler = step_lr(model, args)
-        return optimizer, with_warmup(scheduler, partial(linear_warmup, num_warmup_steps=4))
+    class Ours(WarmupTrainerMixin, Trainer):
+        pass
 
-    def ours(model, args):
-        return create_optimizer_and_scheduler(model, args, 8)
-
-    sentence = "warmup_type='cosine', warmup_steps=0.5 is ignored because a StepLR was passed via `optimizers=`."
-    assert sentence in make(step_lr, **recipe)
-    assert make(step_lr) == make(behind_a_warmup, **recipe) == make(ours, **recipe) == ""
-    assert make(ours, optim="adam_warmup", warmup_steps=4) == ""
+    args = arguments(tmp_path, Arguments, max_steps=2, optim="radam")
+    assert len(train(Ours(model=tiny_bert(), args=args, train_dataset=examples()))) == 2

@@ -17,10 +17,28 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from hf_warmup import WarmupArgumentsMixin, WarmupTrainerMixin
-from hf_warmup.norms import read_gradient_norms
+from hf_warmup import (
+    WarmupArgumentsMixin,
+    WarmupSeq2SeqTrainer,
+    WarmupSeq2SeqTrainingArguments,
+    WarmupTrainer,
+    WarmupTrainerMixin,
+)
+from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
+from hf_warmup.report import read_run
 
-from .testing_utils import TINY, arguments, column, sentences, tiny_config, tiny_gpt2, tiny_tokenizer, train
+from .testing_utils import (
+    TINY,
+    arguments,
+    column,
+    examples,
+    sentences,
+    tiny_bert,
+    tiny_config,
+    tiny_gpt2,
+    tiny_tokenizer,
+    train,
+)
 
 
 TEXTS = ["warm up the rate slowly", "the rate", "slowly warm up", "up the rate"] * 8
@@ -111,6 +129,7 @@ def cross_encoder(folder):
 def classes(name):
     """Return the Trainer and the arguments class `name` of the library that has them."""
     library, trainer, config = {
+        "Seq2Seq": ("transformers", "Seq2SeqTrainer", "Seq2SeqTrainingArguments"),
         "SFT": ("trl", "SFTTrainer", "SFTConfig"),
         "DPO": ("trl", "DPOTrainer", "DPOConfig"),
         "KTO": ("trl", "KTOTrainer", "KTOConfig"),
@@ -130,6 +149,8 @@ def classes(name):
 
 ONLINE = {"max_completion_length": 4, "num_generations": 4}
 HOSTS = {
+    # Without accumulation: BART ignores the count of items, which the mixin corrects.
+    "Seq2Seq": (seq2seq, {"gradient_accumulation_steps": 1}),
     "SFT": (sft, {"max_length": 16}),
     "SFT+LoRA": (sft_with_lora, {"max_length": 16}),
     "DPO": (preferences, {"max_length": 16}),
@@ -156,13 +177,17 @@ def build(name, folder, ours, **kwargs):
             "Arguments", [], bases=(WarmupArgumentsMixin, config), namespace={"__module__": __name__}
         )
         globals()["Arguments"] = config  # checkpoints hold the arguments as a pickle
-    kwargs = {"max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, **own, **kwargs}
+    kwargs = {"max_steps": 4, "per_device_train_batch_size": 4, "bf16": False, **kwargs, **own}
     return host(args=arguments(folder, config, **kwargs), **built)
 
 
-@pytest.mark.slow
+QUICK = ("SFT", "SentenceTransformer+mapping")
+
+
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in HOSTS]
+)
 def test_trainer_of_another_library_equals_its_plain_trainer_and_resumes(tmp_path, name):
     kwargs = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "gradient_accumulation_steps": 2}
     plain, ours = (train(build(name, tmp_path, ours, optim="adamw_torch", **kwargs)) for ours in (False, True))
@@ -180,7 +205,58 @@ def test_trainer_of_another_library_equals_its_plain_trainer_and_resumes(tmp_pat
     assert column(recorded, "grad_norm") == pytest.approx(column(log, "grad_norm"), rel=1e-5)
 
     resumed = build(name, tmp_path / "complete", True, **kwargs)
-    assert column(train(resumed, resume_from_checkpoint=str(tmp_path / "complete" / "checkpoint-2")), "loss") == column(
-        log, "loss"
-    )
+    resumed_log = train(resumed, resume_from_checkpoint=str(tmp_path / "complete" / "checkpoint-2"))
+    assert column(resumed_log, "loss") == column(log, "loss")
     assert read_gradient_norms(tmp_path / "complete") == recorded
+
+
+def test_warmup_seq2seq_trainer_evaluates_by_generating(tmp_path):
+    kwargs = {"optim": "radam", "warmup_steps": 2, "max_steps": 2, "predict_with_generate": True}
+    args = arguments(tmp_path, WarmupSeq2SeqTrainingArguments, **kwargs)
+    trainer = WarmupSeq2SeqTrainer(args=args, **seq2seq(tmp_path))
+    train(trainer)
+    assert [record["step"] for record in read_gradient_norms(tmp_path)] == [1, 2]
+    assert trainer.evaluate(max_length=8)["eval_loss"] > 0
+
+
+@pytest.fixture
+def optuna():
+    optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def test_hyperparameter_search_trials_use_their_arguments_and_record_in_their_folders(tmp_path, optuna):
+    chosen = [
+        {"optim": "radam", "lr_scheduler_type": "noam", "warmup_steps": 3, "warmup_type": "exponential"},
+        {"optim": "adamw_torch", "lr_scheduler_type": "cosine", "warmup_steps": 0.5, "warmup_type": "linear"},
+        {"optim": "radam", "warmup_type": "radam"},  # the optimizer warms up already
+    ]
+    seen = []
+
+    class Trainer(WarmupTrainer):
+        def create_scheduler(self, *args, **kwargs):
+            scheduler = super().create_scheduler(*args, **kwargs)
+            own = getattr(self.optimizer, "optimizer", self.optimizer)  # out of Accelerate's wrapper
+            seen.append((type(own).__name__, scheduler.get_last_lr()[0]))
+            return scheduler
+
+    def hp_space(trial):
+        return {**chosen[trial.suggest_categorical("recipe", [0, 1, 2])], "learning_rate": 2e-3}
+
+    args = arguments(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=4)
+    trainer = Trainer(model_init=lambda: tiny_bert(), args=args, train_dataset=examples(), eval_dataset=examples(8))
+    sampler = optuna.samplers.GridSampler({"recipe": [0, 1, 2]})
+    best = trainer.hyperparameter_search(hp_space, n_trials=3, backend="optuna", sampler=sampler)
+    assert best.hyperparameters["recipe"] in (0, 1)  # the combination that excludes itself is pruned
+    # exponential: 1 - exp(-1 / 3); linear: 1 of the ceil(0.5 * 4) = 2 updates
+    assert dict(seen) == pytest.approx({"RAdam": 2e-3 * 0.28346868942621073, "AdamW": 2e-3 * 0.5})
+    runs = [read_run(folder) for folder in tmp_path.glob("run-*") if (folder / GRADIENT_NORMS_FILE).exists()]
+    assert {str(run.settings["optim"]) for run in runs} == {"radam", "adamw_torch"}
+    assert [(run.updates, run.end) for run in runs] == [(4, "finished")] * 2
+
+
+def test_hyperparameter_search_unknown_name_raises(tmp_path, optuna):
+    trainer = WarmupTrainer(model_init=lambda: tiny_bert(), args=arguments(tmp_path), train_dataset=examples())
+    with pytest.raises(ValueError, match=r"optim='radm' is unknown. Did you mean 'radam'"):
+        trainer.hyperparameter_search(lambda trial: {"optim": "radm"}, n_trials=1, backend="optuna")

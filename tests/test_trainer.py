@@ -371,7 +371,6 @@ class WarmupHost(WarmupTrainerMixin, Host):
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "radam"])
 def test_warmup_trainer_mixin_keeps_parameters_and_groups_of_the_other_trainer(tmp_path, optim):
-    name = {"adamw_torch": "AdamW", "radam": "RAdam"}[optim]
     args = arguments(tmp_path, optim=optim)
     by_name = WarmupHost(model=tiny_bert(), reward_funcs="r", args=args)
     by_position = WarmupHost(tiny_bert(), "r", args, examples())

@@ -1,0 +1,86 @@
+"""Lightning's own loop with an optimizer, a schedule and the recording of hf_warmup."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from hf_warmup import GIAdam, get_scheduler
+from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
+
+from .testing_utils import examples, tiny_bert
+
+
+SCHEDULED = [1e-2 * min(t / 3, (3 / t) ** 0.5) for t in range(1, 7)]  # Noam's curve with peak 1e-2 at update 3
+
+
+@pytest.mark.filterwarnings(r"ignore::Warning:lightning.*")  # its advice, and torch's about it
+class TestLightning:
+    @pytest.fixture(autouse=True)
+    def _lightning(self):
+        self.L = pytest.importorskip("lightning.pytorch", reason="the extra `lightning` is not installed")
+
+    def fit(self, folder, ckpt_path=None, accumulate=1, seed=0):
+        """Train 6 updates in 2 epochs; return their learning rates, norms before clipping, and logged metrics."""
+        from hf_warmup.lightning import GradientNormCallback
+
+        L, lrs, norms = self.L, [], []
+
+        class Module(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.model = tiny_bert(seed)
+
+            def training_step(self, batch, index):
+                return self.model(**batch).loss
+
+            def configure_optimizers(self):
+                optimizer = GIAdam(self.parameters(), lr=1e-2)
+                scheduler = get_scheduler("noam", optimizer, 3)
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+            def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+                # torch's clipping returns the total norm before it, Lightning's does not.
+                norms.append(torch.nn.utils.clip_grad_norm_(self.parameters(), 0.01).item())
+                lrs.append(optimizer.param_groups[0]["lr"])
+
+        monitor = L.callbacks.LearningRateMonitor(logging_interval="step")
+        checkpoints = L.callbacks.ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+        trainer = L.Trainer(
+            max_steps=6,
+            accelerator="cpu",
+            logger=L.loggers.CSVLogger(folder),
+            log_every_n_steps=1,
+            default_root_dir=folder,
+            accumulate_grad_batches=accumulate,
+            callbacks=[monitor, GradientNormCallback(), checkpoints],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader = torch.utils.data.DataLoader(examples(32), batch_size=8 // accumulate)
+        trainer.fit(Module(), loader, ckpt_path=ckpt_path)
+        with open(f"{trainer.logger.log_dir}/metrics.csv", encoding="utf-8") as file:
+            return lrs, norms, list(csv.DictReader(file))
+
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_gradient_norm_callback_logs_learning_rates_and_norms_before_clipping(self, tmp_path, accumulate):
+        lrs, norms, metrics = self.fit(tmp_path, accumulate=accumulate)
+        assert lrs == pytest.approx(SCHEDULED, rel=1e-12)
+        shown = {int(row["step"]): float(row["lr-GIAdam"]) for row in metrics if row["lr-GIAdam"]}
+        assert sorted(set(shown.values())) == sorted(set(lrs))
+        assert min(norms) > 0.02  # clipping was active
+        records = read_gradient_norms(tmp_path)
+        assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-5)
+        key = "grad_norm/encoder.layer.1"
+        assert {float(row[key]) for row in metrics if row[key]} == {record[key] for record in records}
+
+    def test_gradient_norm_callback_resumed_run_equals_run_never_stopped(self, tmp_path):
+        lrs, norms, _ = self.fit(tmp_path)
+        records = (tmp_path / GRADIENT_NORMS_FILE).read_text()
+        again = self.fit(tmp_path, ckpt_path=tmp_path / "step=4.ckpt", seed=9)
+        assert again[:2] == (lrs[4:], norms[4:])
+        assert (tmp_path / GRADIENT_NORMS_FILE).read_text() == records
+        assert json.loads(records.splitlines()[-1])["step"] == 6

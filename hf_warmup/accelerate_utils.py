@@ -81,7 +81,7 @@ class PerUpdateLR(UpdateCounter, LRScheduler):
         """Return the number of updates that the schedule has seen."""
         return self.lr_scheduler.last_epoch
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> list[Any]:
         """Return the learning rate of each parameter group."""
         return self.lr_scheduler.get_last_lr()
 

@@ -236,8 +236,9 @@ def _file_lock(output_dir: Path) -> Iterator[None]:
             yield
         finally:
             (output_dir / LOCK_FILE).unlink(missing_ok=True)
-            with suppress(OSError):  # nothing was written, since the arguments were wrong
-                _ = is_new and output_dir.rmdir()
+            if is_new:
+                with suppress(OSError):  # it holds files
+                    output_dir.rmdir()
 
 
 def decide_once(decide: Callable[[], T]) -> T:

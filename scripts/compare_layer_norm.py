@@ -6,7 +6,8 @@
 
 A configuration (`--arms`) is `norm_placement:optim:warmup_type`. Optimizer and warmup may be import paths, such as
 `post:my_optim:MyAdam:my_curves:quadratic`. If only one of them is, as in `post:adamw:my_curves:quadratic`, the second
-word decides: it is the optimizer if it is the name of one. Put the folder of your modules on `PYTHONPATH`.
+word decides: it is the optimizer if it is the name of one. Modules are imported from
+the current folder and from `PYTHONPATH`.
 
 A small BERT learns to reverse 16 random tokens from a masked-LM loss at every position, with a new batch per update.
 All configurations of a seed have the same batches and the same initial values. The output folder receives the runs,
@@ -132,17 +133,19 @@ def solved(results: Sequence[Result]) -> list[int]:
 
 def summarize(results: Sequence[Result]) -> tuple[str, str]:
     """Return the table of results, and the conclusion in words."""
-    lines = [f"{'configuration':<24}{'solved':>8}{'final loss':>18}{'accuracy':>18}{'updates to loss 0.5':>22}"]
+    groups = by_configuration(results)
+    width = max(24, *(len(name) + 2 for name in groups))
+    lines = [f"{'configuration':<{width}}{'solved':>8}{'final loss':>18}{'accuracy':>18}{'updates to loss 0.5':>22}"]
     conclusions: dict[str, list[str]] = {
         "failed on every seed": [],
         "solved the task on every seed": [],
         "solved the task on some seeds": [],
     }
     none, all_of_them, some = conclusions
-    for name, runs in by_configuration(results).items():
+    for name, runs in groups.items():
         updates = solved(runs)
         lines.append(
-            f"{name:<24}{f'{len(updates)}/{len(runs)}':>8}"
+            f"{name:<{width}}{f'{len(updates)}/{len(runs)}':>8}"
             f"{mean_and_spread([run['final_loss'] for run in runs]):>18}"
             f"{mean_and_spread([run['accuracy'] for run in runs]):>18}"
             f"{mean_and_spread(updates, digits=0) if updates else 'never':>22}"
@@ -210,7 +213,8 @@ def main() -> None:
     print("\n".join(f"  {path}" for path in (*figures, page)))
     if args.card:
         for figure in figures:
-            shutil.copy(figure, DOCS_IMAGES)
+            if (DOCS_IMAGES / figure.name).exists():  # README and docs show it
+                shutil.copy(figure, DOCS_IMAGES)
         print(f"Wrote {publish_card(Path(args.output_dir), 'compare_layer_norm')}")
 
 

@@ -178,7 +178,10 @@ def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run
     updates = sorted({run.updates for run in runs})
     repeated = any(len(values) > 1 for configurations in results.values() for values in configurations.values())
     spread = "Mean ± sample standard deviation over the seeds" if repeated else "One value each"
-    spread += f" {', '.join(map(escape, seeds))}; {' or '.join(map(str, updates))} updates per run." if runs else "."
+    if runs:
+        which = f"{'' if repeated else ', seed'} {', '.join(map(escape, seeds))}"
+        spread += f"{which}; {' or '.join(map(str, updates))} updates per run"
+    spread += "."
     made_with = next((run.made_with for run in runs if run.made_with), NOT_RECORDED) if runs else environment()
     made_with = made_with | ({"commit": experiment.commit} if experiment.commit else {})
     return ModelCard.from_template(

@@ -13,7 +13,7 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     PrinterCallback,
 )
@@ -54,10 +54,10 @@ SMALL = {
 }
 
 
-def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def tiny_config(config: PretrainedConfig) -> PretrainedConfig:
     """Make `config` and the configurations inside it small, without dropout."""
     for name, value in list(vars(config).items()):
-        if isinstance(value, PreTrainedConfig):
+        if isinstance(value, PretrainedConfig):
             tiny_config(value)
         elif name in SMALL and isinstance(value, (int, type(None))):
             setattr(config, name, SMALL[name])

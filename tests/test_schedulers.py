@@ -501,6 +501,42 @@ def test_with_warmup_of_a_plateau_in_warmup_trainer_follows_the_loss_by_default(
     assert scheduler.get_last_lr() == [0.025]  # halved after the second and the third evaluation
 
 
+@pytest.mark.filterwarnings(r"ignore::Warning:lightning.*")
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.parametrize(("mode", "halved"), [("max", 0), ("min", 2)])  # of a metric that rises at each evaluation
+def test_plateau_after_a_warmup_in_lightning_follows_the_monitor(tmp_path, mode, halved):
+    L = pytest.importorskip("lightning.pytorch", reason="the extra `lightning` is not installed")
+    used = []
+
+    class Module(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, index):
+            return self.layer(batch).mean()
+
+        def validation_step(self, batch, index):
+            self.log("metric", float(self.current_epoch))
+
+        def on_before_optimizer_step(self, optimizer):
+            used.append(optimizer.param_groups[0]["lr"])
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            scheduler = with_warmup(plateau(optimizer, mode=mode), RAMP)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "metric"}}
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(
+        max_epochs=4, accelerator="cpu", num_sanity_val_steps=0, enable_model_summary=False, default_root_dir=tmp_path,
+        **quiet,
+    )  # fmt: skip
+    data = torch.utils.data.DataLoader(torch.ones(2, 1))  # 2 updates an epoch
+    trainer.fit(Module(), data, data)
+    assert used == [0.25, 0.5, 0.75, 1.0, *[0.5 ** min(halved, 1)] * 2, *[0.5**halved] * 2]
+
+
 # One warmup at a time
 
 

@@ -532,7 +532,7 @@ def raise_on_full_disk(output_dir: str | Path) -> Iterator[None]:
 # Optimizers and schedules
 
 
-# State of the parameter's own shape; factored and quantised optimizers keep theirs under other names.
+# State of the parameter's own shape; factored and quantised optimizers keep their state under other names.
 _LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
 _FILLED_IN = {"scheduled_lr", "warmup_steps"}  # by optimizers of hf_warmup that load the state of AdamW
 _ADAM_LIKE = (Adam, NAdam, RAdam, AdamFamily)

@@ -1,6 +1,7 @@
 """`python -m hf_warmup.model_card`: the command of [`hf_warmup.report.model_card`][] under its documented path."""
 
-from .report.model_card import Experiment, environment, experiment_card, main, results_of
+from .report.model_card import Experiment, experiment_card, main, results_of
+from .report.run import environment
 
 
 __all__ = ["Experiment", "environment", "experiment_card", "main", "results_of"]

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import (
     PretrainedConfig,
+    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainer,
@@ -119,7 +120,7 @@ def create_optimizer_and_scheduler(
     if args.optimizer_is_ours:
         cls, kwargs = optimizer_cls_and_kwargs(args)
     else:
-        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
         if not isinstance(cls, type) or kwargs.keys() & set(_OWN_GROUPS):
             raise ValueError(
                 f"optim={args.optim.value!r} builds its own parameter groups. Use `WarmupTrainer` instead."
@@ -241,7 +242,7 @@ def _hide_layer_norms(callback: Any) -> None:
             shown = {key: value for key, value in logs.items() if not key.startswith(f"{LOG_PREFIX}/")}
             on_log(args, state, control, logs=shown, **kwargs)
 
-        callback.on_log = print_log
+        callback.on_log = print_log  # type: ignore[method-assign, assignment]
 
 
 class _RunFolderCallback(TrainerCallback):
@@ -472,7 +473,7 @@ class WarmupTrainerMixin(_TrainerBase):
         recorder = self.gradient_norm_recorder
         if type(self).training_step is not WarmupTrainerMixin.training_step:
             return None  # a subclass may change the gradients after they have been recorded
-        return recorder and recorder.clip_recorded_(model.parameters(), max_norm, self.accelerator)
+        return None if recorder is None else recorder.clip_recorded_(model.parameters(), max_norm, self.accelerator)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log `logs`; a training loss is logged with the latest gradient norms and the effective learning rate."""
@@ -490,7 +491,7 @@ class WarmupTrainerMixin(_TrainerBase):
         if self.guard is not None and (count := self.guard.take_nonfinite_losses()):
             logs["nonfinite_losses"] = count
         if isinstance(self.lr_scheduler, PlateauWithWarmupLR):  # the Trainer reads that of the next update
-            logs["learning_rate"] = self.lr_scheduler.used_lrs[0]
+            logs["learning_rate"] = float(self.lr_scheduler.used_lrs[0])
         groups = [] if self.optimizer is None else self.optimizer.param_groups  # None before training
         rate = next((group["scheduled_lr"] for group in groups if group["params"] and "scheduled_lr" in group), None)
         if rate is not None:
@@ -634,9 +635,11 @@ class WarmupTrainer(WarmupTrainerMixin, Trainer):
 
     _default_args = WarmupTrainingArguments
 
-    @wraps(Trainer.__init__)  # its signature in `help()` and completions
-    def __init__(self, *args: Any, **kwargs: Any):  # type: ignore[misc]
-        super().__init__(*args, **kwargs)
+    if not TYPE_CHECKING:  # a type checker sees the signature of the base class anyway
+
+        @wraps(Trainer.__init__)  # its signature in `help()` and completions
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
 
 
 class WarmupSeq2SeqTrainer(WarmupTrainerMixin, Seq2SeqTrainer):
@@ -648,6 +651,8 @@ class WarmupSeq2SeqTrainer(WarmupTrainerMixin, Seq2SeqTrainer):
 
     _default_args = WarmupSeq2SeqTrainingArguments
 
-    @wraps(Seq2SeqTrainer.__init__)  # its signature in `help()` and completions
-    def __init__(self, *args: Any, **kwargs: Any):  # type: ignore[misc]
-        super().__init__(*args, **kwargs)
+    if not TYPE_CHECKING:  # a type checker sees the signature of the base class anyway
+
+        @wraps(Seq2SeqTrainer.__init__)  # its signature in `help()` and completions
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)

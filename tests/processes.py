@@ -33,5 +33,5 @@ def run(*command: object, timeout: float = 300, **variables: str) -> subprocess.
 
 
 def torchrun(num_processes: int) -> list[object]:
-    """The command of `num_processes` processes on this machine, in front of a script."""
+    """The command of `num_processes` processes on this machine, to be followed by a script."""
     return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes]

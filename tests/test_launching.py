@@ -140,11 +140,11 @@ def test_commands_that_would_run_alone_are_refused(flags, tmp_path, launcher):
 
 @pytest.mark.multiprocess
 def test_sharding_that_is_not_in_force_is_refused(flags, tmp_path):
-    """transformers trains with DDP instead, without a word."""
+    """transformers would silently train with DDP."""
     own = ("--do_train", "--use_cpu", "--max_steps", 2, "--report_to", "none", "--fsdp", "full_shard")
     done = run(*torchrun(2), TRAINER, *flags, *own, "--output_dir", tmp_path)
     assert done.returncode != 0
-    assert "is not in force: transformers shards on a GPU only" in done.stderr
+    assert "has no effect: transformers shards on a GPU only" in done.stderr
 
 
 @pytest.mark.multiprocess

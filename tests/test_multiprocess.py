@@ -67,7 +67,7 @@ def test_the_learning_rate_counts_updates_prepared_or_not(results, world):
     for prepared in (True, False):
         for split_batches in (True, False):
             assert clocks[f"{prepared}/{split_batches}/True"] == pytest.approx(expected)
-    # What it guards against: a scheduler that is not ours, prepared, advances once a process.
+    # What it guards against: a prepared scheduler of another kind advances once per process.
     ticks = [min(1.0, (1 + update * world) / 8) for update in range(6)]
     assert clocks["True/False/False"] == pytest.approx(ticks)
 

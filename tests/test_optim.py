@@ -309,7 +309,7 @@ def test_sparse_gradients_raise(cls, updates_before):
 
 @pytest.mark.parametrize("to_torch", [True, False])
 @pytest.mark.parametrize(
-    ("cls", "kwargs", "theirs", "their_kwargs"),
+    ("cls", "kwargs", "reference_cls", "reference_kwargs"),
     [
         (AdamWarmup, {}, torch.optim.AdamW, {"fused": True}),
         (AdamWarmup, {}, torch.optim.AdamW, {"foreach": True}),
@@ -318,11 +318,11 @@ def test_sparse_gradients_raise(cls, updates_before):
     ],
 )
 @pytest.mark.parametrize("switch", [3, 20])  # before and after RAdam's first rectified update
-def test_state_dict_moves_to_and_from_torchs_optimizers(cls, kwargs, theirs, their_kwargs, to_torch, switch):
+def test_state_dict_moves_to_and_from_torchs_optimizers(cls, kwargs, reference_cls, reference_kwargs, to_torch, switch):
     start, grads = problem(40)
-    uninterrupted = train(theirs(parameters(start), **HYPER, **their_kwargs), grads)
+    uninterrupted = train(reference_cls(parameters(start), **HYPER, **reference_kwargs), grads)
     params = parameters(start)
-    ours, other = cls(params, **HYPER, **kwargs), theirs(params, **HYPER, **their_kwargs)
+    ours, other = cls(params, **HYPER, **kwargs), reference_cls(params, **HYPER, **reference_kwargs)
     first, second = (ours, other) if to_torch else (other, ours)
     train(first, grads[:switch])
     second.load_state_dict(through_file(first.state_dict()))
@@ -332,9 +332,9 @@ def test_state_dict_moves_to_and_from_torchs_optimizers(cls, kwargs, theirs, the
 def test_state_dict_of_adamw_continues_within_the_warmup():
     start, grads = problem(11)
     params = parameters(start)
-    theirs, ours = torch.optim.AdamW(params, lr=0.1), AdamWarmup(params, lr=0.1, warmup_steps=40)
-    train(theirs, grads[:10])
-    ours.load_state_dict(theirs.state_dict())
+    reference_cls, ours = torch.optim.AdamW(params, lr=0.1), AdamWarmup(params, lr=0.1, warmup_steps=40)
+    train(reference_cls, grads[:10])
+    ours.load_state_dict(reference_cls.state_dict())
     train(ours, grads[10:])
     assert ours.param_groups[0]["scheduled_lr"] == pytest.approx(0.1 * 11 / 40)
 

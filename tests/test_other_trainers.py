@@ -172,7 +172,7 @@ def build(name, folder, ours, **kwargs):
     folder.mkdir(parents=True, exist_ok=True)
     built = make(folder)
     if ours:
-        host = type("Ours", (WarmupTrainerMixin, host), {})
+        host = type("WithWarmup", (WarmupTrainerMixin, host), {})
         config = make_dataclass(
             "Arguments", [], bases=(WarmupArgumentsMixin, config), namespace={"__module__": __name__}
         )

@@ -110,7 +110,7 @@ def test_warmup_trainer_equals_optimizers_argument_and_resumed_run(tmp_path, rec
 def test_warmup_trainer_names_of_transformers_equal_trainer(tmp_path, recipe):
     args = arguments(tmp_path / "plain", TrainingArguments, **recipe)
     plain = train(Trainer(model=tiny_bert(), args=args, train_dataset=examples()))
-    log = run(tmp_path / "ours", **recipe)
+    log = run(tmp_path / "own", **recipe)
     for key in ("loss", "learning_rate", "grad_norm"):
         assert column(log, key) == column(plain, key)
 

@@ -24,7 +24,7 @@ GroupBy = str | Callable[[str], str]
 
 
 def _parts(name: str) -> list[str]:
-    """Split a parameter name into its parts, without those that wrappers and PEFT add in front of the model's own."""
+    """Split a parameter name into its parts, without those that wrappers and PEFT add before the model's own."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     return parts[2:] if parts[:2] == _PEFT_PREFIX else parts
 

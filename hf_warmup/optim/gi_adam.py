@@ -14,7 +14,7 @@ class GIAdam(AdamFamily):
 
     AdamW with `v_0 = g_1^2` instead of 0. The bias correction of `v` is kept, so `v_hat` starts `1 / (1 - beta2)` times
     too large and the update is damped by about `sqrt(1 - beta2^t)`. The size of the first update is
-    `lr sqrt(1 - beta2)` instead of `lr`. There is no warmup length to choose.
+    `lr sqrt(1 - beta2)` instead of `lr`. No length has to be chosen.
 
     Args:
         params (`Iterable`): Parameters, or dictionaries that define parameter groups.

@@ -70,7 +70,7 @@ def optimizer_warms_up(optimizer: Optimizer) -> bool:
 def scheduler_warms_up(lr_scheduler: Any, group: int = 0) -> bool:
     """Return whether `lr_scheduler` alone lets the learning rate of parameter group number `group` begin low and rise.
 
-    A cycle is no warmup (`CyclicLR` may rise at first for the whole run), and neither is a restart, which falls first.
+    A cycle does not count (`CyclicLR` may rise first for the whole run). Neither does a restart, which falls first.
 
     Example:
 

@@ -116,9 +116,9 @@ def main() -> None:
     torch.set_num_threads(1)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     clocks = {}
-    for prepared, split_batches, ours in itertools.product((True, False), repeat=3):
+    for prepared, split_batches, own in itertools.product((True, False), repeat=3):
         fresh_state()
-        clocks[f"{prepared}/{split_batches}/{ours}"] = clock(prepared, split_batches, ours)
+        clocks[f"{prepared}/{split_batches}/{own}"] = clock(prepared, split_batches, own)
     sharded = sharded_norms(world) if world > 1 else {}
     results: dict[str, Any] = {"sharded": sharded, "clocks": clocks, "cells": {}, "resumed": {}}
     for engine, precision, wrapping, accumulation in itertools.product(

@@ -1,4 +1,4 @@
-"""The run that every cell makes: RAdam, a linear warmup of 4 in front of a cosine, 6 updates of 16 examples each."""
+"""The run that every cell makes: RAdam, a linear warmup of 4 before a cosine, 6 updates of 16 examples each."""
 
 from __future__ import annotations
 

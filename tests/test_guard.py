@@ -19,7 +19,7 @@ from hf_warmup import (
 )
 from hf_warmup.guard import callback
 from hf_warmup.guard.callback import RestartedWarmup, Snapshot
-from hf_warmup.report import find, read_run
+from hf_warmup.report import find, plot_loss, read_run
 from hf_warmup.report.findings import Finding
 
 from . import processes
@@ -161,6 +161,8 @@ def test_rewind_restores_the_start_and_warms_up_again(tmp_path, stalls_at):
     ]
     assert [entry["rewound_to"] for entry in trainer.state.log_history if "rewound_to" in entry] == [0, 0]
     trainer.save_state()
+    (axes,) = plot_loss(tmp_path).axes
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "v"] == [[10, 20]]
     (finding,) = [finding for finding in find(read_run(tmp_path)) if finding.rule == "rewound"]
     assert "after update 10, 20; the last warmup takes 50 updates" in finding.text
 
@@ -229,6 +231,49 @@ def test_rewind_refuses_a_schedule_that_follows_a_metric(tmp_path, kwargs):
     trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(), eval_dataset=examples())
     with pytest.raises(ValueError, match="follows a metric"):
         trainer.train()
+
+
+@pytest.mark.parametrize(("action", "fused", "fetches"), [("warn", False, 2), ("rewind", True, 2), ("stop", False, 12)])
+def test_guard_fetches_numbers_at_checks_only(monkeypatch, action, fused, fetches):
+    """Ten updates: two checks, and one number per update where the optimizer cannot skip an update by itself."""
+    model = torch.nn.ModuleDict({"h": torch.nn.ModuleList([torch.nn.Linear(3, 3) for _ in range(2)])})
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    recorder = GradientNormRecorder(None)
+    guard = WarmupGuard(action, recorder)
+    scheduler = guard.wrap_scheduler(get_scheduler("constant", optimizer))
+    guard.start(model, optimizer, scheduler)
+    counted = []
+    for step in range(1, 11):
+        model["h"][1](model["h"][0](torch.ones(3))).sum().backward()
+        recorder.record(model.named_parameters(), step)
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__"):
+                original = getattr(torch.Tensor, name)
+                patch.setattr(
+                    torch.Tensor,
+                    name,
+                    lambda self, *args, of=original: (counted.append(of.__name__), of(self, *args))[1],
+                )
+            guard.count_loss(torch.tensor(1.0))
+            guard.before_step(step)
+            guard.after_step(step)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert len(counted) == fetches, counted
+
+
+def test_guard_names_the_rules_that_remain_without_blocks(tmp_path, caplog):
+    recorder = GradientNormRecorder(None)
+    guard = WarmupGuard("stop", recorder)
+    model = linear()
+    guard.start(model, torch.optim.SGD(model.parameters(), lr=0.1), None)
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 11):
+            recorder.listener([{"step": step, "grad_norm": 1.0, "grad_norm/head": 1.0}])
+            guard.after_step(step)
+    (message,) = [record.message for record in caplog.records]
+    assert "cannot check the rule stalling. It checks gradient not finite, no finite gradient" in message
 
 
 def test_rewind_accepts_a_scheduler_from_the_user_and_refuses_one_that_it_cannot_restart(tmp_path, stalls_at):

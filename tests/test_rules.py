@@ -179,6 +179,7 @@ SOUND = [
     ("never left the warmup", logged([1.0] * 3, learning_rate=[1e-5, 1e-5, 1e-5])),
     ("long warmup", logged([1.0] * 10, learning_rate=[1, 2, 2, 2, 2, 2, 2, 2, 2, 1])),
     ("schedule restarts", logged([1.0] * 4, learning_rate=[2, 1, 2, 1], settings={"lr_scheduler_type": "greedy"})),
+    ("schedule restarts", Records(log={"learning_rate": ([1, 2, 3], [2, 0.1, 1])}, rewinds=([1], [25]))),
     ("skipped updates", logged([1.0] * 3, grad_norm=[1.0] * 3)),
     ("norm at the loss scale", logged([2.0, 1.0], grad_norm=[500.0, 200.0])),
     ("Noam's peak", logged([1.0], learning_rate=[7e-4], settings={"lr_scheduler_type": "noam"})),

@@ -292,6 +292,8 @@ class WarmupGuard(TrainerCallback):
         if self.recorder is not None:
             self.recorder.flush()
         records = self._records(step)
+        if self._rows and not records.ratios:
+            self._tell_without_blocks()
         found = apply([rule for rule in RULES if rule.live], records)
         acting = next((finding for finding in found if finding.rule in _ACTING), None)
         for finding in found:
@@ -388,6 +390,18 @@ class WarmupGuard(TrainerCallback):
             if name in self._reports_to and name in sys.modules:
                 with suppress(Exception):  # an alert that fails must not end the run
                     sys.modules[name].alert(title=f"{finding.rule} at update {step}", text=text)
+
+    def _tell_without_blocks(self) -> None:
+        if "blocks" not in self._told and self._is_main:
+            unchecked, checked = (
+                ", ".join(rule.name for rule in RULES if rule.live and ("blocks" in rule.needs) is needed)
+                for needed in (True, False)
+            )
+            (logger.info if self.action == "warn" else logger.warning)(
+                "The recorded layers have no stack of numbered blocks, so the guard cannot check the rule "
+                f"{unchecked}. It checks {checked}."
+            )
+        self._told.add("blocks")
 
     def _rewind(self, step: int, finding: Finding) -> None:
         assert self.snapshot is not None

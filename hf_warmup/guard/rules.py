@@ -100,7 +100,10 @@ class Records:
 
     @property
     def warmup_length(self) -> int | None:
-        """Updates of warmup that the settings asked for; `None` if they do not say or the length follows from beta2."""
+        """Updates of warmup after the last rewind, else as the settings ask for; `None` if they do not say or the
+        length follows from beta2."""
+        if self.rewinds[0]:
+            return int(self.rewinds[1][-1])
         kind, decay = self.settings.get("warmup_type"), self.settings.get("lr_scheduler_type")
         length = self.settings.get("num_warmup_steps", self.settings.get("warmup_steps"))
         if kind in WARMUPS_FROM_BETA2 or length is None:
@@ -497,7 +500,8 @@ def check_long_warmup(records: Records, threshold: float) -> Verdict | None:
 
 def check_schedule_restarts(records: Records, threshold: float) -> Verdict | None:
     steps, rates = records.series("learning_rate")
-    if records.settings.get("lr_scheduler_type") in RESTARTING_SCHEDULES or len(rates) < 3:
+    restarts_by_design = records.settings.get("lr_scheduler_type") in RESTARTING_SCHEDULES or records.rewinds[0]
+    if restarts_by_design or len(rates) < 3:
         return None
     fallen, restarts = False, []
     for i in range(1, len(rates)):

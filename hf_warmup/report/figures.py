@@ -265,6 +265,8 @@ def plot_panel(runs: Any, panel: Panel, x: str = "update") -> Figure:
                 x_values(run, steps, x), values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
                 marker="." if len(steps) < 3 else None, label=None if j else label(name).replace("$", r"\$"),
             )  # fmt: skip
+            if marks := _rewinds(run, panel.lines(run)[0][1], x):
+                axes.plot(*zip(*marks, strict=True), "v", color=color, markersize=6)
             if panel.key == "evaluation" and (best := run.best(panel.unit)):
                 axes.plot(x_values(run, [best.step], x), [best.value], "*", color=color, markersize=9)
     if is_logarithmic(panel, runs):
@@ -277,6 +279,13 @@ def plot_panel(runs: Any, panel: Panel, x: str = "update") -> Figure:
         axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color="#555555")
         axes.set_ylim(low, high)
     return figure
+
+
+def _rewinds(run: Run, series: Series, x: str) -> list[tuple[float, float]]:
+    """Return the points of a line at which the guard rewound the run."""
+    at = [bisect_right(series.steps, step) - 1 for step in run.recorded("rewound_to").steps]
+    steps = [series.steps[i] for i in at if i >= 0]
+    return list(zip(x_values(run, steps, x), [series.values[i] for i in at if i >= 0], strict=True))
 
 
 def plot_learning_rate(runs: Any, x: str = "update") -> Figure:
@@ -435,7 +444,12 @@ def draw_curves(runs: Sequence[Run], x: str = "update", keys: Sequence[str] = ()
                 bests = [
                     (x_values(run, [best.step], x)[0], best.value) for run in members if (best := run.best(panel.unit))
                 ]
-                painter.add_stars(bests[:1] if len(members) == 1 else [])
+                painter.add_marks(bests[:1] if len(members) == 1 else [], "best", symbol="star", size=11)
+            for run in members if len(runs) <= MANY else ():
+                painter.add_marks(
+                    _rewinds(run, panel.lines(run)[0][1], x) if panel.lines(run) else [],
+                    f"{names[run]} is rewound", symbol="triangle-down", size=9,
+                )  # fmt: skip
         _lay_out_panel(figure, row, panel, runs, ends, list(configurations))
     figure.update_xaxes(title_text=X_AXES[x], row=len(panels))
     figure.update_xaxes(showticklabels=True, automargin=False)
@@ -492,10 +506,10 @@ class _Painter:
         self._add(at, middle, f"{self.name}, {what}", mode="lines" if len(at) > 2 else "lines+markers", line=line)
         return middle[-1] if middle else nan
 
-    def add_stars(self, points: Sequence[tuple[float, float]]) -> None:
-        marker = {"color": line_style(self.index)[0], "symbol": "star", "size": 11}
+    def add_marks(self, points: Sequence[tuple[float, float]], what: str, **marker: Any) -> None:
         for x, y in points:
-            self._add([x], [y], f"{self.name}, best", mode="markers", marker=marker)
+            style = {"color": line_style(self.index)[0], **marker}
+            self._add([x], [y], f"{self.name}, {_text(what)}", mode="markers", marker=style)
 
 
 def _rounded(value: float) -> float:

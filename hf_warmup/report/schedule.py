@@ -278,7 +278,9 @@ def describe_schedule(run: Run) -> str:
     total = run.num_training_steps or run.updates
     then = f", then {found.shape}" if found.shape else ""
     again = ""
-    if found.restarts:
+    if rewound := run.recorded("rewound_warmup_steps"):
+        again = f" The guard rewound the run after update {', '.join(map(str, rewound.steps))} and warmed up again."
+    elif found.restarts:
         shown = ", ".join(map(str, found.restarts[:3])) + (", ..." if len(found.restarts) > 3 else "")
         again = f" The rate rises again after update {shown}: restarts, or a run that was resumed with another plan."
     first = f"at update {found.first}, the first that was logged"

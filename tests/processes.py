@@ -1,4 +1,4 @@
-"""Start programs as their users do, in processes of their own."""
+"""Start programs in processes of their own, as users do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """One thread a process, no hub, this checkout, and none of the surrounding launcher's variables."""
+    """Return an environment with one thread, no hub, this checkout, and no variables of a surrounding launcher."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
     own = {key: value for key, value in own.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -20,7 +20,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(*command: object, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`python *command`, waited for; what it says is kept."""
+    """Run `python *command` and capture its output."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         env=environment(**variables),
@@ -33,5 +33,5 @@ def run(*command: object, timeout: float = 300, **variables: str) -> subprocess.
 
 
 def torchrun(num_processes: int) -> list[object]:
-    """The command of `num_processes` processes on this machine, to be followed by a script."""
+    """Return the start of a command that runs a script in `num_processes` processes on this machine."""
     return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes]

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
+
+from hf_warmup.checkpoints import find_corruption, read_manifest
+from hf_warmup.norms import read_gradient_norms
 
 from .processes import ROOT, run, torchrun
 
@@ -22,15 +26,15 @@ CELLS = [
     for wrapping in ("ddp", "fsdp2")
     for accumulation in (1, 4)
 ]
-# fp32: sums in another order. bf16: 8 bits of mantissa, and micro-batches of other sizes round differently; the loss
-# is a mean of many, a small gradient a difference of few.
+# In fp32 only the order of sums differs. bf16 has 8 bits of mantissa, and micro-batches of other sizes round
+# differently: the loss is a mean of many values, a small gradient the difference of a few.
 LOSS = {"no": 1e-5, "bf16": 1e-4}
 NORMS = {"no": 1e-4, "bf16": 2e-2}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The worker's results by number of processes."""
+    """The results of the worker by number of processes."""
     results = {}
     for world in (1, 2, 4):
         path = tmp_path_factory.mktemp("matrix") / "results.json"
@@ -43,7 +47,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_run_is_the_same_however_it_is_spread(results, world, cell):
+def test_rates_losses_and_norms_do_not_depend_on_the_number_of_processes(results, world, cell):
     if world == 1 and "fsdp2" in cell:
         assert cell not in results[1]["cells"]  # one process has nothing to shard
         return
@@ -61,19 +65,19 @@ def test_a_run_is_the_same_however_it_is_spread(results, world, cell):
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_learning_rate_counts_updates_prepared_or_not(results, world):
+def test_create_scheduler_counts_updates_whether_prepared_or_not(results, world):
     clocks = results[world]["clocks"]
     expected = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75]
     for prepared in (True, False):
         for split_batches in (True, False):
             assert clocks[f"{prepared}/{split_batches}/True"] == pytest.approx(expected)
-    # What it guards against: a prepared scheduler of another kind advances once per process.
+    # A plain scheduler that Accelerate prepares advances once per process.
     ticks = [min(1.0, (1 + update * world) / 8) for update in range(6)]
     assert clocks["True/False/False"] == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_the_parts_of_a_gradient_are_one_norm(results, world):
+def test_group_norms_of_sharded_gradients_are_those_of_the_whole(results, world):
     """1² + 2² + ... + 12² = 650, counted twice: each group holds the tensor two times."""
     assert len(results[world]["sharded"]) == 7
     for how, norm in results[world]["sharded"].items():
@@ -81,8 +85,7 @@ def test_the_parts_of_a_gradient_are_one_norm(results, world):
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_loop_goes_on_from_what_it_saved(results, world):
-    """FSDP2's shards too."""
+def test_a_loop_resumes_with_any_wrapping(results, world):
     whole = results[world]["cells"]["as_loop/no/ddp/1"]["loss"]
     for wrapping, halves in results[world]["resumed"].items():
         losses = [loss for half in halves for loss in half]
@@ -92,7 +95,7 @@ def test_a_loop_goes_on_from_what_it_saved(results, world):
 
 
 @pytest.mark.skipif("HF_WARMUP_DEEPSPEED" not in os.environ, reason="`make test-deepspeed` installs DeepSpeed for it")
-def test_every_stage_of_zero_records_the_same_norms(results, tmp_path):
+def test_all_zero_stages_record_the_same_norms(results, tmp_path):
     path = tmp_path / "zero.json"
     python_path = os.pathsep.join([str(ROOT), os.environ["HF_WARMUP_DEEPSPEED"]])
     done = run(*torchrun(1), ROOT / "tests/workers/zero.py", path, DS_ACCELERATOR="cpu", PYTHONPATH=python_path)
@@ -106,3 +109,25 @@ def test_every_stage_of_zero_records_the_same_norms(results, tmp_path):
         for ours, theirs, total in zip(cell["norms"], reference["norms"], cell["total"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
             assert total is None or total == pytest.approx(ours["grad_norm"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def saved_by_two(tmp_path_factory):
+    """A run of two processes and 4 updates, saved."""
+    folder = tmp_path_factory.mktemp("two")
+    done = run(*torchrun(2), ROOT / "tests/workers/elastic.py", folder, 4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_run_resumes_with_another_number_of_processes(saved_by_two, tmp_path, world):
+    folder = shutil.copytree(saved_by_two, tmp_path / "run")
+    launcher = torchrun(world) if world > 1 else []
+    done = run(*launcher, ROOT / "tests/workers/elastic.py", folder, 8)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count(f"was saved by 2 processes and is resumed by {world}") == 1
+    assert [record["step"] for record in read_gradient_norms(folder)] == list(range(1, 9))
+    assert read_manifest(folder / "checkpoint-4")["num_processes"] == 2
+    assert read_manifest(folder / "checkpoint-8")["num_processes"] == world
+    assert find_corruption(folder / "checkpoint-8") is None

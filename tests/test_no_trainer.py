@@ -1,4 +1,4 @@
-"""`finetune_bert_no_trainer.py` in one process: the numbers of the Trainer's script, stopping, trackers, mistakes."""
+"""`finetune_bert_no_trainer.py` in one process: the numbers of the Trainer's script, resuming, trackers, errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .testing_utils import FROM_SCRATCH, write_task
 
 @pytest.fixture
 def loop(script, monkeypatch):
-    """The script in this process; what it wrote to stdout, or to stderr where it refuses."""
+    """Run the script in this process and return what it wrote to stdout, or to stderr if it is to fail."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def call(*flags: object, rc: int = 0) -> str:
@@ -44,7 +44,7 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
+def test_the_loop_learns_and_saves_a_model(loop, flags, tmp_path):
     schedule = (
         "--optim",
         "radam",
@@ -64,13 +64,13 @@ def test_it_learns_and_saves_a_model(loop, flags, tmp_path):
     assert "grad_norm/classifier" in records[0]
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert [entry["scheduled_lr"] for entry in log if "loss" in entry][:5] == [0.0] * 5  # RAdam's first updates
-    run = read_run(tmp_path)  # a report reads it like a Trainer's
+    run = read_run(tmp_path)  # as for a Trainer
     assert (run.updates, run.num_training_steps, run.settings["optim"]) == (120, 120, "radam")
     assert run.settings["num_hidden_layers"] == 2
 
 
-def test_it_follows_the_trainers_script(loop, script, flags, tmp_path):
-    """The same model and schedule, without dropout's and the order's randomness: one batch of all rows."""
+def test_the_loop_has_the_numbers_of_the_trainers_script(loop, script, flags, tmp_path):
+    """One batch of all rows leaves dropout as the only difference."""
     common = (
         "--per_device_train_batch_size",
         96,
@@ -96,8 +96,8 @@ def test_it_follows_the_trainers_script(loop, script, flags, tmp_path):
     assert first[0] == first[1]
 
 
-def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(loop, flags, tmp_path):
-    """96 rows in micro-batches of 8 by 4: an epoch is 3 updates; checkpoints stand at 2, 4, 6."""
+def test_a_resumed_loop_is_bit_for_bit_the_loop_that_never_stopped(loop, flags, tmp_path):
+    """An epoch is 3 updates of 4 micro-batches of 8 rows. Checkpoints at 2, 4 and 6 are in the middle of an epoch."""
     run_flags = [*flags, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 4]
     run_flags += ["--num_warmup_steps", 2, "--checkpointing_steps", 2]
     loop(*run_flags, "--max_train_steps", 8, "--output_dir", tmp_path / "whole")
@@ -110,8 +110,16 @@ def test_stopped_and_resumed_with_accumulation_in_the_middle_of_an_epoch(loop, f
     recordings = [(tmp_path / name / "gradient_norms.jsonl").read_bytes() for name in ("stopped", "whole")]
     assert recordings[0] == recordings[1]
 
+    def kept():
+        paths = [path for path in (tmp_path / "stopped").rglob("*") if path.is_file() and path.name != "config.json"]
+        return {path: path.read_bytes() for path in paths}
 
-def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
+    before = kept()
+    assert "All 8 updates are made" in loop(*run_flags, "--max_train_steps", 8, *folder)
+    assert kept() == before
+
+
+def test_the_loop_logs_losses_and_norms_to_trackers(loop, flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loop(
@@ -151,7 +159,7 @@ def test_trackers_get_losses_and_norms(loop, flags, tmp_path):
         (("--lerning_rate", 1), "--lerning_rate is not an argument. Did you mean --learning_rate?"),
     ],
 )
-def test_mistakes_are_one_sentence_before_training(loop, flags, tmp_path, more, sentence):
+def test_user_errors_are_one_line_before_training(loop, flags, tmp_path, more, sentence):
     said = loop(*flags, "--output_dir", tmp_path / "run", *more, rc=2)
     (line,) = (line for line in said.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: {sentence}")

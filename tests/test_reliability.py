@@ -1,7 +1,7 @@
-"""Nothing is lost: runs killed at random moments go on to the loss curve of the run that was never stopped.
+"""Runs that are killed at random moments and restarted give the loss curve of the run that was never stopped.
 
-The scripts as users start them, Trainer and Accelerate loop, one and two processes; kill -9, inside and after the
-warmup, during a save; and a full disk.
+The scripts are started as users start them: Trainer and Accelerate loop, one and two processes. `kill -9` hits them
+during and after the warmup, and during a save.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hf_warmup.checkpoints import MANIFEST_FILE
 from hf_warmup.norms import GRADIENT_NORMS_FILE
 
 from .processes import ROOT, environment, torchrun
@@ -62,7 +63,7 @@ def start(task: Path, script: str, world: int, output_dir: Path) -> subprocess.P
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 for the process and all that it started, in random order: no one gets to say goodbye."""
+    """Kill the process and all that it started with SIGKILL, in random order."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     random.shuffle(family)
     for member in family:
@@ -77,19 +78,20 @@ def lines(output_dir: Path) -> int:
 
 
 def saving(output_dir: Path) -> bool:
-    """Whether a checkpoint is being written at this moment."""
-    return any(not (path / "trainer_state.json").exists() for path in output_dir.glob("checkpoint-*") if path.is_dir())
+    """Return whether a checkpoint is being written at this moment."""
+    manifests = output_dir.glob(f"checkpoint-*/{MANIFEST_FILE}")
+    return any(output_dir.glob(".saving-*")) or any('"files": null' in path.read_text() for path in manifests)
 
 
 def result(output_dir: Path) -> tuple[list[tuple[float, float]], bytes]:
-    """Loss and learning rate of every update, and the recording to the byte."""
+    """Return loss and learning rate of every update, and the bytes of the recording."""
     log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     curve = [(entry["loss"], entry["learning_rate"]) for entry in log if "loss" in entry]
     return curve, (output_dir / GRADIENT_NORMS_FILE).read_bytes()
 
 
 @pytest.mark.parametrize(("script", "world"), CASES)
-def test_a_killed_run_loses_nothing(task, tmp_path, script, world):
+def test_a_run_killed_at_random_moments_gives_the_same_curve(task, tmp_path, script, world):
     whole = tmp_path / "whole"
     process = start(task, script, world, whole)
     assert process.wait(300) == 0, (tmp_path / "whole.log").read_text()[-3000:]
@@ -113,7 +115,7 @@ def test_a_killed_run_loses_nothing(task, tmp_path, script, world):
             time.sleep(0.0005)
         if process.poll() is not None:
             assert process.returncode == 0, (tmp_path / "killed.log").read_text()[-3000:]
-            break  # it came through: begin again, the kills so far count
+            break  # it has finished, and the kills so far count
         time.sleep(moments.random() * 0.02)
         during_saves += saving(killed)
         kill_all(process)

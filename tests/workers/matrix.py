@@ -1,4 +1,4 @@
-"""One process of a group: the tiny run as Trainer and as Accelerate loop, in each precision, wrapping and accumulation.
+"""One process of a group: the tiny run as Trainer and as loop, for each precision, wrapping and accumulation.
 
     torchrun --nproc_per_node 2 tests/workers/matrix.py results.json
 
@@ -35,7 +35,7 @@ SHARDED = ["BertLayer"]  # Accelerate shards the embeddings by itself
 
 
 def shard_on_cpu(state: AcceleratorState) -> None:
-    """Accelerate shards on GPUs only; its state is all that it asks, and the code under test is the same."""
+    """Make Accelerate shard on CPUs. It decides by its state only, and the code under test is the same."""
     state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -47,7 +47,7 @@ def shard_on_cpu(state: AcceleratorState) -> None:
 
 
 def fresh_state() -> None:
-    """Between two runs in one process; the group of processes stays."""
+    """Reset the state of Accelerate between two runs in one process, but keep the process group."""
     GradientState._reset_state()
     AcceleratorState._reset_state()
     state = PartialState(cpu=True)
@@ -73,7 +73,7 @@ def as_loop(
 
 
 def clock(prepared: bool, split_batches: bool, ours: bool = True) -> list[float]:
-    """Learning rates of 6 updates, warmup 8, when the scheduler is prepared or not."""
+    """Return the learning rates of 6 updates of a warmup of 8, with the scheduler prepared or not."""
     configuration = DataLoaderConfiguration(split_batches=split_batches)
     accelerator = Accelerator(cpu=True, dataloader_config=configuration)
     model = torch.nn.Linear(1, 1)
@@ -95,7 +95,7 @@ def clock(prepared: bool, split_batches: bool, ours: bool = True) -> list[float]
 
 
 def sharded_norms(world: int) -> dict[str, float]:
-    """The norm of one known gradient, 1 to 12, held by the processes in different ways."""
+    """Return the norm of the gradient 1, 2, ..., 12, spread over the processes in different ways."""
     whole = torch.arange(1.0, 13.0).view(6, 2)
     line, square = init_device_mesh("cpu", (world,)), init_device_mesh("cpu", (world // 2, 2))
     spread = {

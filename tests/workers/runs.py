@@ -1,4 +1,4 @@
-"""The run that every cell makes: RAdam, a linear warmup of 4 before a cosine, 6 updates of 16 examples each."""
+"""The run of every cell: RAdam, a linear warmup of 4 updates before a cosine, 6 updates of 16 examples each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UPDATES, GLOBAL_BATCH, W = 6, 16, 4
 
 
 def make_trainer(batch: int, accumulation: int, **more: Any) -> WarmupTrainer:
-    """A Trainer that sees the examples in their order."""
+    """Return a Trainer that does not shuffle the examples."""
     args = arguments(
         mkdtemp(),
         optim="radam",
@@ -49,7 +49,7 @@ def make_trainer(batch: int, accumulation: int, **more: Any) -> WarmupTrainer:
 
 
 def run_trainer(trainer: WarmupTrainer) -> dict[str, Any]:
-    """What it logged and recorded, update by update."""
+    """Train and return what was logged and recorded at each update."""
     log = train(trainer)
     return {
         "lr": column(log, "learning_rate"),
@@ -60,7 +60,7 @@ def run_trainer(trainer: WarmupTrainer) -> dict[str, Any]:
 
 
 def run_loop(accelerator: Accelerator, batch: int, folder: Path | None = None, resume: bool = False) -> dict[str, Any]:
-    """The same run as a loop; with a folder its first half, saved there, or its second, from there."""
+    """Make the same run as a loop; with a folder only its first half, saved there, or its second, resumed."""
     model = tiny_bert()
     optimizer = create_optimizer(model, "radam", 1e-2, optim_args="degenerated_to_sgd=true")
     scheduler = create_scheduler(optimizer, "cosine", W, UPDATES, warmup_type="linear")

@@ -1,4 +1,4 @@
-"""Two runs that take for ever, each of which says in its folder which process it is."""
+"""Two runs that do not end by themselves. Each writes its process number to its folder."""
 
 from __future__ import annotations
 

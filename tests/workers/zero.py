@@ -1,4 +1,4 @@
-"""One process under DeepSpeed: the tiny run at a ZeRO stage, as Trainer and as Accelerate loop.
+"""One process under DeepSpeed: the tiny run at each ZeRO stage, as Trainer and as Accelerate loop.
 
 DS_ACCELERATOR=cpu torchrun --standalone --nproc_per_node 1 tests/workers/zero.py results.json
 """

@@ -52,6 +52,7 @@ from .guard.callback import GUARD_FILE, WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates
 from .report.model_card import add_recording
+from .report.notebook import Report, show
 from .report.run import TRAINER_STATE_FILE, set_aside_former_run, write_run_end, write_run_settings
 from .schedules import (
     METRIC_SCHEDULERS,
@@ -274,8 +275,8 @@ class _RunFolderCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         stops = (each for each in self.trainer.callback_handler.callbacks if isinstance(each, StopOnSignalCallback))
-        if any(stop.received for stop in stops):
-            self.trainer._write_end("interrupted")
+        if signal := next((stop.received for stop in stops if stop.received), None):
+            self.trainer._write_end("interrupted", signal)
         else:
             self.trainer._write_end("finished" if state.global_step >= state.max_steps else "stopped early")
 
@@ -513,14 +514,14 @@ class WarmupTrainerMixin(_TrainerBase):
 
         save_trainer_checkpoint(self, trial, save)
 
-    def _write_end(self, reason: str) -> None:
+    def _write_end(self, reason: str, signal: str | None = None) -> None:
         """Write what the report needs: the recording, the state with its log, and how the run ended."""
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
         if self.is_world_process_zero():
             folder = self._run_folder()
             self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
-            write_run_end(folder, self.state.global_step, reason)
+            write_run_end(folder, self.state.global_step, reason, signal)
 
     def _describe_interrupt(self) -> str:
         """Return where training stopped, what can be relied on, and the line that continues."""
@@ -531,13 +532,8 @@ class WarmupTrainerMixin(_TrainerBase):
             return f"{stopped} There is no checkpoint to continue from: set `save_steps` to have one next time."
         return f"{stopped} {latest.name} is complete: continue with `trainer.train('auto')`."
 
-    def report(self) -> Any:
-        """Return the report of this run, which a notebook shows: findings, status and a figure.
-
-        See [`hf_warmup.show`].
-        """
-        from .report import show
-
+    def report(self) -> Report:
+        """Return the report of this run as [`hf_warmup.show`] does: status, findings and a figure in a notebook."""
         if self.gradient_norm_recorder is not None:
             self.gradient_norm_recorder.flush()
         return show(self)

@@ -33,7 +33,7 @@ def test_stop_on_signal_callback_resumed_run_equals_run_never_stopped(tmp_path, 
     assert (first["step"], first["received"], first["exit_code"]) == (5, "SIGTERM", 143)
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-5"]
     assert first["eval_losses"] == []  # the epoch has not ended
-    assert read_run(folder).end == "interrupted"
+    assert read_run(folder).status == "stopped on SIGTERM at update 5 of 16, to be resumed"
     second = stopped_run(folder, 8, num_processes)  # the end of the epoch
     assert second["step"] == 8
     assert second["eval_losses"] == complete["eval_losses"][:1]

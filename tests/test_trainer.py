@@ -301,6 +301,7 @@ def test_warmup_trainer_interrupt_writes_state_and_says_how_to_continue(tmp_path
         train(trainer)
     interrupted = read_run(tmp_path)
     assert (interrupted.end, interrupted.updates, len(interrupted.log_history)) == ("interrupted", 5, 4)
+    assert "interrupted at update 5 of 8" in repr(trainer.report())
 
 
 def test_warmup_trainer_run_stopped_by_a_callback_is_reported_as_stopped_early(tmp_path):

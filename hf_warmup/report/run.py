@@ -160,16 +160,18 @@ def write_run_settings(
     return run_id
 
 
-def write_run_end(folder: PathLike, step: int, reason: str) -> None:
+def write_run_end(folder: PathLike, step: int, reason: str, signal: str | None = None) -> None:
     """Note in `run_settings.json` at which update training ended and why.
 
     Args:
         folder (`str` or `os.PathLike`): The run's output folder. Nothing happens if it has no `run_settings.json`.
         step (`int`): The number of updates made.
         reason (`str`): `"finished"`, `"stopped early"` (by a callback) or `"interrupted"` (by Ctrl-C or a signal).
+        signal (`str`, *optional*): The name of the signal that interrupted it, after a complete checkpoint.
     """
     if described := read_run_settings(folder):
-        _write_json(Path(folder) / SETTINGS_FILE, described | {"ended": {"step": step, "reason": reason}})
+        ended = {"step": step, "reason": reason} | ({"signal": signal} if signal else {})
+        _write_json(Path(folder) / SETTINGS_FILE, described | {"ended": ended})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -568,6 +570,8 @@ class Run:
     def status(self) -> str:
         """How the run ended, in words with the number of updates."""
         of = f"{self.updates} of {self.num_training_steps}"
+        if self.end == "interrupted" and (signal := self.ended.get("signal")):
+            return f"stopped on {signal} at update {of}, to be resumed"
         return {
             "finished": f"finished, {self.updates} updates",
             "stopped early": f"stopped early at update {of}",

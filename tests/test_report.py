@@ -25,9 +25,10 @@ from hf_warmup.report import (
 )
 from hf_warmup.report.__main__ import main
 from hf_warmup.report.comparison import common_name, names_of
-from hf_warmup.report.figures import band, chosen_updates, draw_curves, draw_layers, draw_run, thin, x_values
+from hf_warmup.report.figures import band, chosen_updates, draw_curves, draw_layers, draw_run, resolve_x, thin, x_values
+from hf_warmup.report.findings import group_findings
 from hf_warmup.report.page import configuration_table, draw_page, sweep_grid
-from hf_warmup.report.text import headline, summarize_run, write_text
+from hf_warmup.report.text import count_failures, headline, summarize_run, write_text
 
 from .recorded import recorded, write_run, write_state
 
@@ -119,7 +120,7 @@ def test_text_of_many_runs_begins_with_the_best_configuration(tmp_path):
                 loss=(lambda t: 10.0**t) if name == "high" else (lambda t: 1 / t),
             )
     runs = read_runs(tmp_path)
-    assert headline(runs) == (
+    assert headline(runs, count_failures(runs, group_findings(runs))) == (
         "4 runs of 2 configurations. Best eval_accuracy: 0.905 ± 0.007 with low (0.505 ± 0.007 with high). "
         "Runs with a problem: high (2 of 2)."
     )
@@ -130,7 +131,7 @@ def test_text_of_many_runs_begins_with_the_best_configuration(tmp_path):
 
 def test_runs_of_different_tasks_are_not_ranked(tmp_path):
     runs = [recorded(tmp_path / "a", evaluations={5: {"eval_wer": 1.0}}), recorded(tmp_path / "b", evaluations=CURVE)]
-    assert headline(runs) == "2 runs of 2 configurations. Runs with a problem: none."
+    assert headline(runs, {"a": 0, "b": 0}) == "2 runs of 2 configurations. Runs with a problem: none."
 
 
 # --- the table ---
@@ -173,8 +174,10 @@ def test_x_values(tmp_path):
     log = [{"step": t, "loss": 1.0, "epoch": t / 4} for t in (2, 4)]
     run = read_run(write_state(tmp_path, log, 10))
     assert [x_values(run, [2, 4], x) for x in ("update", "epoch", "share")] == [[2, 4], [0.5, 1.0], [0.2, 0.4]]
-    with pytest.raises(ValueError, match="x='time': expected one of update, epoch, share"):
-        x_values(run, [2], "time")
+    assert resolve_x([run]) == "update"
+    assert resolve_x([run, recorded(tmp_path / "long", steps=100)]) == "share"
+    with pytest.raises(ValueError, match="x='time' is unknown"):
+        resolve_x([run], "time")
 
 
 def test_a_loss_over_orders_of_magnitude_has_a_logarithmic_axis(tmp_path):
@@ -203,7 +206,7 @@ def test_configurations_look_the_same_in_figures_and_page(tmp_path):
     assert len({(line.get_color(), line.get_linestyle()) for line in lines[::2]}) == 20
     means = [trace for trace in draw_curves(runs).data if trace.yaxis == "y2" and trace.line.width == 2]
     assert [trace.line.color for trace in means] == [line.get_color() for line in lines[::2]]
-    rows = configuration_table(runs)["rows"]
+    rows = configuration_table(runs, dict.fromkeys(by_configuration(runs), 0))["rows"]
     assert [(row["color"], row["dash"]) for row in rows] == [(trace.line.color, trace.line.dash) for trace in means]
 
 
@@ -290,6 +293,13 @@ def test_the_page_stands_alone(tmp_path, runs, layers):
     assert len(page) < 5e6
 
 
+def test_the_page_holds_valid_json_where_values_are_not_finite(tmp_path):
+    nan = float("nan")
+    runs = [recorded(tmp_path / name, loss=lambda t: nan, evaluations={5: {"eval_loss": nan}}) for name in ("a", "b")]
+    data = re.search(r'id="data">(.*?)</script>', draw_page(runs))[1]
+    json.loads(data, parse_constant=pytest.fail)
+
+
 def test_names_are_text_in_the_page(tmp_path):
     hostile = "<img src=x onerror=alert(1)><a href='http:x'>"
     write_run(tmp_path / "runs" / hostile, learning_rate=f"</script>{hostile}")
@@ -307,7 +317,7 @@ def test_names_are_text_in_the_page(tmp_path):
 def test_the_page_has_the_results_of_each_configuration(tmp_path):
     loss = {"a-seed0": 0.8, "a-seed1": 0.82, "b-seed0": 0.5}
     runs = [recorded(tmp_path / name, loss=lambda t, last=last: last) for name, last in loss.items()]
-    table = configuration_table(runs)
+    table = configuration_table(runs, {"a": 0, "b": 0})
     assert table["columns"] == ["eval_loss", "loss"]
     assert {row["name"]: row["cells"] for row in table["rows"]} == {
         "a": ["1.000 ± 0.000", "0.810 ± 0.014"],
@@ -324,7 +334,9 @@ def test_sweep_grid_has_a_cell_for_each_pair_of_settings(tmp_path):
             write_run(
                 tmp_path / f"{rate}-{warmup}", loss=(lambda t: 10.0**t) if failed else (lambda t: 1 / t), **settings
             )
-    grid = sweep_grid(read_runs(tmp_path))
+    runs = read_runs(tmp_path)
+    failed = count_failures(runs, group_findings(runs))
+    grid = sweep_grid(runs, failed)
     assert (grid["row"], grid["column"], grid["metric"]) == ("learning_rate", "num_warmup_steps", "eval_accuracy")
     cells = {
         (row, column): cell for row, cells in grid["rows"] for column, cell in zip(grid["columns"], cells, strict=True)
@@ -334,7 +346,7 @@ def test_sweep_grid_has_a_cell_for_each_pair_of_settings(tmp_path):
     }  # fmt: skip
     assert [place for place, cell in cells.items() if cell["failed"]] == [("0.002", "0")]
     assert [place for place, cell in cells.items() if cell["best"]] == [("0.002", "100")]
-    assert sweep_grid(read_runs(tmp_path)[:3]) is None
+    assert sweep_grid(runs[:3], failed) is None
 
 
 # --- the command ---

@@ -33,7 +33,7 @@ def build_parser(prog: str = "python -m hf_warmup.report") -> argparse.ArgumentP
     parser.add_argument("--text", action="store_true", help="print the findings and write nothing")
     parser.add_argument("--output_dir", default="report", help="folder of the page and the figures (default: report)")
     parser.add_argument("--title", help="title of the page (default: the folder's name)")
-    parser.add_argument("--x", choices=("update", "epoch", "share"), default="update", help="horizontal axis")
+    parser.add_argument("--x", choices=("auto", "update", "epoch", "share"), default="auto", help="horizontal axis")
     parser.add_argument("--keys", nargs="+", default=[], metavar="KEY", help="further logged keys to draw")
     parser.add_argument("--csv", metavar="FILE", help="write every logged and recorded value as a tidy table")
     parser.add_argument("--json", metavar="FILE", help="write the findings with their numbers")

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from itertools import accumulate
 from math import inf, isfinite, log10, nan
 from pathlib import Path
-from statistics import mean, median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from .._validation import check_name
 from .comparison import by_configuration, common_metric, label, names_of
 from .findings import DANGER_RATIO, records_of
 from .run import Run, Series, as_runs
@@ -113,23 +114,36 @@ def _series_of(key: str) -> Callable[[Run], list[tuple[str, Series]]]:
 
 
 def is_logarithmic(panel: Panel, runs: Sequence[Run]) -> bool:
-    """Return whether a panel needs a logarithmic axis: always, or because positive values differ 300-fold."""
-    values = [value for run in runs for value in panel.lines(run)[0][1].values if isfinite(value)]
-    spread = panel.key == "loss" and len(values) > 0 and min(values) > 0 and max(values) > 300 * min(values)
-    return panel.log or spread
+    """Return whether a panel needs a logarithmic axis: always, or because losses or peak rates differ by orders."""
+    columns = [[value for value in panel.lines(run)[0][1].values if isfinite(value)] for run in runs]
+    if panel.key == "loss":
+        values = [value for column in columns for value in column]
+        return bool(values) and min(values) > 0 and max(values) > 300 * min(values)
+    peaks = [max(column) for column in columns if column]
+    return panel.log or (panel.key == "learning_rate" and max(peaks, default=0.0) > 300 * min(peaks, default=1.0) > 0)
 
 
 X_AXES = {"update": "update", "epoch": "epoch", "share": "share of the planned updates"}
 
 
-def x_values(run: Run, steps: Sequence[int], x: str = "update") -> list[float]:
+def resolve_x(runs: Sequence[Run], x: str = "auto") -> str:
+    """Return the horizontal axis: `"auto"` is `"share"` if the runs' lengths differ 20-fold, else `"update"`.
+
+    Raises:
+        `ValueError`: If there is no such axis.
+    """
+    if x == "auto":
+        lengths = [run.updates for run in runs]
+        return "share" if max(lengths) > 20 * min(lengths) else "update"
+    return check_name("x", x, [*X_AXES, "auto"])
+
+
+def x_values(run: Run, steps: Sequence[int], x: str) -> list[float]:
     """Return updates as epochs, as shares of the planned updates, or as they are.
 
     Raises:
-        `ValueError`: If `x` is none of these, or `run` logged no epochs.
+        `ValueError`: If `run` logged no epochs.
     """
-    if x not in X_AXES:
-        raise ValueError(f"x={x!r}: expected one of {', '.join(X_AXES)}.")
     if x == "update":
         return list(steps)
     if x == "share":
@@ -213,12 +227,15 @@ def band(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
     return (
         steps,
         [min(at[step]) for step in steps],
-        [mean(at[step]) for step in steps],
+        [fmean(at[step]) for step in steps],
         [max(at[step]) for step in steps],
     )
 
 
 # --- matplotlib ---
+
+LEGEND = 40  # configurations beyond which a figure has no legend
+HEAT_MAPS = 24  # configurations beyond which a figure has no further heat maps
 
 
 def blank_figure(width: float, height: float) -> Figure:
@@ -251,19 +268,22 @@ def blank_axes(
     return axes
 
 
-def plot_panel(runs: Any, panel: Panel, x: str = "update") -> Figure:
+def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
     """Draw a panel with matplotlib: one line per run, one colour per configuration."""
     runs = as_runs(runs)
+    x = resolve_x(runs, x)
     configurations = by_configuration(runs)
-    figure = blank_figure(8, max(3.6, 0.18 * len(configurations) + 0.3))  # as high as the legend
-    axes = blank_axes(figure, panel.title, panel.unit, X_AXES.get(x, x))
+    has_legend = len(configurations) <= LEGEND
+    figure = blank_figure(8, max(3.6, 0.18 * len(configurations) * has_legend + 0.3))  # as high as the legend
+    axes = blank_axes(figure, panel.title, panel.unit, X_AXES[x])
     for i, (name, members) in enumerate(configurations.items()):
         color, dash = line_style(i)
         for j, run in enumerate(members):
             steps, values = panel.lines(run)[0][1]
+            at, values = thin(x_values(run, steps, x), values, 2000)
             axes.plot(
-                x_values(run, steps, x), values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
-                marker="." if len(steps) < 3 else None, label=None if j else label(name).replace("$", r"\$"),
+                at, values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
+                marker="." if len(at) < 3 else None, label=None if j else label(name).replace("$", r"\$"),
             )  # fmt: skip
             if marks := _rewinds(run, panel.lines(run)[0][1], x):
                 axes.plot(*zip(*marks, strict=True), "v", color=color, markersize=6)
@@ -271,7 +291,7 @@ def plot_panel(runs: Any, panel: Panel, x: str = "update") -> Figure:
                 axes.plot(x_values(run, [best.step], x), [best.value], "*", color=color, markersize=9)
     if is_logarithmic(panel, runs):
         axes.set_yscale("log")
-    if axes.get_legend_handles_labels()[0]:
+    if has_legend and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
     low, high = axes.get_ylim()
     if panel.key == "gradient_norm_ratio" and high > DANGER_RATIO:
@@ -288,22 +308,23 @@ def _rewinds(run: Run, series: Series, x: str) -> list[tuple[float, float]]:
     return list(zip(x_values(run, steps, x), [series.values[i] for i in at if i >= 0], strict=True))
 
 
-def plot_learning_rate(runs: Any, x: str = "update") -> Figure:
+def plot_learning_rate(runs: Any, x: str = "auto") -> Figure:
     """Draw the effective learning rate: what an optimizer with a warmup of its own really used.
 
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
-        x (`str`, defaults to `"update"`): The horizontal axis: `"update"`, `"epoch"`, or `"share"` of the planned run.
+        x (`str`, defaults to `"auto"`): The horizontal axis: `"update"`, `"epoch"`, or `"share"` of the planned run.
+            `"auto"` is the share if the lengths of the runs differ 20-fold, else the update.
     """
     return plot_panel(runs, PANELS[0], x)
 
 
-def plot_loss(runs: Any, x: str = "update") -> Figure:
+def plot_loss(runs: Any, x: str = "auto") -> Figure:
     """Draw the training loss, one line per run; takes the arguments of [`plot_learning_rate`]."""
     return plot_panel(runs, PANELS[1], x)
 
 
-def plot_ratio(runs: Any, x: str = "update") -> Figure:
+def plot_ratio(runs: Any, x: str = "auto") -> Figure:
     """Draw the last block's gradient norm over the first's, with the zone that stalling runs enter early.
 
     A ratio in that zone within the first tens of updates is a sign of a run that will not learn, which can leave the
@@ -315,6 +336,8 @@ def plot_ratio(runs: Any, x: str = "update") -> Figure:
 def plot_gradient_norms(runs: Any, columns: int = 3) -> Figure:
     """Draw a heat map (layer over update) of the gradient norms before clipping, of each configuration's first run.
 
+    Of more than 24 configurations the first 24 are drawn.
+
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
         columns (`int`, defaults to 3): Heat maps side by side.
@@ -323,6 +346,7 @@ def plot_gradient_norms(runs: Any, columns: int = 3) -> Figure:
     from matplotlib.colors import LogNorm
 
     firsts = {name: members[0] for name, members in by_configuration(as_runs(runs)).items() if members[0].blocks}
+    firsts = dict(list(firsts.items())[:HEAT_MAPS])
     columns = max(1, min(columns, len(firsts)))
     rows = -(-len(firsts) // columns) or 1
     columns = max(1, -(-len(firsts) // rows))  # four are two and two, not three and one
@@ -358,13 +382,13 @@ def plot_gradient_norms(runs: Any, columns: int = 3) -> Figure:
     return figure
 
 
-def draw_comparison(runs: Any, output_dir: str | Path, x: str = "update", keys: Sequence[str] = ()) -> list[Path]:
+def draw_comparison(runs: Any, output_dir: str | Path, x: str = "auto", keys: Sequence[str] = ()) -> list[Path]:
     """Write a PNG file for each panel that has values, and the heat maps if norms were recorded.
 
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
         output_dir (`str` or `Path`): Where the files go.
-        x (`str`, defaults to `"update"`): The horizontal axis, as in [`plot_learning_rate`].
+        x (`str`, defaults to `"auto"`): The horizontal axis, as in [`plot_learning_rate`].
         keys (`Sequence[str]`, *optional*): Further keys of the log to draw.
 
     Returns:
@@ -372,6 +396,7 @@ def draw_comparison(runs: Any, output_dir: str | Path, x: str = "update", keys: 
     """
     need("matplotlib")
     runs, output_dir = as_runs(runs), Path(output_dir)
+    x = resolve_x(runs, x)
     output_dir.mkdir(parents=True, exist_ok=True)
     figures = {panel.key: plot_panel(runs, panel, x) for panel in panels_of(runs, keys)}
     if any(run.blocks for run in runs):
@@ -400,7 +425,7 @@ def _text(name: str) -> str:
     return escape(name, quote=False)
 
 
-def draw_curves(runs: Sequence[Run], x: str = "update", keys: Sequence[str] = ()) -> PlotlyFigure | None:
+def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) -> PlotlyFigure | None:
     """Draw the panels with plotly: per configuration the mean of its runs with their range, or the one run's line.
 
     The lines of the single runs are hidden; `meta.single` tells them apart.
@@ -408,7 +433,7 @@ def draw_curves(runs: Sequence[Run], x: str = "update", keys: Sequence[str] = ()
     need("plotly")
     from plotly.subplots import make_subplots
 
-    panels = panels_of(runs, keys)
+    panels, x = panels_of(runs, keys), resolve_x(runs, x)
     if not panels:
         return None
     figure = make_subplots(
@@ -441,15 +466,13 @@ def draw_curves(runs: Sequence[Run], x: str = "update", keys: Sequence[str] = ()
                 end = painter.add_line(at, values, _text(names[run] + suffix), single=hidden, dotted=bool(suffix))
                 ends.setdefault(i, end)
             if panel.key == "evaluation":
-                bests = [
-                    (x_values(run, [best.step], x)[0], best.value) for run in members if (best := run.best(panel.unit))
-                ]
-                painter.add_marks(bests[:1] if len(members) == 1 else [], "best", symbol="star", size=11)
+                at, _, middle, _ = band(first)
+                pick = max if members[0].greater_is_better(panel.unit) else min
+                best = [pick(zip(at, middle, strict=True), key=_value)] if at else []
+                painter.add_marks(best, "best", symbol="star", size=11)
             for run in members if len(runs) <= MANY else ():
-                painter.add_marks(
-                    _rewinds(run, panel.lines(run)[0][1], x) if panel.lines(run) else [],
-                    f"{names[run]} is rewound", symbol="triangle-down", size=9,
-                )  # fmt: skip
+                marks = _rewinds(run, panel.lines(run)[0][1], x)
+                painter.add_marks(marks, f"{names[run]} is rewound", symbol="triangle-down", size=9)
         _lay_out_panel(figure, row, panel, runs, ends, list(configurations))
     figure.update_xaxes(title_text=X_AXES[x], row=len(panels))
     figure.update_xaxes(showticklabels=True, automargin=False)
@@ -507,13 +530,14 @@ class _Painter:
         return middle[-1] if middle else nan
 
     def add_marks(self, points: Sequence[tuple[float, float]], what: str, **marker: Any) -> None:
+        """Add a marker for each point."""
         for x, y in points:
             style = {"color": line_style(self.index)[0], **marker}
             self._add([x], [y], f"{self.name}, {_text(what)}", mode="markers", marker=style)
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.5g}") if isfinite(value) else None
 
 
 def _lay_out_panel(
@@ -521,9 +545,12 @@ def _lay_out_panel(
 ) -> None:
     """Set the axis of a panel, and write the configurations' names at the ends of their lines."""
     log = is_logarithmic(panel, runs)
-    values = [v for trace in figure.data if trace.yaxis == f"y{row if row > 1 else ''}" for v in trace.y]
+    values = [
+        v for trace in figure.data if trace.yaxis == f"y{row if row > 1 else ''}" for v in trace.y if v is not None
+    ]
     values = [log10(value) if log else value for value in values if isfinite(value) and (value > 0 or not log)] or [0.0]
     low, high = min(values), max(values)
+    low = max(low, high - DECADES) if log else low  # a rate that decays to 0 has no lowest power of ten
     if panel.key == "gradient_norm_ratio":
         low, high = min(low, log10(0.5)), max(high, log10(3 * DANGER_RATIO))
     elif not log and low >= 0 and low < 0.5 * high:

@@ -64,13 +64,12 @@ class Report:
         norms = ["gradient_norms"] if any(run.blocks for run in self.runs) else []
         return [panel.key for panel in panels_of(self.runs)] + norms
 
-    def figure(self, name: str = "loss", x: str = "update") -> Figure:
+    def figure(self, name: str = "loss", x: str = "auto") -> Figure:
         """Return a figure by its name, or of any logged key.
 
         Args:
             name (`str`, defaults to `"loss"`): One of [`figure_names`][Report.figure_names], or a key of the log.
-            x (`str`, defaults to `"update"`): The horizontal axis: `"update"`, `"epoch"`, or `"share"` of the planned
-                run.
+            x (`str`, defaults to `"auto"`): The horizontal axis, as in [`hf_warmup.report.plot_learning_rate`][].
 
         Raises:
             `ValueError`: If there is neither such a figure nor such a key.

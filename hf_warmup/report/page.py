@@ -6,7 +6,7 @@ import gzip
 import json
 import secrets
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import mean
@@ -28,7 +28,7 @@ from .figures import draw_curves, draw_layers, draw_run, line_style, need
 from .findings import RULES, describe_coverage, group_findings
 from .run import Run, as_runs
 from .schedule import describe_schedule
-from .text import describe_evaluations, describe_group, failures, headline, rank_configurations
+from .text import by_rule, count_failures, describe_evaluations, describe_group, headline, rank_configurations
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -59,11 +59,12 @@ def run_table(runs: Sequence[Run]) -> dict[str, Any]:
     return {"results": results, "settings": settings, "rows": rows, "best": any(row["best"] for row in rows)}
 
 
-def configuration_table(runs: Sequence[Run]) -> dict[str, Any]:
+def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any]:
     """Return the table of configurations: colour, mean and spread of each result over the runs, how they ended."""
     groups = by_configuration(runs)
     found = {name: [run.results() for run in members] for name, members in groups.items()}
     keys = list(dict.fromkeys(key for results in found.values() for result in results for key in result))
+    keys = [key for key in keys if 3 * sum(any(key in each for each in found[name]) for name in found) >= len(found)]
     first = common_metric(runs)
     keys = sorted(keys, key=lambda key: (key != first, key != "loss", key != "eval_loss"))[:5]
     digits = {key: decimals(v[key] for results in found.values() for v in results if key in v) for key in keys}
@@ -78,7 +79,7 @@ def configuration_table(runs: Sequence[Run]) -> dict[str, Any]:
                 "dash": line_style(i)[1],
                 "cells": [mean_and_spread(values[key], digits[key]) if values[key] else "" for key in keys],
                 "updates": mean_and_spread([run.updates for run in members], 0).removesuffix(" ± 0"),
-                "failed": failures(members),
+                "failed": failed[name],
                 "ends": ", ".join(f"{ends.count(end)} {end}" if len(ends) > 1 else end for end in dict.fromkeys(ends)),
                 "schedule": describe_schedule(members[0]),
             }
@@ -86,7 +87,7 @@ def configuration_table(runs: Sequence[Run]) -> dict[str, Any]:
     return {"columns": keys, "rows": rows}
 
 
-def sweep_grid(runs: Sequence[Run]) -> dict[str, Any] | None:
+def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any] | None:
     """Return the grid of a sweep if exactly two settings vary: one cell per pair of values, shaded by the metric."""
     groups, differing = by_configuration(runs), differing_settings(runs)
     ranked = rank_configurations(runs)
@@ -100,7 +101,6 @@ def sweep_grid(runs: Sequence[Run]) -> dict[str, Any] | None:
     if min(len(rows), len(columns)) < 2 or 2 * len(groups) < len(rows) * len(columns):
         return None
     values = {name: mean(each) for name, each in order}
-    failed = {name: failures(members) for name, members in groups.items()}
     best = order[0][0]
     # Failed cells stay white, so that the shades tell the others apart.
     sound = [values[name] for name, _ in order if isfinite(values[name]) and not failed[name]] or [values[best]]
@@ -130,13 +130,13 @@ def _as_number(text: str) -> tuple[int, float, str]:
         return 1, 0.0, text
 
 
-def draw_page(runs: Any, title: str = "Runs compared", x: str = "update", keys: Sequence[str] = ()) -> str:
+def draw_page(runs: Any, title: str = "Runs compared", x: str = "auto", keys: Sequence[str] = ()) -> str:
     """Return the page as text. It needs no network and no other file.
 
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to show.
         title (`str`, defaults to `"Runs compared"`): The title of the page.
-        x (`str`, defaults to `"update"`): The horizontal axis: `"update"`, `"epoch"`, or `"share"` of the planned run.
+        x (`str`, defaults to `"auto"`): The horizontal axis, as in [`hf_warmup.report.plot_learning_rate`][].
         keys (`Sequence[str]`, *optional*): Further keys of the log to draw.
 
     Raises:
@@ -158,6 +158,7 @@ def draw_page(runs: Any, title: str = "Runs compared", x: str = "update", keys: 
         name: templates[f"plotly_{theme}"].to_plotly_json() for name, theme in (("light", "white"), ("dark", "dark"))
     }
     groups = group_findings(runs)
+    failed = count_failures(runs, groups)
     packed = b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
     single = runs[0] if len(runs) == 1 else None
     return (
@@ -166,17 +167,18 @@ def draw_page(runs: Any, title: str = "Runs compared", x: str = "update", keys: 
         .render(
             title=title,
             version=__version__,
-            headline=headline(runs),
+            headline=headline(runs, failed),
             single=single and [describe_schedule(single), describe_evaluations(single), describe_coverage(single)],
-            configurations=configuration_table(runs),
-            grid=sweep_grid(runs),
-            groups={level: [group for group in groups if group.level == level] for level in LEVELS},
-            icons=LEVELS,
+            configurations=configuration_table(runs, failed),
+            grid=sweep_grid(runs, failed),
+            levels={level: by_rule([group for group in groups if group.level == level]) for level in ICONS},
+            icons=ICONS,
             line=describe_group,
             table=run_table(runs),
             shared=shared_settings(runs),
             rules=RULES,
             plots=list(data),
+            singles=any(trace["meta"]["single"] for trace in data.get("curves", {}).get("data", [])),
             run_names=[trace["name"] for trace in data.get("run", {}).get("data", [])],
             slider=layers and layers[1]["updates"],
             shown=layers[1]["shown"] if layers else 0,
@@ -187,12 +189,12 @@ def draw_page(runs: Any, title: str = "Runs compared", x: str = "update", keys: 
     )
 
 
-LEVELS = {"problem": "✖", "advice": "▲", "note": "•"}
+ICONS = {"problem": "✖", "advice": "▲", "note": "•"}
 
 
 def _json(content: Any) -> str:
     """Return JSON for a script element, which ends at the first `</`."""
-    return json.dumps(content, separators=(",", ":"), default=_plain).replace("<", "\\u003c")
+    return json.dumps(content, separators=(",", ":"), allow_nan=False, default=_plain).replace("<", "\\u003c")
 
 
 def _plain(value: Any) -> Any:
@@ -200,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_page(
-    runs: Any, path: str | Path, title: str = "Runs compared", x: str = "update", keys: Sequence[str] = ()
+    runs: Any, path: str | Path, title: str = "Runs compared", x: str = "auto", keys: Sequence[str] = ()
 ) -> Path:
     """Write [`draw_page`] to `path`, and return the path."""
     path = Path(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import mean
 
@@ -14,6 +14,7 @@ from .schedule import describe_schedule
 
 
 LEVELS = ("problem", "advice", "note")
+SHOWN = 5  # groups of one rule that the text shows
 
 
 def describe_evaluations(run: Run) -> str:
@@ -71,8 +72,13 @@ def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[
     return metric, sorted(known, key=lambda item: (mean(item[1]) != mean(item[1]), sign * mean(item[1])))
 
 
-def headline(runs: Sequence[Run]) -> str:
-    """Return the answer in one or two sentences: which configuration is best by which metric, and what failed."""
+def headline(runs: Sequence[Run], failed: Mapping[str, int]) -> str:
+    """Return the answer in one or two sentences: which configuration is best by which metric, and what failed.
+
+    Args:
+        runs (`Sequence[Run]`): The runs.
+        failed (`Mapping[str, int]`): Configuration -> the number of its runs with a problem.
+    """
     configurations = by_configuration(runs)
     text = f"{len(runs)} runs of {len(configurations)} configurations" if len(runs) > 1 else f"1 run, {runs[0].status}"
     ranked = rank_configurations(runs)
@@ -85,16 +91,27 @@ def headline(runs: Sequence[Run]) -> str:
     elif len(runs) == 1:
         text += f". {describe_evaluations(runs[0])}".rstrip(". ")
     if len(runs) > 1:
-        failed = {name: failures(members) for name, members in configurations.items()}
         named = [f"{name} ({count} of {len(configurations[name])})" for name, count in failed.items() if count]
         shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
         text += f". Runs with a problem: {shown or 'none'}"
     return f"{text}."
 
 
-def failures(runs: Sequence[Run]) -> int:
-    """Return the number of runs in which a rule found a problem."""
-    return sum(any(finding.is_problem for finding in find(run)) for run in runs)
+def count_failures(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, int]:
+    """Return configuration -> the number of its runs in which a rule found a problem."""
+    names = names_of(runs)
+    bad = {
+        name for group in groups if group.rule.is_problem for said_of in group.sentences.values() for name in said_of
+    }
+    return {name: sum(names[run] in bad for run in members) for name, members in by_configuration(runs).items()}
+
+
+def by_rule(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Return rule -> its groups, in the order of the rules."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.rule.name, []).append(group)
+    return found
 
 
 def describe_group(group: Group) -> str:
@@ -111,21 +128,26 @@ def describe_group(group: Group) -> str:
 def summarize_runs(runs: Sequence[Run]) -> list[str]:
     """Return the report on several runs as paragraphs: the answer, each configuration, the findings."""
     names = names_of(runs)
-    lines = [headline(runs)]
+    groups = group_findings(runs)
+    lines = [headline(runs, count_failures(runs, groups))]
     if differing := differing_settings(runs):
         lines[0] += f" They differ in {', '.join(differing[:6])}{', ...' if differing[6:] else ''}."
     for configuration, members in by_configuration(runs).items():
         said: dict[str, list[Run]] = {}
         for run in members:
             said.setdefault(f"{run.status}. {describe_schedule(run)}", []).append(run)
-        for text, own in said.items():
-            whose = configuration if len(own) == len(members) > 1 else ", ".join(names[run] for run in own)
-            lines.append(f"- {whose}{f' ({len(own)} runs)' if len(own) > 1 else ''}: {text}")
-    for group in sorted(group_findings(runs), key=lambda group: LEVELS.index(group.level)):
-        level = f"PROBLEM ({group.rule.name})" if group.rule.is_problem else group.rule.name
-        every = group.count == group.of
-        which = group.configurations if every else list(dict.fromkeys(chain(*group.sentences.values())))
-        lines.append(f"- {', '.join(which)}: {level}: {describe_group(group)}")
+        for text, alike in said.items():
+            whose = configuration if len(alike) == len(members) > 1 else ", ".join(names[run] for run in alike)
+            lines.append(f"- {whose}{f' ({len(alike)} runs)' if len(alike) > 1 else ''}: {text}")
+    for rule, own in by_rule(sorted(groups, key=lambda group: LEVELS.index(group.level))).items():
+        level = f"PROBLEM ({rule})" if own[0].rule.is_problem else rule
+        for group in own[:SHOWN]:
+            every = group.count == group.of
+            which = group.configurations if every else list(dict.fromkeys(chain(*group.sentences.values())))
+            lines.append(f"- {', '.join(which)}: {level}: {describe_group(group)}")
+        if more := own[SHOWN:]:
+            count = sum(group.count for group in more)
+            lines.append(f"- {level}: in {count} further runs. --json FILE and the page name them.")
     return lines
 
 

@@ -415,7 +415,7 @@ CELLS = 100_000  # of each set of heat maps
 PANEL_HEIGHT = 260  # pixels
 LABELLED = 8  # configurations whose names are written at the ends of their lines
 SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are easiest to tell apart
-DECADES = 8  # below its highest value, that a heat map shows
+DECADES = 8  # below the highest value, that a logarithmic axis or a heat map shows
 CLEAR = "rgba(0,0,0,0)"
 _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}
 

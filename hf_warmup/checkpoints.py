@@ -28,7 +28,7 @@ from transformers import TrainerState
 from transformers.utils import logging
 
 from .optim.adam_family import AdamFamily
-from .report.run import GRADIENT_NORMS_FILE, SETTINGS_FILE, TRAINER_STATE_FILE, read_run_settings
+from .report.run import GRADIENT_NORMS_FILE, SETTINGS_FILE, TRAINER_STATE_FILE, read_run_settings, set_aside_former_run
 from .schedules import unwrap_optimizer
 
 
@@ -138,6 +138,12 @@ def save_trainer_checkpoint(trainer: Any, trial: Any, save: Callable[[Path], Non
         args.save_total_limit = limit
     if args.should_save:
         delete_old_checkpoints(checkpoint, limit, state.best_model_checkpoint)
+
+
+def move_former_run(output_dir: str | Path) -> None:
+    """Move the files of another run in `output_dir` into a sub-folder, and log where they are."""
+    if (aside := set_aside_former_run(output_dir)) is not None:
+        logger.warning(f"The files of the former run in {output_dir} were moved to {aside.name}.")
 
 
 def copy_run_files(source: str | Path, target: str | Path) -> None:
@@ -444,6 +450,9 @@ def prepare_resume(
     def prepare() -> Path | None:
         checkpoint = resolve_checkpoint(resume_from_checkpoint, output_dir, model)
         if checkpoint is not None:
+            ids = {read_run_settings(folder).get("run_id") for folder in (checkpoint, output_dir)}
+            if len(ids - {None}) > 1:  # the files in the folder are of another run than the checkpoint
+                move_former_run(output_dir)
             copy_run_files(checkpoint, output_dir)
             saved, now = read_manifest(checkpoint).get("num_processes"), PartialState().num_processes
             if saved not in (None, now):

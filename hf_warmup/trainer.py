@@ -41,6 +41,7 @@ from .checkpoints import (
     find_corruption,
     keep_finished_warmup,
     lock_output_dir,
+    move_former_run,
     prepare_resume,
     raise_on_full_disk,
     save_trainer_checkpoint,
@@ -53,7 +54,7 @@ from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record
 from .optim import effective_learning_rates
 from .report.model_card import add_recording
 from .report.notebook import Report, show
-from .report.run import TRAINER_STATE_FILE, set_aside_former_run, write_run_end, write_run_settings
+from .report.run import TRAINER_STATE_FILE, write_run_end, write_run_settings
 from .schedules import (
     METRIC_SCHEDULERS,
     PlateauWithWarmupLR,
@@ -575,8 +576,7 @@ class WarmupTrainerMixin(_TrainerBase):
                 self._resumed_from = prepare_resume(resume_from_checkpoint, output_dir, model)
             if self._resumed_from is None and self.is_world_process_zero() and not searching:
                 warn_existing_checkpoints(output_dir)
-                if (aside := set_aside_former_run(output_dir)) is not None:
-                    logger.warning(f"The files of the former run in {output_dir} were moved to {aside.name}.")
+                move_former_run(output_dir)
             resume = str(self._resumed_from) if self._resumed_from else None
             if self.guard is not None:
                 self.guard.checkpoint = resume

@@ -124,6 +124,18 @@ def test_warmup_trainer_second_train_starts_a_new_schedule_and_moves_the_former_
     assert len(read_gradient_norms(tmp_path)) == len(read_gradient_norms(tmp_path / "former_run-1")) == 8
 
 
+def test_warmup_trainer_resumed_from_a_former_run_moves_the_recording_of_the_latest_aside(tmp_path):
+    kwargs = {"optim": "radam", "save_strategy": "steps", "save_steps": 4}
+    log = train(make(tmp_path, **kwargs))
+    train(make(tmp_path, learning_rate=1e-3, **kwargs | {"save_strategy": "no"}))  # another run in the same folder
+    latest_id = read_run_settings(tmp_path)["run_id"]
+    resumed = make(tmp_path, **kwargs)
+    assert column(train(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-4")), "loss") == column(log, "loss")
+    assert read_run_settings(tmp_path)["run_id"] == read_run_settings(tmp_path / "former_run-1")["run_id"]
+    assert read_run_settings(tmp_path / "former_run-2")["run_id"] == latest_id
+    assert len(read_gradient_norms(tmp_path)) == len(read_gradient_norms(tmp_path / "former_run-2")) == 8
+
+
 def test_warmup_trainer_checkpoint_of_adamw_continues_with_adam_warmup(tmp_path):
     kwargs = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 3}
     train(make(tmp_path, optim="adamw", **kwargs))

@@ -305,7 +305,7 @@ def test_auto_starts_without_a_warmup_and_rewinds(tmp_path, stalls_at):
         ({"guard": "off"}, "guard='off' does not rewind"),
         ({"grad_norm_steps": 0}, "records no gradient norms"),
         ({"optim": "adam_warmup"}, "has a warmup of its own"),
-        ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "follows a metric"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "follows a metric"),
     ],
 )
 def test_auto_is_refused_where_the_run_cannot_be_rewound(tmp_path, kwargs, reason):

@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import (
     BertConfig,
@@ -34,6 +35,11 @@ HEADS = {
     "llama-classifier": lambda: LlamaForSequenceClassification(tiny_config(LlamaConfig(num_labels=2))),
     "llama-honest": lambda: LlamaForCausalLM(tiny_config(LlamaConfig())),
 }
+
+
+counts_items = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5"), reason="transformers 4.57 gives BERT's heads no count of items"
+)
 
 
 def rows(kind: str, count: int = 8) -> list[dict[str, torch.Tensor]]:
@@ -79,6 +85,7 @@ def test_warmup_trainer_peft_model_accumulation_gives_loss_of_whole_batch(tmp_pa
     torch.testing.assert_close(torch.tensor(logs[1]), torch.tensor(logs[0]))
 
 
+@counts_items
 def test_warmup_trainer_uneven_label_counts_give_loss_of_whole_batch(tmp_path):
     def make():
         return BertForTokenClassification(tiny_config(BertConfig()))
@@ -107,7 +114,7 @@ def sum_over_count(outputs, labels, num_items_in_batch=None):
 @pytest.mark.parametrize(
     ("cls", "kwargs"),
     [
-        (OwnLoss, {}),
+        pytest.param(OwnLoss, {}, marks=counts_items),
         (WarmupTrainer, {"compute_loss_func": sum_over_count}),
         (WarmupTrainer, {"label_smoothing_factor": 0.1}),
     ],

@@ -127,7 +127,7 @@ def build_model(args: ModelArguments, tokenizer: Any, data: datasets.DatasetDict
     try:
         return model_class.from_pretrained(args.model_name_or_path, **load)
     except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+        if "mismatch" not in str(error):
             raise
         raise ValueError(
             f"{args.model_name_or_path} has a head for another number of classes than the {len(labels)} of the data. "

@@ -122,7 +122,7 @@ def describe_group(group: Group) -> str:
     if not others or not values:
         return text
     low, high = (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" for value in (min(values), max(values)))
-    return f"{text} ({key} {low} to {high} over {group.count} runs)"
+    return text if low == high else f"{text} ({key} {low} to {high} over {group.count} runs)"
 
 
 def summarize_runs(runs: Sequence[Run]) -> list[str]:

@@ -134,7 +134,7 @@ class WarmupArgumentsMixin(_Base):
     that the other class has as well keeps the default of that class.
 
     Args:
-        optim (`str`, *optional*): A name of [`OPTIMIZERS`][hf_warmup.OPTIMIZERS], a name of transformers, or the import
+        optim (`str`, *optional*): A name of `hf_warmup.OPTIMIZERS`, a name of transformers, or the import
             path of an optimizer class, such as `my_optim:MyAdam`.
         optim_args (`str` or `dict`, *optional*): Options of the optimizer, `key=value,key=value`. An option that the
             optimizer does not have is an error.

@@ -60,7 +60,7 @@ class Report:
 
     @property
     def figure_names(self) -> list[str]:
-        """The names that [`figure`][Report.figure] takes."""
+        """The names that `figure` takes."""
         norms = ["gradient_norms"] if any(run.blocks for run in self.runs) else []
         return [panel.key for panel in panels_of(self.runs)] + norms
 
@@ -68,8 +68,8 @@ class Report:
         """Return a figure by its name, or of any logged key.
 
         Args:
-            name (`str`, defaults to `"loss"`): One of [`figure_names`][Report.figure_names], or a key of the log.
-            x (`str`, defaults to `"auto"`): The horizontal axis, as in [`hf_warmup.report.plot_learning_rate`][].
+            name (`str`, defaults to `"loss"`): One of `figure_names`, or a key of the log.
+            x (`str`, defaults to `"auto"`): The horizontal axis, as in `plot_learning_rate`.
 
         Raises:
             `ValueError`: If there is neither such a figure nor such a key.
@@ -86,7 +86,7 @@ class Report:
         return plot_panel(self.runs, panels[name], x)
 
     def to_dataframe(self) -> DataFrame:
-        """Return all values as a tidy `pandas.DataFrame`, as [`hf_warmup.report.to_dataframe`][] does."""
+        """Return all values as a tidy `pandas.DataFrame`, as `hf_warmup.report.to_dataframe` does."""
         return to_dataframe(self.runs)
 
     def iframe(self, height: int = 800) -> Frame:

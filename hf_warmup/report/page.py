@@ -136,7 +136,7 @@ def draw_page(runs: Any, title: str = "Runs compared", x: str = "auto", keys: Se
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to show.
         title (`str`, defaults to `"Runs compared"`): The title of the page.
-        x (`str`, defaults to `"auto"`): The horizontal axis, as in [`hf_warmup.report.plot_learning_rate`][].
+        x (`str`, defaults to `"auto"`): The horizontal axis, as in `plot_learning_rate`.
         keys (`Sequence[str]`, *optional*): Further keys of the log to draw.
 
     Raises:

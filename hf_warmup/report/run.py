@@ -608,7 +608,7 @@ class Run:
         return not _LOWER_IS_BETTER.search(key)
 
     def best(self, key: str | None = None) -> Evaluation | None:
-        """Return the best evaluation by `key`, which defaults to [`metric`][Run.metric].
+        """Return the best evaluation by `key`, which defaults to `metric`.
 
         If the Trainer noted its best checkpoint by that metric, it is the evaluation of that checkpoint.
         """
@@ -622,7 +622,7 @@ class Run:
         return Evaluation(key, value, step)
 
     def last(self, key: str | None = None) -> Evaluation | None:
-        """Return the last evaluation during training by `key`, which defaults to [`metric`][Run.metric]."""
+        """Return the last evaluation during training by `key`, which defaults to `metric`."""
         key = key or self.metric
         series = self.evaluations.get(key or "")
         if key is None or not series:

@@ -32,6 +32,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]](), markdown)
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Show the references and types of docstrings, which are written as in transformers, without their markup.
+
+    A type arrives as `` `str` or [`~torch.nn.Module`] `` inside one code element, a reference as a code element in
+    brackets.
+    """
+    html = re.sub(
+        r"<code>([^<]*`[^<]*)</code>",
+        lambda code: f"<code>{re.sub('[][`~]', '', code[1]).replace('*optional*', 'optional')}</code>",
+        html,
+    )
+    return re.sub(r"\[<code>~?([^<]+)</code>\](?!\()", r"<code>\1</code>", html)
+
+
 def table_of(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -95,6 +95,11 @@ def rules() -> str:
     return table_of(["rule", "what is asked", "threshold", "source"], rows)
 
 
+def number(value: float) -> str:
+    """Return three significant digits, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def benchmarks() -> str:
     """Return all tables of `benchmarks.json`, with what was measured and where."""
     path = ROOT / "docs" / "benchmarks.json"
@@ -105,7 +110,7 @@ def benchmarks() -> str:
         for title, table in content["tables"].items():
             header = list(dict.fromkeys(key for row in table["rows"] for key in row))
             rows = [
-                [row["name"], *(f"{row[key]:.3g}" if key in row else "" for key in header[1:])] for row in table["rows"]
+                [row["name"], *(number(row[key]) if key in row else "" for key in header[1:])] for row in table["rows"]
             ]
             names = ["", *(name.replace("_", " ") for name in header[1:])]
             parts += [f"### {section}: {title}", f"Measured: {table['note']}.", table_of(names, rows)]

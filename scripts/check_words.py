@@ -31,8 +31,8 @@ def find_words(text: str, swap: dict[str, str]) -> list[tuple[int, str, str]]:
     A match may span a line break. Code in backticks is not prose and is passed over.
 
     ```python
-    >>> find_words("The run\\ngoes on from `x goes on from`.", {"goes on from": "resumes from"})
-    [(2, 'goes on from', 'resumes from')]
+    >>> find_words("We\\nutilise `utilise`.", {"utilise": "use"})
+    [(2, 'utilise', 'use')]
 
     ```
     """

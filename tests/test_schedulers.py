@@ -412,10 +412,10 @@ def sequential(optimizer):
             lambda: with_warmup(cosine(sgd()), partial(linear_warmup, num_warmup_steps=0.5)),
             r"num_warmup_steps=0.5: expected an integer in \[0, inf\)",
         ),
-        (lambda: with_warmup(cosine(sgd()), linear_warmup), r"linear_warmup is no function of the step alone.*=100"),
-        (lambda: with_warmup(cosine(sgd()), lambda step, c: 1.0), "is no function of the step alone: .*'c'"),
+        (lambda: with_warmup(cosine(sgd()), linear_warmup), r"linear_warmup needs more than the step.*=100"),
+        (lambda: with_warmup(cosine(sgd()), lambda step, c: 1.0), "needs more than the step: .*'c'"),
         (lambda: with_warmup(begun(adamw(0.4)), RAMP), "a CosineAnnealingLR, has been stepped 3 times"),
-        (lambda: joined(cosine, linear_warmup), "warmup=linear_warmup is no function of the step alone"),
+        (lambda: joined(cosine, linear_warmup), "warmup=linear_warmup needs more than the step"),
         (
             lambda: with_warmup(sequential(sgd()), no_warmup).add_param_group({"params": []}),
             "not possible with a SequentialLR",

@@ -260,8 +260,8 @@ class WarmupGuard(TrainerCallback):
     def before_step(self, step: int) -> None:
         """Skip update `step` if its gradient is not finite: its parameters, moments and counts stay as they are.
 
-        torch's fused optimizers decide on the device. Other optimizers need one number on the host per update. An fp16
-        loss scaler skips such updates itself; do not call this method with one.
+        torch's fused optimizers decide on the device. With other optimizers the CPU waits for one number per update. An
+        fp16 loss scaler skips such updates itself; do not call this method with one.
         """
         if self.action == "warn":
             return

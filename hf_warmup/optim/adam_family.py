@@ -123,7 +123,7 @@ class AdamFamily(Optimizer):
         if isinstance(group["lr"], Tensor):
             raise ValueError(
                 f"lr={short_repr(group['lr'])}: expected a float. Tensor learning rates are not supported, because the "
-                "update's coefficients are computed on the host. Pass `lr.item()`."
+                "update's coefficients are computed on the CPU. Pass `lr.item()`."
             )
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])

@@ -41,7 +41,7 @@ class RAdam(AdamFamily):
     effective learning rate, `lr r_t`.
 
     Differences from `torch.optim.RAdam`: decoupled weight decay and no un-normalized step by default, the fused kernel,
-    `r_t` in float64 on the host, and an update count per parameter. Complex parameters and tensor learning rates are
+    `r_t` in float64 on the CPU, and an update count per parameter. Complex parameters and tensor learning rates are
     not supported.
 
     Raises:

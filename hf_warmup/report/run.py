@@ -831,10 +831,7 @@ def read_runs(folder: PathLike) -> list[Run]:
             runs.append(read_run(path))
         except (ValueError, OSError) as error:
             problems.append(error)
-    if problems and not runs:
-        raise problems[0]
-    for problem in problems:
-        logger.warning(f"Left out: {problem}")
+    _raise_or_warn(problems, nothing_read=not runs)
     return runs
 
 
@@ -879,11 +876,15 @@ def find_runs(folders: Iterable[PathLike]) -> list[Run]:
                 runs.setdefault(run.folder.resolve(), run)
         except (ValueError, OSError) as error:
             problems.append(error)
-    if problems and not runs:
+    _raise_or_warn(problems, nothing_read=not runs)
+    return list(runs.values())
+
+
+def _raise_or_warn(problems: list[Exception], nothing_read: bool) -> None:
+    if problems and nothing_read:
         raise problems[0]
     for problem in problems:
         logger.warning(f"Left out: {problem}")
-    return list(runs.values())
 
 
 def _suggestion(path: Path) -> str:

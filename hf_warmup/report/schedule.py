@@ -269,7 +269,7 @@ def logged_schedule(run: Run) -> LoggedSchedule:
 
 
 def describe_schedule(run: Run) -> str:
-    """Return one sentence about the schedule of `run`: its warmup with its length, its peak and its decay.
+    """Return a sentence about the schedule of `run`: its warmup with its length, its peak and its decay.
 
     It is never empty: what cannot be told is said.
     """

@@ -26,7 +26,7 @@ class TransformersSchedule:
         keywords (`dict[str, Range]`): What `lr_scheduler_kwargs` may hold, with the allowed values.
         required (`tuple[str, ...]`): The keywords without a default.
         has_warmup (`bool`): Whether the schedule warms up over `num_warmup_steps` updates.
-        follows_metric (`bool`): Whether the schedule is stepped with a metric: it is no function of the step.
+        follows_metric (`bool`): Whether the schedule is stepped with a metric and does not follow from the step.
         ends_early (`bool`): Whether the schedule reaches its last value one update before the end of the run.
         is_known (`bool`): `False` for a name that only a newer transformers has: its keywords are not checked.
     """

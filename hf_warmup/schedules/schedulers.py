@@ -657,7 +657,7 @@ def _check_warmup(warmup: Callable[[int], float]) -> None:
     except TypeError as error:
         name = getattr(getattr(warmup, "func", warmup), "__name__", "warmup")
         raise ValueError(
-            f"warmup={name} is no function of the step alone: {error}. Bind the rest, such as "
+            f"warmup={name} needs more than the step: {error}. Bind the rest, such as "
             f"partial({name}, num_warmup_steps=100)."
         ) from None
 

@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING
 
 from .drawing import blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import Result, Settings, all_solved, folder_of, in_words, job, measures, run_jobs, select, solved
+from .reversal import (
+    Result,
+    Settings,
+    all_solved,
+    draw_grid,
+    folder_of,
+    in_words,
+    job,
+    measures,
+    run_jobs,
+    select,
+    solved,
+)
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 
 ABOUT = About(
@@ -107,25 +119,13 @@ def name_of(row: Row) -> str:
     return f"{row[0].capitalize()}-LN {row[1]} at {row[2]:g}"
 
 
-def draw_grid(axes: Axes, results: list[Result]) -> None:
-    """Draw a table of all configurations, coloured by the share of seeds that solved the task."""
-    cells = [[runs_of(results, row, column) for column in COLUMNS] for row in ROWS]
-    shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
-    axes.imshow(shares, cmap="RdYlBu", vmin=-0.35, vmax=1.35, aspect="auto")
-    for i, line in enumerate(cells):
-        for j, cell in enumerate(line):
-            axes.text(j, i, in_words(cell), ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(COLUMNS)), COLUMNS)
-    axes.set_yticks(range(len(ROWS)), map(name_of, ROWS), fontsize=8)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
 def run(args: ReproduceArguments) -> Outcome:
     """Execute all runs, draw the figure and judge the claims."""
     results = run_jobs(plan(args), args)
     figure = blank_figure(9, 5)
-    draw_grid(blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "warmup"), results)
+    axes = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "warmup")
+    cells = [[runs_of(results, row, column) for column in COLUMNS] for row in ROWS]
+    draw_grid(axes, cells, [name_of(row) for row in ROWS], COLUMNS)
     rows = [[name_of(row), *(in_words(runs_of(results, row, column)) for column in COLUMNS)] for row in ROWS]
     named = measures({f"{name_of(row)}, {column}": runs_of(results, row, column) for row in ROWS for column in COLUMNS})
     shown = [folder_of(args, run) for column in ("none", "auto") for run in runs_of(results, ROWS[1], column)[:1]]

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from logging import getLogger
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -50,6 +51,7 @@ def run_and_keep(run_one: RunOne, settings: Settings, folder: Path) -> Result:
     """Execute one run on one thread; store and return its settings with what it measured."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
+    getLogger("hf_warmup").setLevel("ERROR")  # the guard names no run; what it finds is in the report
     logging.disable_progress_bar()  # one bar counts the runs; the bars of loading and saving would overwrite it
     prepare_folder(folder, settings)
     result = {**settings, **run_one(settings, folder)}

@@ -18,7 +18,7 @@ from .kept_runs import Result, Settings, run_all
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import select
 from .texts import find_texts
-from .training import finetune_one
+from .training import by_name, finetune_one, metrics_by_name
 
 
 if TYPE_CHECKING:
@@ -114,13 +114,8 @@ def run(args: ReproduceArguments) -> Outcome:
     run_one = partial(finetune_one, texts=texts, checkpoints=checkpoint.parent, polarity=polarity)
     results = run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
     stalled = {name for name in jobs if any(finding.is_problem for finding in find(read_run(folder / name)))}
-    named: dict[str, list[Result]] = {}
-    for result in results:
-        named.setdefault(f"{result['task']}, {result['name']}, lr {result['learning_rate']:g}", []).append(result)
-    columns = {"accuracy": "accuracy", "area under the ROC curve": "roc_auc"}
-    measured = {
-        words: {name: [run[key] for run in runs] for name, runs in named.items()} for words, key in columns.items()
-    }
+    named = by_name(results, lambda run: f"{run['task']}, {run['name']}, lr {run['learning_rate']:g}")
+    measured = metrics_by_name(named)
     measured["fall of accuracy from its peak"] = {name: list(map(fall, runs)) for name, runs in named.items()}
     rows = [[name, *(mean_and_spread(values[name]) for values in measured.values())] for name in named]
     recordings = [folder / name for name, settings in jobs.items() if settings["seed"] == results[0]["seed"]]

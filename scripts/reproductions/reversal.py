@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
@@ -14,6 +14,10 @@ from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, m
 
 from .kept_runs import Result, Settings, run_all
 from .outcome import ReproduceArguments
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 FIRST_SYMBOL, VOCAB_SIZE, SEQUENCE_LENGTH = 5, 32, 16
@@ -184,6 +188,19 @@ def in_words(results: list[Result]) -> str:
         return "-"
     updates = solved(results)
     return f"{len(updates)}/{len(results)}" + (f" at {mean(updates):.0f}" if updates else "")
+
+
+def draw_grid(axes: Axes, cells: Sequence[Sequence[list[Result]]], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Draw a table of runs, coloured by the share of seeds that solved the task."""
+    shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
+    axes.imshow(shares, cmap="RdYlBu", vmin=-0.35, vmax=1.35, aspect="auto")
+    for i, line in enumerate(cells):
+        for j, cell in enumerate(line):
+            axes.text(j, i, in_words(cell), ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
 
 
 def all_solved(results: list[Result]) -> bool | None:

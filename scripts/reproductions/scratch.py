@@ -14,7 +14,7 @@ from .kept_runs import Result, Settings, run_all
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import every, select
 from .texts import find_texts
-from .training import finetune_one
+from .training import by_name, finetune_one, metrics_by_name
 
 
 if TYPE_CHECKING:
@@ -70,13 +70,8 @@ def run(args: ReproduceArguments) -> Outcome:
     jobs, folder = plan(args), args.folder / "runs"
     run_one = partial(finetune_one, texts=find_texts(args.data_dir))
     results = run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
-    named: dict[str, list[Result]] = {}
-    for result in results:
-        named.setdefault(f"{result['name']}, lr {result['learning_rate']:g}", []).append(result)
-    metrics = {"accuracy": "accuracy", "area under the ROC curve": "roc_auc"}
-    measured = {
-        words: {name: [each[key] for each in runs] for name, runs in named.items()} for words, key in metrics.items()
-    }
+    named = by_name(results, lambda result: f"{result['name']}, lr {result['learning_rate']:g}")
+    measured = metrics_by_name(named)
     rows = [[name, *(mean_and_spread(values[name]) for values in measured.values())] for name in named]
     first = f"-lr{RATE:g}-seed{results[0]['seed']}"
     recordings = [folder / name for name in jobs if name.endswith(first)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,17 @@ def finetune_one(
     labels = data["validation"]["label"][:]
     majority = max(Counter(labels).values()) / len(labels)
     return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3], "majority": majority}
+
+
+def by_name(results: Iterable[Result], name: Callable[[Result], str]) -> dict[str, list[Result]]:
+    """Return the results that have the same name, in the order of the names."""
+    named: dict[str, list[Result]] = {}
+    for result in results:
+        named.setdefault(name(result), []).append(result)
+    return named
+
+
+def metrics_by_name(named: Mapping[str, list[Result]]) -> dict[str, dict[str, list[float]]]:
+    """Return metric -> name -> one value per seed, as a card takes them."""
+    metrics = {"accuracy": "accuracy", "area under the ROC curve": "roc_auc"}
+    return {words: {name: [run[key] for run in runs] for name, runs in named.items()} for words, key in metrics.items()}

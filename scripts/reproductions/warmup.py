@@ -12,6 +12,7 @@ from .reversal import (
     Result,
     Settings,
     all_solved,
+    draw_grid,
     every,
     folder_of,
     in_words,
@@ -149,21 +150,6 @@ def wider(results: list[Result]) -> Verdict:
     return Verdict(claim, source, measured, warmed / plain >= WIDER if plain and warmed else None)
 
 
-def draw_grid(axes: Axes, results: list[Result]) -> None:
-    """Draw a table of all configurations, coloured by the share of seeds that solved the task."""
-    rows = [(p, o) for o in SIZES for p in ("post", "pre")]
-    cells = [[runs_of(results, (p, o, w)) for w in WARMUPS] for p, o in rows]
-    shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in row] for row in cells]
-    axes.imshow(shares, cmap="RdYlBu", vmin=-0.35, vmax=1.35, aspect="auto")
-    for i, row in enumerate(cells):
-        for j, cell in enumerate(row):
-            axes.text(j, i, in_words(cell), ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(WARMUPS)), WARMUPS)
-    axes.set_yticks(range(len(rows)), [f"{p.capitalize()}-LN, {NAMES[o]}" for p, o in rows], fontsize=8)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
 def draw_band(axes: Axes, results: list[Result]) -> None:
     """Draw updates to loss 0.5 over the learning rate; runs that never reached it are above the dotted line."""
     steps = max(result["max_steps"] for result in select(results, optim="adamw"))
@@ -187,14 +173,13 @@ def run(args: ReproduceArguments) -> Outcome:
     results = run_jobs(plan(args), args)
     figure = blank_figure(12, 4.4)
     grid = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "warmup", (1, 2, 1))
-    draw_grid(grid, results)
+    kinds = [(p, o) for o in SIZES for p in ("post", "pre")]
+    cells = [[runs_of(results, (p, o, w)) for w in WARMUPS] for p, o in kinds]
+    names = [f"{p.capitalize()}-LN, {NAMES[o]}" for p, o in kinds]
+    draw_grid(grid, cells, names, list(WARMUPS))
     band = blank_axes(figure, "Adam: updates to loss 0.5", "updates", "learning rate", (1, 2, 2))
     draw_band(band, results)
-    rows = [
-        [f"{p.capitalize()}-LN, {NAMES[o]}", *(in_words(runs_of(results, (p, o, w))) for w in WARMUPS)]
-        for o in SIZES
-        for p in ("post", "pre")
-    ]
+    rows = [[name, *map(in_words, line)] for name, line in zip(names, cells, strict=True)]
     configurations = [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
     named = measures({title(each): runs_of(results, each) for each in configurations})
     shown = [folder_of(args, run) for each in QUICK_CONFIGURATIONS for run in runs_of(results, each)[:1]]

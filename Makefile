@@ -20,10 +20,11 @@ help:
 	@echo "make docs         build the documentation into site/"
 
 # torch by itself first: with it there, nothing else brings another build of it.
+# editable_mode=compat: otherwise a script beside a clone called hf_warmup would import the clone, not the package.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=compat -e ".[dev]"
 	touch $@
 
 .venv: $(STAMP)
@@ -73,7 +74,7 @@ test-gpu: $(STAMP)
 $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet -c constraints.txt torch
-	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[test]"
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt --config-settings editable_mode=compat -e ".[test]"
 	touch $@
 
 # The old libraries themselves warn about the newer numpy: only our own tests count here.

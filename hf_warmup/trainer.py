@@ -49,7 +49,7 @@ from .checkpoints import (
     warn_existing_checkpoints,
 )
 from .cli import check_process_count
-from .guard.callback import GUARD_FILE, WarmupGuard, check_guard
+from .guard.callback import WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates
 from .report.model_card import add_recording
@@ -510,8 +510,8 @@ class WarmupTrainerMixin(_TrainerBase):
 
         def save(checkpoint: Path) -> None:
             super(WarmupTrainerMixin, self)._save_checkpoint(model, trial)
-            if self.guard is not None and self.is_world_process_zero():
-                torch.save(self.guard.state_dict(), checkpoint / GUARD_FILE)
+            if self.guard is not None:
+                self.guard.save(checkpoint)
 
         save_trainer_checkpoint(self, trial, save)
 

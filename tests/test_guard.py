@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
 
 from hf_warmup import (
     AdamWarmup,
+    GIAdam,
     GradientNormRecorder,
     RAdam,
     WarmupGuard,
     WarmupTrainer,
     get_scheduler,
     preview_schedule,
+    with_warmup,
 )
+from hf_warmup.accelerate_utils import create_scheduler
 from hf_warmup.guard import callback
 from hf_warmup.guard.callback import RestartedWarmup, Snapshot
+from hf_warmup.optim import effective_learning_rates
 from hf_warmup.report import find, plot_loss, read_run
 from hf_warmup.report.findings import Finding
+from hf_warmup.schedules import linear_warmup
 
 from . import processes
 from .testing_utils import arguments, column, examples, run, tiny_bert, train
@@ -92,27 +98,41 @@ def test_restarted_warmup_is_linear_from_the_rewind():
     assert [warmup(step) for step in (10, 11, 13, 20)] == [0.25, 0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_update_with_a_nonfinite_gradient_changes_nothing(fused):
-    model = linear()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+        lambda p: RAdam(p, lr=0.1, degenerated_to_sgd=True, weight_decay=0.1),
+        lambda p: RAdam(p, lr=0.1, foreach=True),
+        lambda p: GIAdam(p, lr=0.1),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1, 9])
+def test_update_with_a_nonfinite_gradient_changes_nothing(make, before):
+    model, other = linear(), linear()
+    optimizer, plain = make(model.parameters()), make(other.parameters())
     recorder = GradientNormRecorder(None)
     guard = WarmupGuard("stop", recorder)
     guard.start(model, optimizer, None)
-    update(model, optimizer, 0)
-    kept = [value.clone() for value in contents(model, optimizer)]
+    for seed in range(before):
+        update(model, optimizer, seed)
+        update(other, plain, seed)
     for record in (True, False):
+        optimizer.zero_grad()
         (model[0].weight.sum() * float("inf")).backward()
         if record:
             recorder.record(model.named_parameters(), step=2)
         guard.before_step(2)
         optimizer.step()
         guard.after_step(2)
-        optimizer.zero_grad()
         recorder.flush()
-        assert all(map(torch.equal, contents(model, optimizer), kept))
-    update(model, optimizer, 1)  # the next update is made
-    assert not torch.equal(model[0].weight, kept[0])
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    for seed in range(7):  # the later updates are those of a run without the skipped ones
+        update(model, optimizer, 100 + seed)
+        update(other, plain, 100 + seed)
+    assert all(map(torch.equal, contents(model, optimizer), contents(other, plain)))
 
 
 def test_warn_logs_each_kind_once(tmp_path, stalls_at, caplog):
@@ -208,7 +228,7 @@ def test_rewind_stops_after_max_rewinds(tmp_path, stalls_at, caplog):
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.global_step == 10
-    assert "1 rewinds and a warmup of 25 updates did not help: lower the learning rate" in caplog.text
+    assert "1 rewind and a warmup of 25 updates did not help: lower the learning rate" in caplog.text
 
 
 def test_nonfinite_losses_hidden_by_the_trainer_are_counted(tmp_path, caplog):
@@ -296,7 +316,43 @@ def test_auto_starts_without_a_warmup_and_rewinds(tmp_path, stalls_at):
     assert column(log, "learning_rate") == pytest.approx([0.01] * 10 + [0.01 / 25, 0.01 * 2 / 25])
     log = run(tmp_path, warmup_type="auto", lr_scheduler_type="constant", max_steps=20, warmup_steps=20)
     assert column(log, "learning_rate")[:2] == pytest.approx([0.01 / 20, 0.01 * 2 / 20])
-    assert column(log, "learning_rate")[10] == pytest.approx(0.01 * 11 / 20 * 1 / 40)
+    assert column(log, "learning_rate")[10:] == pytest.approx([0.01 * t / 40 for t in range(1, 11)])
+
+
+def scheduled(kind, optimizer):
+    """A schedule with a warmup of 20 updates, made as users make it."""
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return {
+        "composed": lambda: get_scheduler("linear", optimizer, 20, 100, warmup_type="linear"),
+        "transformers": lambda: get_scheduler("constant_with_warmup", optimizer, 20, 100),
+        "with_warmup": lambda: with_warmup(constant, partial(linear_warmup, num_warmup_steps=20)),
+        "per_update": lambda: create_scheduler(optimizer, "linear", 20, 100, warmup_type="linear"),
+        "adam_warmup": lambda: get_scheduler("constant", optimizer, 20, 100),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["composed", "transformers", "with_warmup", "per_update", "adam_warmup"])
+def test_rewind_within_a_warmup_begins_one_ramp_of_twice_its_length(kind, stalls_at):
+    stalls_at(10)
+    model = linear()
+    own = kind == "adam_warmup"
+    optimizer = (
+        AdamWarmup(model.parameters(), lr=1.0, betas=(0.9, 0.99))
+        if own
+        else torch.optim.SGD(model.parameters(), lr=1.0)
+    )
+    guard = WarmupGuard("rewind")
+    scheduler = guard.wrap_scheduler(scheduled(kind, optimizer))
+    guard.start(model, optimizer, scheduler)
+    rates = []
+    for step in range(1, 60):
+        update(model, optimizer, step)
+        rates += effective_learning_rates(optimizer)
+        scheduler.step()
+        guard.after_step(step)
+    decay = [min(1.0, (100 - step) / 80) if kind in ("composed", "per_update") else 1.0 for step in range(59)]
+    assert guard.rewinds == [{"step": 10, "to": 0, "warmup_steps": 40}]
+    assert rates[10:] == pytest.approx([decay[step] * min(1.0, (step - 9) / 40) for step in range(10, 59)])
 
 
 @pytest.mark.parametrize(

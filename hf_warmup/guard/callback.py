@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -21,37 +22,66 @@ from transformers.utils import logging
 
 from .._validation import check_name, check_number
 from ..norms import GradientNormRecorder
+from ..optim import AdamFamily
 from ..report.findings import Finding, apply
-from ..report.run import LOG_PREFIX, append_rows
-from ..schedules import WithWarmupLR, linear_warmup, unwrap_optimizer
-from .rules import DANGER_RATIO, RULES, WARMUPS_FROM_BETA2, Records, smooth
+from ..report.run import LOG_PREFIX
+from ..schedules import StatefulWarmup, WithWarmupLR, linear_warmup, no_warmup, unwrap_optimizer
+from .rules import DANGER_RATIO, RULES, Records, smooth
 
 
 logger = logging.get_logger(__name__)
 
 ACTIONS = ("warn", "stop", "rewind")
 GUARD_FILE = "warmup_guard.pt"  # in a checkpoint
+SHARD_FILE = "warmup_guard_shard-{}.pt"  # the snapshot of a sharded model, one for each process
 FIRST_WARMUP = 25  # updates of warmup after the first rewind of a run that had none
 KEPT_ROWS = 128  # records that rules look back on; 32 of them are saved in a checkpoint, more than acting rules need
+KEPT_LOSSES = 64  # losses that are kept until they are counted together
 # A snapshot is taken only while the last/first-block ratio is below a third of the limit; runs that learned stay below.
 SOUND_RATIO = DANGER_RATIO / 3
 
 
 class RestartedWarmup:
-    """A multiplier of the learning rate that is 1 until the run is rewound, and then a linear warmup from there."""
+    """A multiplier of the learning rate that is 1 until the run is rewound, and then a linear warmup from there.
 
-    def __init__(self) -> None:
+    It is divided by `own`, the warmup of the schedule that it multiplies, so that the two ramps are not multiplied.
+    """
+
+    def __init__(self, own: Callable[[int], float] = no_warmup) -> None:
+        self.own = own
         self.start = self.length = 0
 
     def __call__(self, step: int) -> float:
         """Return the multiplier at the 0-based `step`."""
-        return linear_warmup(step - self.start, num_warmup_steps=self.length) if step >= self.start else 1.0
+        if not self.length or step < self.start:
+            return 1.0
+        return linear_warmup(step - self.start, num_warmup_steps=self.length) / (self.own(step) or 1.0)
 
     def state_dict(self) -> dict[str, int]:
         return {"start": self.start, "length": self.length}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         self.start, self.length = state_dict["start"], state_dict["length"]
+
+
+def _own_warmup(lr_scheduler: Any, group: int) -> tuple[Callable[[int], float], int]:
+    """Return the warmup of a scheduler alone, as far as its curves show it, and its number of updates."""
+    curves = getattr(lr_scheduler, "warmups", None) or getattr(lr_scheduler, "lr_lambdas", None)
+    curve = curves[group] if curves else no_warmup
+    parts = getattr(curve, "keywords", {}).get("schedules")
+    warmup, length = parts[0] if parts else curve, _bound_length(parts[0] if parts else curve)
+    peak = warmup(length)
+    if parts or hasattr(lr_scheduler, "warmups"):  # a warmup times a decay
+        return warmup, length
+    return lambda step: warmup(step) / peak if step < length and peak else 1.0, length
+
+
+def _bound_length(curve: Any) -> int:
+    """Return the updates of warmup that a curve is bound to; 0 for a function that does not tell."""
+    keywords = getattr(curve, "keywords", {})
+    beta2, inner = keywords.get("beta2", 0), keywords.get("curve")
+    own = keywords.get("num_warmup_steps") or (round(2 / (1 - beta2)) if beta2 else 0)
+    return int(own or (_bound_length(inner) if inner else 0))
 
 
 def check_guard(args: Any, lr_scheduler: LRScheduler | None) -> None:
@@ -62,9 +92,7 @@ def check_guard(args: Any, lr_scheduler: LRScheduler | None) -> None:
         lr_scheduler (`LRScheduler`, *optional*): The scheduler that was passed via `optimizers=`.
     """
     if args.guard_action == "rewind" and args.deepspeed_plugin is not None:
-        raise ValueError(
-            "guard='rewind' cannot restore a DeepSpeed optimizer, which keeps its state itself. Use guard='stop'."
-        )
+        raise ValueError(_NOT_RESTORABLE.format("a DeepSpeed optimizer, which keeps its state itself"))
     if args.warmup_type == "auto" and lr_scheduler is not None:
         raise ValueError(
             f"warmup_type='auto' chooses the warmup, and a {type(lr_scheduler).__name__} was passed via `optimizers=`. "
@@ -72,12 +100,38 @@ def check_guard(args: Any, lr_scheduler: LRScheduler | None) -> None:
         )
 
 
+_NOT_RESTORABLE = "guard='rewind' cannot restore {}. Use guard='stop'."
+
+
+def _check_restorable(model: nn.Module, optimizer: Any) -> None:
+    """Raise a `ValueError` for parameters or optimizers that a snapshot cannot restore."""
+    if type(model).__module__.startswith("deepspeed"):
+        raise ValueError(_NOT_RESTORABLE.format("a DeepSpeed optimizer, which keeps its state itself"))
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(_NOT_RESTORABLE.format("parameters that are offloaded"))
+    if hasattr(optimizer, "optimizer_dict"):
+        raise ValueError(_NOT_RESTORABLE.format("a layer-wise optimizer, which steps in the backward pass"))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return the shard that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return _local(value.detach()).clone()
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return deepcopy(value)
+
+
+def _restored(saved: Any, present: Any) -> Any:
+    """Return a value of the optimizer's state, written into the tensor `present` where there is one."""
+    if isinstance(saved, Tensor) and isinstance(present, Tensor) and saved.shape == _local(present).shape:
+        _local(present).copy_(saved)
+        return present
+    return _copy(saved)
 
 
 @dataclass
@@ -93,10 +147,12 @@ class Snapshot:
     state: list[list[dict[str, Any]]]
     groups: list[dict[str, Any]]
     buffers: dict[str, Tensor]
+    is_sharded: bool = False  # whether other processes hold other parts
 
     @classmethod
     def take(cls, step: int, model: nn.Module, optimizer: Optimizer) -> Snapshot:
         """Copy the state after `step` updates."""
+        _confirm_updates(optimizer)
         groups = optimizer.param_groups
         return cls(
             step,
@@ -104,29 +160,27 @@ class Snapshot:
             state=[[_copy(dict(optimizer.state.get(p, {}))) for p in group["params"]] for group in groups],
             groups=[_copy(_options(group)) for group in groups],
             buffers={name: _copy(buffer) for name, buffer in model.named_buffers()},
+            is_sharded=any(isinstance(p, DTensor) for group in groups for p in group["params"]),
         )
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether other processes hold other parts of the parameters."""
-        return any(isinstance(p, DTensor) for group in self.params for p in group)
 
     @torch.no_grad()
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Restore parameters, buffers and the optimizer's state, bit for bit. Learning rates stay as they are."""
-        for group, params, states, options in zip(
-            optimizer.param_groups, self.params, self.state, self.groups, strict=True
-        ):
+        """Restore parameters, buffers and the optimizer's state, bit for bit. Learning rates stay as they are.
+
+        A parameter that joined the run after the snapshot keeps its value.
+        """
+        _confirm_updates(optimizer)
+        kept = zip(optimizer.param_groups, self.params, self.state, self.groups, strict=False)
+        for group, params, states, options in kept:
             group.update(_copy(options))
-            # A parameter that joined its group after the snapshot keeps its value.
             for p, saved, saved_state in zip(group["params"], params, states, strict=False):
-                p.copy_(saved)
+                _local(p).copy_(saved)
                 present = optimizer.state.pop(p, {})
                 if saved_state:
-                    optimizer.state[p] = {key: _like(value, present.get(key)) for key, value in saved_state.items()}
+                    optimizer.state[p] = {key: _restored(v, present.get(key)) for key, v in saved_state.items()}
         for name, buffer in model.named_buffers():
             if name in self.buffers:
-                buffer.copy_(self.buffers[name])
+                _local(buffer).copy_(self.buffers[name])
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,10 +188,9 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
 
 
-def _like(value: Any, present: Any) -> Any:
-    """Return a copy of `value` on the device of `present`: a snapshot read from a file lies on the CPU."""
-    value = _copy(value)
-    return value.to(present.device) if isinstance(value, Tensor) and isinstance(present, Tensor) else value
+def _confirm_updates(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, AdamFamily):
+        optimizer.confirm_updates()
 
 
 class WarmupGuard(TrainerCallback):
@@ -196,13 +249,14 @@ class WarmupGuard(TrainerCallback):
         self.max_rewinds = check_number("max_rewinds", max_rewinds, integer=True)
         self.check_steps = check_number("check_steps", check_steps, 1, integer=True)
         self.snapshot_steps = check_number("snapshot_steps", snapshot_steps, 1, integer=True)
-        self.num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
+        self._first_length = check_number("num_warmup_steps", num_warmup_steps, integer=True)
+        self.num_warmup_steps = self._first_length
         self.recorder = recorder
         if recorder is not None:
             recorder.listener = self._add_rows
         self.log: Callable[[dict[str, float]], None] = lambda logs: None
-        self.warmup = RestartedWarmup()
         self.checkpoint: str | None = None  # that training resumes from
+        self._warmups: list[RestartedWarmup] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -216,65 +270,93 @@ class WarmupGuard(TrainerCallback):
         self._rows: list[dict[str, Any]] = []
         self._log: dict[str, tuple[list[int], list[float]]] = {}
         self._told: set[str] = set()
+        self._judged = 0  # the last update at which the rules were checked
+        self._losses: list[Tensor] = []
         self._nonfinite_losses: Tensor | None = None
 
     # Called by a loop, and by the events of a Trainer below
 
     def wrap_scheduler(self, lr_scheduler: LRScheduler) -> LRScheduler:
         """Return `lr_scheduler` multiplied by the warmup that a rewind starts; other guards return it unchanged."""
-        if self.action != "rewind" or self.warmup in getattr(lr_scheduler, "warmups", ()):
+        outer, inner = _unwrap_scheduler(lr_scheduler)
+        warmups = getattr(inner, "warmups", ())
+        if self.action != "rewind" or any(isinstance(each, RestartedWarmup) for each in warmups):
             return lr_scheduler
-        if hasattr(lr_scheduler, "num_bad_epochs") or isinstance(lr_scheduler, WithWarmupLR):
+        follows_metric = hasattr(getattr(inner, "lr_scheduler", inner), "num_bad_epochs")
+        if follows_metric or any(isinstance(each, StatefulWarmup) for each in warmups):
             raise ValueError(
                 "guard='rewind' restarts the warmup of a schedule that follows the number of updates, and this one "
                 "follows a metric. Use guard='stop' or another schedule."
             )
-        self.warmup.start = self.warmup.length = 0
-        return WithWarmupLR(lr_scheduler, [self.warmup] * len(lr_scheduler.optimizer.param_groups))
+        own = [_own_warmup(inner, i) for i in range(len(inner.optimizer.param_groups))]
+        self.num_warmup_steps = max([self._first_length, *(length for _, length in own)])
+        self._warmups = [RestartedWarmup(warmup) for warmup, _ in own]
+        wrapped = WithWarmupLR(inner, self._warmups)
+        if outer is None:
+            return wrapped
+        setattr(*outer, wrapped)  # Accelerate's wrapper, or that of `per_update`, stays outside
+        return lr_scheduler
 
     def start(self, model: nn.Module, optimizer: Any, lr_scheduler: Any, step: int = 0) -> None:
-        """Take the first snapshot, after `step` updates."""
+        """Take the first snapshot, after `step` updates.
+
+        Raises:
+            `ValueError`: If the guard is to rewind and cannot.
+        """
         self._model = model
-        self._optimizer: Any = unwrap_optimizer(optimizer)  # `found_inf` is an attribute that torch's kernels read
-        self._scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # out of Accelerate's wrapper
+        self._optimizer: Any = unwrap_optimizer(optimizer)  # `found_inf` is an attribute that kernels read
+        self._scheduler = _unwrap_scheduler(lr_scheduler)[1]
         if self.action != "rewind":
             return
-        if self.warmup not in getattr(self._scheduler, "warmups", ()):
+        if not any(isinstance(each, RestartedWarmup) for each in getattr(self._scheduler, "warmups", ())):
             raise ValueError(
                 "guard='rewind' restarts the warmup, and the scheduler was not passed through the guard. Use the one "
                 "that `guard.wrap_scheduler(lr_scheduler)` returns."
             )
+        _check_restorable(model, optimizer)
+        if not self.rewinds:  # the length of a warmup that the optimizer has
+            lengths = [int(group.get("warmup_steps") or 0) for group in self._optimizer.param_groups]
+            self.num_warmup_steps = max([self.num_warmup_steps, *lengths])
         if self.snapshot is None:
             self._take_snapshot(step)
 
     def count_loss(self, loss: Tensor) -> None:
         """Count a loss that is not finite, on its device; the Trainer replaces such a loss before it is logged."""
-        bad = (~torch.isfinite(loss.detach())).sum()
+        self._losses.append(loss.detach())
+        if len(self._losses) == KEPT_LOSSES:
+            self._count_losses()
+
+    def _count_losses(self) -> None:
+        bad = (~torch.isfinite(torch.stack([loss.float() for loss in self._losses]))).sum()
         self._nonfinite_losses = bad if self._nonfinite_losses is None else self._nonfinite_losses + bad
+        self._losses.clear()
 
     def take_nonfinite_losses(self) -> int:
         """Return how many losses of this process were not finite since the last call."""
+        if self._losses:
+            self._count_losses()
         count, self._nonfinite_losses = self._nonfinite_losses, None
         return 0 if count is None else int(count)
 
     def before_step(self, step: int) -> None:
         """Skip update `step` if its gradient is not finite: its parameters, moments and counts stay as they are.
 
-        torch's fused optimizers decide on the device. With other optimizers the CPU waits for one number per update. An
-        fp16 loss scaler skips such updates itself; do not call this method with one.
+        torch's fused Adam and AdamW and the optimizers of hf_warmup decide on the device. With other optimizers the CPU
+        waits for one number per update. An fp16 loss scaler skips such updates itself; do not call this method with
+        one.
         """
         if self.action == "warn":
             return
-        params = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        optimizer = self._optimizer
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = None if self.recorder is None else self.recorder.norms_on_device(step)
         if norms is None:
             norms = torch.nn.utils.get_total_norm([p.grad for p in params])
             norms = norms.full_tensor() if isinstance(norms, DTensor) else norms
         finite = torch.isfinite(norms).all()
-        if all(group.get("fused") for group in self._optimizer.param_groups) and hasattr(
-            self._optimizer, "_step_supports_amp_scaling"
-        ):
-            self._optimizer.found_inf = (~finite).float()
+        fused_adam = isinstance(optimizer, torch.optim.Adam) and all(group["fused"] for group in optimizer.param_groups)
+        if fused_adam or isinstance(optimizer, AdamFamily):
+            optimizer.found_inf = (~finite).float()
         elif not finite:
             for p in params:
                 p.grad = None
@@ -291,19 +373,20 @@ class WarmupGuard(TrainerCallback):
             return False
         if self.recorder is not None:
             self.recorder.flush()
-        records = self._records(step)
-        if self._rows and not records.ratios:
-            self._tell_without_blocks()
-        found = apply([rule for rule in RULES if rule.live], records)
+        try:
+            records, found = self._judge(step)
+        except Exception:  # a guard that cannot judge does not end the run
+            if "broken" not in self._told:
+                logger.exception(f"The guard could not check the rules at update {step}. Training continues.")
+            self._told.add("broken")
+            return False
         acting = next((finding for finding in found if finding.rule in _ACTING), None)
         for finding in found:
             if finding is not acting or self.action == "warn":
                 self._tell(finding, step)
-        if acting is None:
-            if step % self.snapshot_steps == 0 and self._is_sound(records):
-                self._take_snapshot(step)
-            return False
-        if self.action == "warn":
+        if acting is None and step % self.snapshot_steps == 0 and self._is_sound(records):
+            self._take_snapshot(step)
+        if acting is None or self.action == "warn":
             return False
         if self.action == "rewind" and self.snapshot is not None and len(self.rewinds) < self.max_rewinds:
             self._rewind(step, acting)
@@ -312,7 +395,10 @@ class WarmupGuard(TrainerCallback):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to decide as this one: recent records, rewinds and the snapshot."""
+        """Return what a resumed run needs to decide as this one: recent records, rewinds and the snapshot.
+
+        The snapshot of a sharded model is left out, because each process has another part of it.
+        """
         state = {
             "rewinds": self.rewinds,
             "num_warmup_steps": self.num_warmup_steps,
@@ -331,11 +417,34 @@ class WarmupGuard(TrainerCallback):
         if "snapshot" in state_dict and self.action == "rewind":
             self.snapshot = Snapshot(**state_dict["snapshot"])
 
+    def save(self, folder: Path) -> None:
+        """Write the state into a checkpoint. Every process calls this method."""
+        if self._is_main:
+            torch.save(self.state_dict(), folder / GUARD_FILE)
+        if self.snapshot is not None and self.snapshot.is_sharded:
+            torch.save(vars(self.snapshot), folder / SHARD_FILE.format(dist.get_rank()))
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint, if it has the state of a guard."""
+        if (folder / GUARD_FILE).is_file():
+            self.load_state_dict(torch.load(folder / GUARD_FILE, map_location="cpu", weights_only=True))
+            shard = folder / SHARD_FILE.format(dist.get_rank() if dist.is_initialized() else 0)
+            if shard.is_file() and self.action == "rewind":
+                self.snapshot = Snapshot(**torch.load(shard, map_location="cpu", weights_only=True))
+
     # Judging
 
     def _add_rows(self, rows: list[dict[str, Any]]) -> None:
         self._rows += rows
         self._rows[1:-KEPT_ROWS] = []  # the first record tells a ratio that is high by design
+
+    def _judge(self, step: int) -> tuple[Records, list[Finding]]:
+        records = self._records(step)
+        if self._rows and not records.ratios:
+            self._tell_without_blocks()
+        found = apply([rule for rule in RULES if rule.live], records)
+        self._judged = step
+        return records, found
 
     def _records(self, step: int) -> Records:
         keys = dict.fromkeys(key for row in self._rows for key in row)
@@ -353,6 +462,7 @@ class WarmupGuard(TrainerCallback):
             num_training_steps=self.num_training_steps,
             updates=step,
             start=self._start,
+            judged=self._judged,
         )
 
     @property
@@ -361,7 +471,9 @@ class WarmupGuard(TrainerCallback):
         return self.rewinds[-1]["step"] if self.rewinds else 0
 
     def _is_sound(self, records: Records) -> bool:
-        if self.action != "rewind" or self._scheduler.last_epoch < self.warmup.start + self.warmup.length:
+        if self.action != "rewind" or any(
+            self._scheduler.last_epoch < each.start + each.length for each in self._warmups
+        ):
             return False
         latest = [ratios[0] > DANGER_RATIO or smooth(ratios)[-1] < SOUND_RATIO for _, ratios in records.ratios.values()]
         return all(latest) and not any(step in records.nonfinite for step in records.steps[-self.check_steps :])
@@ -379,10 +491,9 @@ class WarmupGuard(TrainerCallback):
 
     def _tell(self, finding: Finding, step: int, what: str = "") -> None:
         """Log a finding, once per rule, and hand it to the trackers that have alerts."""
-        if not what and finding.rule in self._told:
-            return
+        is_new = what or finding.rule not in self._told
         self._told.add(finding.rule)
-        if not self._is_main:
+        if not is_new or not self._is_main:
             return
         text = f"Update {step}: {finding.sentence} {what or finding.advice}"
         logger.warning(text)
@@ -407,16 +518,20 @@ class WarmupGuard(TrainerCallback):
         assert self.snapshot is not None
         length = max(FIRST_WARMUP, 2 * self.num_warmup_steps)
         self.snapshot.restore(self._model, self._optimizer)
-        self.warmup.start, self.warmup.length = self._scheduler.last_epoch, length
+        for group in self._optimizer.param_groups:
+            if group.get("warmup_steps"):
+                group["warmup_steps"] = 1  # the new warmup replaces the optimizer's own
+        for warmup in self._warmups:
+            warmup.start, warmup.length = self._scheduler.last_epoch, length
         self._scheduler.refresh()
         self.num_warmup_steps = length
         self.rewinds.append({"step": step, "to": self.snapshot.step, "warmup_steps": length})
         self._rows.clear()
         self._log.clear()
-        if self.recorder is not None and self.recorder.path is not None:
-            row = {"step": step, "rewound_to": self.snapshot.step, "rewound_warmup_steps": length}
-            append_rows(self.recorder.path, [row])
-        self.log({"rewound_to": self.snapshot.step, "rewound_warmup_steps": length})
+        note = {"rewound_to": self.snapshot.step, "rewound_warmup_steps": length}
+        if self.recorder is not None:
+            self.recorder.write([{"step": step, **note}])
+        self.log(note)
         self._tell(
             finding, step,
             f"Rewound to update {self.snapshot.step} (rewind {len(self.rewinds)} of at most {self.max_rewinds}); the "
@@ -426,10 +541,10 @@ class WarmupGuard(TrainerCallback):
     def _stop(self, step: int, finding: Finding) -> None:
         self.stopped_by = finding
         advice = finding.advice
-        if self.rewinds:
+        if count := len(self.rewinds):
             advice = (
-                f"{len(self.rewinds)} rewinds and a warmup of {self.num_warmup_steps} updates did not help: lower the "
-                "learning rate, use RAdam, or a Pre-LN model where there is one."
+                f"{count} rewind{'s' if count > 1 else ''} and a warmup of {self.num_warmup_steps} updates did not "
+                "help: lower the learning rate, use RAdam, or a Pre-LN model where there is one."
             )
         self._tell(finding, step, f"Training stops here and saves no checkpoint. {advice}")
 
@@ -446,13 +561,9 @@ class WarmupGuard(TrainerCallback):
         self.num_training_steps = state.max_steps
         if hasattr(args, "get_warmup_steps"):
             self.settings["num_warmup_steps"] = args.get_warmup_steps(state.max_steps)
-        asked = Records(settings=self.settings)
-        self.num_warmup_steps = asked.warmup_length or 0
-        if self.settings.get("warmup_type") in WARMUPS_FROM_BETA2:
-            self.num_warmup_steps = asked.untuned_length or 0
         self._is_main, self._reports_to = state.is_world_process_zero, args.report_to
-        if state.global_step and self.checkpoint and (path := Path(self.checkpoint) / GUARD_FILE).is_file():
-            self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if state.global_step and self.checkpoint:
+            self.load(Path(self.checkpoint))
             for entry in state.log_history:
                 self._add_logs(entry, entry["step"])
         self.start(model, optimizer, lr_scheduler, state.global_step)
@@ -468,13 +579,10 @@ class WarmupGuard(TrainerCallback):
         if self.after_step(state.global_step):
             control.should_training_stop = True
         control.should_log = should_log  # the log of a rewind does not replace the log of the loss
-        self._keep_checkpoints(control)
+        self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save no checkpoint of a run that was stopped."""
-        self._keep_checkpoints(control)
-
-    def _keep_checkpoints(self, control: Any) -> None:
         if self.stopped_by is not None:
             control.should_save = control.should_evaluate = False
 
@@ -489,6 +597,17 @@ class WarmupGuard(TrainerCallback):
                 steps.append(step)
                 values.append(float(value))
                 del steps[: -2 * KEPT_ROWS], values[: -2 * KEPT_ROWS]
+
+
+def _unwrap_scheduler(lr_scheduler: Any) -> tuple[tuple[Any, str] | None, Any]:
+    """Return who holds the scheduler, if it is wrapped by Accelerate or by `per_update`, and the scheduler itself."""
+    outer = None
+    while not isinstance(lr_scheduler, WithWarmupLR):
+        name = next((each for each in ("scheduler", "lr_scheduler") if hasattr(lr_scheduler, each)), None)
+        if name is None:
+            break
+        outer, lr_scheduler = (lr_scheduler, name), getattr(lr_scheduler, name)
+    return outer, lr_scheduler
 
 
 _ACTING = {rule.name for rule in RULES if rule.acts}

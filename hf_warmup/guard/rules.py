@@ -57,6 +57,7 @@ class Records:
         updates (`int`): Last update that anything is known of.
         ended (`bool`): Whether the run is over; `False` for a checkpoint and for a run that is still training.
         start (`int`): Update from which the columns begin: 0, or the update after which the run was rewound last.
+        judged (`int`): Update up to which the live guard has judged before.
         rewinds (`Series`): Updates after which the run was rewound, and the updates of warmup from there.
     """
 
@@ -69,6 +70,7 @@ class Records:
     updates: int = 0
     ended: bool = False
     start: int = 0
+    judged: int = 0
     rewinds: Series = ((), ())
 
     def series(self, key: str) -> Series:
@@ -430,7 +432,7 @@ def check_spike(records: Records, threshold: float) -> Verdict | None:
     steps, losses = records.series("loss")
     if not records.judged_by_loss:
         return None
-    for i in range(PAST[0], len(losses)):
+    for i in range(max(PAST[0], bisect_right(steps, records.judged)), len(losses)):
         past = losses[max(0, i - PAST[1]) : i]
         if losses[i] <= max(1.1 * median(past), *past[-PAST[0] :]) or _deviations(losses[i], past) <= threshold:
             continue

@@ -201,9 +201,7 @@ class GradientNormRecorder:
         """Fetch what was recorded since the last flush (in one copy), append it to the file, and return the rows."""
         self._written_at = time.monotonic()
         rows = _fetch(self._pending)
-        if rows and self.path is not None:
-            with self._going_on_without_the_file():
-                append_rows(self.path, rows)
+        self.write(rows)
         self._pending.clear()  # only now: rows that a full disk refused are written by the next flush
         self.nonfinite_updates += sum("nonfinite" in row for row in rows)
         for row in rows:
@@ -211,6 +209,12 @@ class GradientNormRecorder:
         if measured := [row for row in rows if LOG_PREFIX in row]:
             self.listener(measured)
         return rows
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to the file, such as the note of a rewind."""
+        if rows and self.path is not None:
+            with self._going_on_without_the_file():
+                append_rows(self.path, rows)
 
     def norms_on_device(self, step: int) -> Tensor | None:
         """Return the norms of update `step` if it has been recorded and not been fetched yet."""

@@ -60,11 +60,21 @@ def fused_is_supported(device_type: str) -> bool:
     return True
 
 
+def uses_fused(group: dict[str, Any], device: torch.device) -> bool:
+    """Return whether parameters of `group` on `device` are updated by torch's fused kernel."""
+    return bool(group["fused"]) or (
+        group["foreach"] is None and group["fused"] is None and fused_is_supported(device.type)
+    )
+
+
 class AdamFamily(Optimizer):
     """Base class of the optimizers in this package. See [`RAdam`][hf_warmup.optim.RAdam] for the shared arguments.
 
     `own` holds the options that only the subclass has. They become keys of the parameter groups.
     """
+
+    found_inf: Tensor | None = None  # as torch's fused kernels take it: 1 on the device skips the next update
+    _unconfirmed: tuple[Tensor, Any, list[Tensor]] | None = None  # `found_inf` of the last update, and its counts
 
     def __init__(
         self,
@@ -177,7 +187,25 @@ class AdamFamily(Optimizer):
             self._update()
         return loss
 
+    def confirm_updates(self) -> None:
+        """Take back the count of the last update if it was skipped. Wait for that update only, not for the device."""
+        if self._unconfirmed is None:
+            return
+        (found_inf, event, counts), self._unconfirmed = self._unconfirmed, None
+        if event is not None:
+            event.synchronize()
+        if found_inf:
+            torch._foreach_sub_(counts, 1.0)
+
     def _update(self) -> None:
+        self.confirm_updates()
+        found_inf, counts = self.found_inf, []
+        if found_inf is not None and not all(
+            uses_fused(group, p.device) for group in self.param_groups for p in group["params"]
+        ):
+            if found_inf:
+                return
+            found_inf = None
         for group in self.param_groups:
             latest = 0
             for (device, dtype, _, t), bucket in self._buckets(group).items():
@@ -185,15 +213,23 @@ class AdamFamily(Optimizer):
                     reason = _UNSUPPORTED["capturable"]
                     raise RuntimeError(f"{type(self).__name__}.step() cannot be captured: {reason}")
                 coefficients = self.coefficients(group, t)
+                counts += [state["step"] for _, _, state in bucket]
                 if dtype in LOW_PRECISION:
                     for p, grad, state in bucket:  # one at a time: the extra memory is one parameter's float32 copy
                         wide = p.float()
-                        _adam_([(wide, grad.float(), state)], t, group, coefficients)
+                        _adam_([(wide, grad.float(), state)], t, group, coefficients, found_inf)
                         p.copy_(wide)
                 else:
-                    _adam_(bucket, t, group, coefficients)
+                    _adam_(bucket, t, group, coefficients, found_inf)
                 if t > latest:
                     latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
+        if found_inf is not None:
+            event = None
+            flag = found_inf.to("cpu", non_blocking=True)
+            if found_inf.device.type != "cpu":
+                event = torch.Event(found_inf.device)
+                event.record()
+            self._unconfirmed = flag, event, counts
 
     def _buckets(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, Any, int], list[_Entry]]:
         """Return the parameters with a gradient by (device, dtype, mesh, update), one kernel call for each.
@@ -208,11 +244,16 @@ class AdamFamily(Optimizer):
             if p.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (shape {tuple(p.shape)}).")
             state = self.state[p]
-            if not state:
+            t = 1 + (int(state["step"].item()) if state else 0)
+            if t == 1:  # of a new parameter, or after a first update that was skipped
                 state.update(self.init_state(p))
-            t = int(state["step"].item()) + 1
             buckets[p.device, p.dtype, getattr(p, "device_mesh", None), t].append((p, p.grad, state))
         return buckets
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as torch's optimizers do."""
+        self.confirm_updates()
+        return super().state_dict()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -233,6 +274,7 @@ class AdamFamily(Optimizer):
         Raises:
             `ValueError`: If the state was saved with `amsgrad=True`.
         """
+        self._unconfirmed = None
         if any(group.get("amsgrad") for group in state_dict["param_groups"]):
             raise ValueError(f"amsgrad=True in the loaded state: expected False, {type(self).__name__} has no amsgrad.")
         super().load_state_dict(state_dict)
@@ -245,33 +287,35 @@ class AdamFamily(Optimizer):
                     self.state[p][key] = saved[key].to(device=p.device, dtype=torch.float32, copy=True)
 
 
-def _adam_(bucket: list[_Entry], t: int, group: dict[str, Any], coefficients: Coefficients) -> None:
+def _adam_(
+    bucket: list[_Entry], t: int, group: dict[str, Any], coefficients: Coefficients, found_inf: Tensor | None
+) -> None:
     """Make update `t` of the parameters in `bucket` with torch's kernel that `group` asks for."""
     lr, eps, weight_decay, sgd_lr = coefficients
     beta1, beta2 = group["betas"]
-    decoupled, foreach, fused = group["decoupled_weight_decay"], group["foreach"], group["fused"]
+    decoupled = group["decoupled_weight_decay"]
     params, grads, states = map(list, zip(*bucket, strict=True))
     exp_avgs, exp_avg_sqs, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     device = params[0].device
-    if foreach is None and fused is None and fused_is_supported(device.type):
-        fused = True
+    found_inf = None if found_inf is None else found_inf.to(device, non_blocking=True)
     hyper: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
     hyper |= {"amsgrad": False, "maximize": group["maximize"]}
-    if fused:
+    if uses_fused(group, device):
         # torch's public function increments each `step` separately, which takes longer on a CPU than the update of a
         # small tensor. The kernel is called directly with one count for all. It is sent to the device, not read.
         torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
         kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
         counts = [torch.full((), float(t), device=device)] * len(params)
-        kernel(params, grads, exp_avgs, exp_avg_sqs, [], counts, **hyper)
+        kernel(params, grads, exp_avgs, exp_avg_sqs, [], counts, found_inf=found_inf, **hyper)
     else:
-        hyper |= {"decoupled_weight_decay": decoupled, "foreach": foreach, "fused": False}
+        hyper |= {"decoupled_weight_decay": decoupled, "foreach": group["foreach"], "fused": False}
         adam(params, grads, exp_avgs, exp_avg_sqs, [], steps, **hyper)
     if sgd_lr:
+        made = 1.0 if found_inf is None else 1.0 - found_inf
         for p, exp_avg in zip(params, exp_avgs, strict=True):
             if decoupled:
-                p.mul_(1.0 - sgd_lr * group["weight_decay"])
-            p.add_(exp_avg, alpha=-sgd_lr / (1.0 - beta1**t))
+                p.mul_(1.0 - sgd_lr * group["weight_decay"] * made)
+            p.add_(exp_avg if found_inf is None else exp_avg * made, alpha=-sgd_lr / (1.0 - beta1**t))
 
 
 def effective_learning_rates(optimizer: Optimizer) -> list[float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,7 @@ from .testing_utils import examples, sentences, tiny_bert, tiny_gpt2, tiny_token
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-TESTED_ELSEWHERE = {"how-to/schedules.md": "test_recipes.py"}
+TESTED_ELSEWHERE = {"how-to/schedules.md": "test_recipes.py", "tutorial.md": "test_docs.py"}
 # Page -> the package that its blocks need.
 NEEDS = {
     "how-to/lightning.md": "lightning",
@@ -27,7 +29,6 @@ NEEDS = {
     "how-to/trl.md": "trl",
     "how-to/launching.md": "optuna",
 }
-SLOW = {"tutorial.md"}
 
 
 def blocks(page: str, language: str) -> list[tuple[str, str]]:
@@ -67,11 +68,7 @@ def names_for(page: str, folder: Path) -> dict[str, object]:
 @pytest.mark.filterwarnings(r"ignore::Warning:lightning.*")
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
-        for page in PAGES
-        if page not in TESTED_ELSEWHERE and blocks(page, "python")
-    ],
+    [page for page in PAGES if page not in TESTED_ELSEWHERE and blocks(page, "python")],
 )
 def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     if page in NEEDS:
@@ -92,6 +89,20 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
                 file.write(text)
         else:
             exec(compile(text, page, "exec"), vars(module))
+
+
+@pytest.mark.slow
+def test_commands_and_blocks_of_the_tutorial_run_in_an_empty_folder(tmp_path):
+    for title, text in blocks("tutorial.md", "python"):
+        with (tmp_path / title).open("a") as file:
+            file.write(text)
+    _install, *commands = (text for _, text in blocks("tutorial.md", "bash"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-ec", "".join(commands)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "PROBLEM (stalling)" in done.stdout
+    assert (tmp_path / "report" / "report.html").exists()
 
 
 def test_the_blocks_that_are_tested_elsewhere_are():

@@ -49,6 +49,21 @@ def test_length_of_a_warmup_is_found_between_logged_rates(decay, warmup, every):
     assert found.shape == f"{decay.__name__} to 0"
 
 
+def test_length_of_a_warmup_of_many_updates_is_found_after_skipped_ones():
+    """fp16 skipped two updates; from one update to the next the rate rises by less than logs round."""
+    found = read(linear(12_000, total=20_000), every=1, last=20_000)
+    skipped = read_schedule(
+        range(1, 20_003), [0.0, 0.0, *(linear(12_000, 20_000)(t) for t in range(1, 20_001))], 20_000
+    )
+    assert abs(found.length - 12_000) <= 2
+    assert abs(skipped.length - 12_000) <= 4
+
+
+@pytest.mark.parametrize("rates", [[0.0, 0.0, 1.0, 0.5], [0.0, 2.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0]])
+def test_rates_of_zero_are_read(rates):
+    assert read_schedule(range(1, len(rates) + 1), rates, 10).num_rates == len(rates)
+
+
 @pytest.mark.parametrize(
     ("rate", "shape"),
     [

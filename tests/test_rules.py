@@ -32,11 +32,12 @@ def recorded(norms, settings=None, **columns):
     return Records(STEPS, norms, settings=settings or {}, num_training_steps=300, updates=100, **columns)
 
 
-def logged(losses, every=10, settings=None, ended=True, **columns):
+def logged(losses, every=10, settings=None, ended=True, metric=None, **columns):
     steps = [every * (i + 1) for i in range(len(losses))]
     log = {"loss": losses, **columns}
     log = {key.replace("__", "/"): (steps[: len(values)], list(values)) for key, values in log.items()}
-    return Records(log=log, settings=settings or {}, num_training_steps=steps[-1], updates=steps[-1], ended=ended)
+    known = {"settings": settings or {}, "metric": metric, "ended": ended}
+    return Records(log=log, num_training_steps=steps[-1], updates=steps[-1], **known)
 
 
 def test_table_has_unique_names_conditions_and_sources():
@@ -148,8 +149,10 @@ FOUND = [
     ("loss is lost", logged([4 - 0.03 * t if t <= 100 else 3.0 for t in range(1, 201)]), "% of the fall is lost"),
     ("flat loss", logged([9.0] + [1.3863] * 20), "ln 4 = 1.386 is the loss of a guess among 4"),
     ("flat loss", logged([4.682] * 20, settings={"vocab_size": 108}), "ln 108 = 4.682"),
-    ("overfitting", logged([1, 0.5, 0.3], eval_loss=[0.5, 0.8, 1.2], eval_f1=[0.7, 0.9, 0.8]),
+    ("overfitting", logged([1, 0.5, 0.3], eval_loss=[0.5, 0.8, 1.2], eval_f1=[0.7, 0.9, 0.8], metric=("eval_f1", True)),
      "140 % higher, 1.2, at update 30; eval_f1 was best, 0.9, at update 20"),
+    ("overfitting", logged([1] * 3, eval_loss=[0.5, 0.8, 1.2], eval_wer=[40, 32, 32.1], metric=("eval_wer", False)),
+     "eval_wer is as good as ever: best, 32, at update 20 (32.1 at the end)."),
     ("never left the warmup", logged([1.0] * 3, learning_rate=[1e-5, 2e-5, 3e-5]), "still rises"),
     ("long warmup", logged([1.0] * 6, learning_rate=[1, 2, 3, 2, 1, 0.5]), "about 30 of 60 updates (50 %)"),
     ("schedule restarts", logged([0.1, 0.1, 3.0, 2.0], learning_rate=[2, 1, 0, 1]), "at update 30"),
@@ -161,7 +164,9 @@ FOUND = [
     ("clipping", logged([1.0], grad_norm=[4.0], settings={"max_grad_norm": 1.0}), "0.25 times the mean norm of 4"),
     ("wasted update", logged([1.0, 1.0], every=1, learning_rate=[0.0, 0.1]), "learning rate 0"),
     ("reward log", logged([0.0] * 3, reward=[0.1, 0.2, 0.3]), "reward 0.1 to 0.3"),
+    ("reward log", logged([0.0] * 3, **{"objective/kl": [0.1, 0.2, 0.3]}), "objective/kl 0.1 to 0.3"),
     ("little logged", logged([1.0, 0.9]), "Only 2 training losses"),
+    ("little logged", logged([1.0]), "Only 1 training loss was logged"),
     ("rewound", Records(rewinds=([10, 39], [25, 50])), "after update 10, 39; the last warmup takes 50 updates"),
 ]  # fmt: skip
 # Rule, records that look alike but are sound.
@@ -275,7 +280,7 @@ def test_rules_tell_every_note_of_public_logs_without_false_alarms():
         "nothing was logged": {"little logged"},
         "too little was logged": {"little logged"},
         "evaluation loss not finite": {"evaluation not finite"},
-        "schedule begins again": {"schedule restarts"},
+        "schedule begins anew": {"schedule restarts"},
         "loss flat": {"flat loss"},
         "loss rises": {"loss rises"},
         "nothing is trained": {"nothing trained"},

@@ -11,12 +11,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import inf, isfinite, log, nan
 from statistics import mean, median
 from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
+from ..report.schedule import LoggedSchedule, read_schedule
 
 
 WINDOW = 5  # consecutive records whose median is taken, so that one odd batch makes no finding
@@ -25,6 +26,7 @@ WINDOW = 5  # consecutive records whose median is taken, so that one odd batch m
 DANGER_RATIO = 30.0
 NOAM_PEAK = (1e-5, 1e-2)
 PAST = (25, 128)  # fewest and most records that a spike is compared with
+AS_GOOD = 0.01  # share by which a metric may lie below its best and be called as good
 LONG_ENOUGH = 100  # updates after which a flat loss means something
 
 ADAM = ("adam", "adamw", "adam_warmup", "adamw_torch", "adamw_torch_fused", "adamw_hf", "nadam")
@@ -35,9 +37,7 @@ RESTARTING_SCHEDULES = ("cosine_with_restarts", "greedy", "reduce_lr_on_plateau"
 # Model types whose configuration does not say that they are Post-LN.
 POST_LN = ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta")
 # Logs of preference and reinforcement learning, where the value of the loss says nothing about progress.
-REWARD_KEYS = re.compile(r"(eval_)?(rewards?($|/|_)|kl$|completions?(/|_))")
-LOWER_IS_BETTER = re.compile(r"loss|error|wer|cer|perplexity|mse|mae|rmse")
-TIMING = re.compile(r"_(runtime|(samples|steps)_per_second|model_preparation_time|gen_len)$")
+REWARD_KEYS = re.compile(r"(eval_)?(rewards?($|/|_)|kl$|completions?(/|_)|objective/)")
 
 Series = tuple[Sequence[int], Sequence[float]]
 
@@ -55,6 +55,8 @@ class Records:
         settings (`Mapping[str, Any]`): Training arguments and model configuration, by their own names.
         num_training_steps (`int`, *optional*): Planned updates.
         updates (`int`): Last update that anything is known of.
+        metric (`tuple[str, bool]`, *optional*): The key of the evaluation metric that the task is about, other than the
+            loss, and whether higher is better.
         ended (`bool`): Whether the run is over; `False` for a checkpoint and for a run that is still training.
         start (`int`): Update from which the columns begin: 0, or the update after which the run was rewound last.
         judged (`int`): Update up to which the live guard has judged before.
@@ -68,6 +70,7 @@ class Records:
     settings: Mapping[str, Any] = field(default_factory=dict)
     num_training_steps: int | None = None
     updates: int = 0
+    metric: tuple[str, bool] | None = None
     ended: bool = False
     start: int = 0
     judged: int = 0
@@ -94,6 +97,11 @@ class Records:
                 [last / first if first else inf for _, first, last in known],
             )
         return {stack: series for stack, series in found.items() if series[0]}
+
+    @cached_property
+    def schedule(self) -> LoggedSchedule:
+        """The schedule as the logged rates show it."""
+        return read_schedule(*self.series("learning_rate"), self.num_training_steps)
 
     @property
     def judged_by_loss(self) -> bool:
@@ -199,6 +207,9 @@ def _ends(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
     return values[: max(1, len(values) // 10)], values[-max(3, len(values) // 10) :]
 
 
+_CHECK_DATA = (
+    "Check labels and learning rate. Only recorded norms of the layers show whether a warmup would have helped."
+)
 _LOWER_RATE = "Lower the learning rate or lengthen the warmup."
 
 # The rules, in the order of the table.
@@ -389,9 +400,8 @@ def check_flat_loss(records: Records, threshold: float) -> Verdict | None:
     )  # fmt: skip
     if classes:
         text = f"{text[:-1]}, and ln {classes} = {log(classes):.4g} is the loss of a guess among {classes}."
-    return Verdict(
-        text, {"update": steps[width], "level": level, "spread": spread / level}, warmup_advice(records, steps[width])
-    )
+    advice = warmup_advice(records, steps[width]) if records.norms else _CHECK_DATA
+    return Verdict(text, {"update": steps[width], "level": level, "spread": spread / level}, advice)
 
 
 def check_overfitting(records: Records, threshold: float) -> Verdict | None:
@@ -406,25 +416,16 @@ def check_overfitting(records: Records, threshold: float) -> Verdict | None:
         f"eval_loss was lowest, {best:.4g}, at update {at} and is {percent(losses[-1] / best - 1)} higher, "
         f"{losses[-1]:.4g}, at update {steps[-1]}"
     )
-    task = _task_metric(records)
-    if task:
-        updates, values = records.series(task)
-        pick = min if LOWER_IS_BETTER.search(task) else max
-        peak = pick(values)
-        text += f"; {task} was best, {peak:.4g}, at update {updates[values.index(peak)]} ({values[-1]:.4g} at the end)"
-    advice = (
-        "Keep the checkpoint that is best by the metric you need (load_best_model_at_end), or train for fewer epochs."
-    )
+    advice = "Keep the best checkpoint (load_best_model_at_end) or train for fewer epochs."
+    key, greater_is_better = records.metric or ("", True)
+    updates, values = records.series(key)
+    if values:
+        peak, last = (max if greater_is_better else min)(values), values[-1]
+        as_good = abs(last - peak) <= AS_GOOD * abs(peak)
+        text += f"; {key} {'is as good as ever: best' if as_good else 'was best'}, {peak:.4g}, at update "
+        text += f"{updates[values.index(peak)]} ({last:.4g} at the end)"
+        advice = "" if as_good else advice
     return Verdict(f"{text}.", {"update": at, "best": best, "last": losses[-1]}, advice)
-
-
-def _task_metric(records: Records) -> str | None:
-    """Return the evaluation metric that matters: the one that selects the best model, else the first logged."""
-    chosen = str(records.settings.get("metric_for_best_model") or "")
-    chosen = chosen if chosen.startswith("eval_") else f"eval_{chosen}"
-    found = [key for key in records.log if key.startswith("eval_") and "loss" not in key and not TIMING.search(key)]
-    found = [key for key in found if len(records.series(key)[1]) >= 3]
-    return chosen if chosen in found else next(iter(found), None)
 
 
 def check_spike(records: Records, threshold: float) -> Verdict | None:
@@ -471,55 +472,38 @@ def _deviations(value: float, past: Sequence[float]) -> float:
 
 
 def check_never_left_warmup(records: Records, threshold: float) -> Verdict | None:
-    steps, rates = records.series("learning_rate")
-    if len(rates) < 2 or not records.ended or not all(low < high for low, high in pairwise(rates)):
+    found = records.schedule
+    if found.warmup != "never left" or not records.ended:
         return None
     text = (
-        f"The learning rate still rises at the end of the log, to {rates[-1]:.3g} at update {steps[-1]}: the run never "
-        "left its warmup."
+        f"The learning rate still rises at the end of the log, to {found.peak:.3g} at update {found.last}: the run "
+        "never left its warmup."
     )
-    return Verdict(
-        text,
-        {"update": steps[-1], "rate": rates[-1]},
-        "Shorten the warmup; a share of the run (0.1) cannot be longer than it.",
-    )
+    advice = "Shorten the warmup; a share of the run (0.1) cannot be longer than it."
+    return Verdict(text, {"update": found.last, "rate": found.peak or 0.0}, advice)
 
 
 def check_long_warmup(records: Records, threshold: float) -> Verdict | None:
-    steps, rates = records.series("learning_rate")
-    planned = records.num_training_steps
-    if len(rates) < 4 or not planned:
+    found, planned = records.schedule, records.num_training_steps
+    length = records.warmup_length or found.length
+    if found.warmup != "seen" or not planned or not length or length <= threshold * planned:
         return None
-    # The last entry that rises lies within the warmup.
-    rising = next((i for i, (low, high) in enumerate(pairwise(rates)) if high <= low), len(rates) - 1)
-    if rising < 2 or rising == len(rates) - 1 or steps[rising - 1] <= threshold * planned:
-        return None
-    text = f"The warmup takes about {steps[rising]} of {planned} updates ({percent(steps[rising] / planned)})."
-    return Verdict(
-        text, {"update": steps[rising], "share": steps[rising] / planned}, "A tenth of the run or less is usual."
-    )
+    text = f"The warmup takes about {length} of {planned} updates ({percent(length / planned)})."
+    return Verdict(text, {"update": length, "share": length / planned}, "A tenth of the run or less is usual.")
 
 
 def check_schedule_restarts(records: Records, threshold: float) -> Verdict | None:
-    steps, rates = records.series("learning_rate")
     restarts_by_design = records.settings.get("lr_scheduler_type") in RESTARTING_SCHEDULES or records.rewinds[0]
-    if restarts_by_design or len(rates) < 3:
-        return None
-    fallen, restarts = False, []
-    for i in range(1, len(rates)):
-        if rates[i] < rates[i - 1]:
-            fallen = True
-        elif fallen and rates[i] > (1 + threshold) * rates[i - 1]:
-            restarts.append(steps[i - 1])
-            fallen = False
-    if not restarts:
+    restarts = records.schedule.restarts
+    if restarts_by_design or len(restarts) <= threshold:
         return None
     where = ", ".join(map(str, restarts[:3])) + (" and later" if restarts[3:] else "")
     text = f"The learning rate rises again after it had fallen: the schedule restarts at update {where}"
-    losses = dict(zip(*records.series("loss"), strict=True))
-    before, after = losses.get(restarts[0] - steps[0]), losses.get(restarts[0])
-    if before and after and after > 1.5 * before:
-        text += f", and the training loss jumps from {before:.3g} to {after:.3g}"
+    steps, losses = records.series("loss")
+    at = bisect_left(steps, restarts[0])
+    before, after = losses[max(0, at - 1) : at], losses[at : at + WINDOW]
+    if before and after and max(after) > 1.5 * before[0] > 0:
+        text += f", and the training loss jumps from {before[0]:.3g} to {max(after):.3g}"
     advice = (
         "A run resumed with more epochs follows a new schedule; use warmup_type and the final length from the start."
     )
@@ -626,7 +610,9 @@ def check_rewinds(records: Records, threshold: float) -> Verdict | None:
 def check_reward_log(records: Records, threshold: float) -> Verdict | None:
     if records.judged_by_loss:
         return None
-    shown = [key for key in records.log if re.match(r"(rewards?($|/accuracies|/margins)|kl$)", key)]
+    shown = [
+        key for key in records.log if re.match(r"rewards?($|/accuracies|/margins)|kl$|objective/(kl|.*reward)", key)
+    ]
     ends = [f"{key} {values[0]:.3g} to {values[-1]:.3g}" for key in shown if (values := records.series(key)[1])]
     text = "A log of preference or reinforcement learning is not judged by its loss"
     return Verdict(f"{text}{': ' if ends else ''}{', '.join(ends)}.", {})
@@ -636,7 +622,8 @@ def check_little_logged(records: Records, threshold: float) -> Verdict | None:
     count = len(records.log.get("loss", ((), ()))[0])
     if count >= threshold or records.norms:
         return None
-    what = f"Only {count} training losses were logged" if count else "No training loss was logged"
+    losses = f"{count} training losses were" if count > 1 else "1 training loss was"
+    what = f"Only {losses} logged" if count else "No training loss was logged"
     return Verdict(f"{what}: too little to judge the run by.", {"losses": count}, "Set logging_steps=1 or 10.")
 
 
@@ -702,7 +689,7 @@ RULES = (
         ("learning_rate",),
     ),
     Rule(
-        "schedule restarts", False, "share by which the learning rate rises after a fall, above", 0.01, LOGS,
+        "schedule restarts", False, "times that the learning rate rises after a fall, more than", 0, LOGS,
         check_schedule_restarts, ("learning_rate",),
     ),
     Rule(

@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m hf_warmup.report"
             print(f"\nWrote {path}.")
         if not args.text:
             _draw(runs, args)
-    found = [finding for run in runs for finding in find(run)] if args.fail_on else []
-    if any(finding.is_problem or args.fail_on == "any" for finding in found):
+    if args.fail_on and any(finding.is_problem or args.fail_on == "any" for finding in find(runs)):
         sys.exit(1)
 
 

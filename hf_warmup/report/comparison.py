@@ -9,8 +9,9 @@ from math import floor, isfinite, log10
 from os.path import commonpath
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from .run import Run
+from .run import Run, as_runs
 
 
 # Settings that do not change what is learned: names, places, seeds, and how a run logs, saves and evaluates.
@@ -39,28 +40,28 @@ def known_settings(run: Run) -> dict[str, str]:
     }
 
 
-def differing_settings(runs: Sequence[Run]) -> list[str]:
+def differing_settings(runs: Any) -> list[str]:
     """Return the names of the settings in which runs that have them differ, the main ones first."""
-    known = [known_settings(run) for run in runs]
+    known = [known_settings(run) for run in as_runs(runs)]
     names = dict.fromkeys(key for settings in known for key in (*MAIN_SETTINGS, *sorted(settings)))
     return [key for key in names if len({settings[key] for settings in known if key in settings}) > 1]
 
 
-def shared_settings(runs: Sequence[Run]) -> dict[str, str]:
+def shared_settings(runs: Any) -> dict[str, str]:
     """Return the main settings that are the same in every run that has them."""
-    known = [known_settings(run) for run in runs]
+    known = [known_settings(run) for run in as_runs(runs)]
     found = {key: {settings[key] for settings in known if key in settings} for key in MAIN_SETTINGS}
     return {key: min(values) for key, values in found.items() if len(values) == 1 and values != {"None"}}
 
 
-def by_configuration(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_configuration(runs: Any) -> dict[str, list[Run]]:
     """Group runs that differ in the seed only: configuration -> its runs, in the order of `runs`.
 
     Runs with a recorded seed are grouped by their recorded settings, whatever their folders are called. Runs without
     one, and runs of the same settings and the same seed, are told apart by the folder's name without `-seed3`.
     """
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
+    for run in as_runs(runs):
         groups.setdefault(_fingerprint(run), []).append(run)
     split: dict[tuple[str, ...], list[Run]] = {}
     for key, members in groups.items():

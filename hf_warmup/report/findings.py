@@ -9,7 +9,7 @@ from typing import Any
 
 from ..guard.rules import DANGER_RATIO, RULES, Records, Rule
 from .comparison import by_configuration, names_of
-from .run import Run
+from .run import Run, as_runs
 
 
 __all__ = [
@@ -49,8 +49,8 @@ class Finding:
 
 
 def apply(rules: Iterable[Rule], records: Records) -> list[Finding]:
-    """Return what `rules` say about `records`, problems first."""
-    found = [
+    """Return what `rules` say about `records`, in the order of the rules."""
+    return [
         Finding(
             rule.name, rule.is_problem, verdict.text, verdict.numbers, verdict.advice, verdict.layer, rule.threshold,
             rule.source,
@@ -58,7 +58,6 @@ def apply(rules: Iterable[Rule], records: Records) -> list[Finding]:
         for rule in rules
         if (verdict := rule.check(records, rule.threshold))
     ]  # fmt: skip
-    return sorted(found, key=lambda finding: not finding.is_problem)
 
 
 def records_of(run: Run) -> Records:
@@ -77,15 +76,22 @@ def records_of(run: Run) -> Records:
         settings=run.settings,
         num_training_steps=run.num_training_steps,
         updates=run.updates,
+        metric=(metric, run.greater_is_better(metric)) if (metric := run.task_metric) else None,
         ended=run.end in ("finished", "stopped early", "interrupted"),
         start=start,
         rewinds=rewinds,
     )
 
 
-def find(run: Run, rules: Iterable[Rule] = RULES) -> list[Finding]:
-    """Return what the rules say about `run`, problems first."""
-    return apply(rules, records_of(run))
+def find(runs: Any, rules: Iterable[Rule] = RULES) -> list[Finding]:
+    """Return what the rules say about runs, problems first.
+
+    Args:
+        runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to read.
+        rules (`Iterable[Rule]`, *optional*): The rules to check; all by default.
+    """
+    found = [finding for run in as_runs(runs) for finding in apply(rules, records_of(run))]
+    return sorted(found, key=lambda finding: not finding.is_problem)
 
 
 def describe_coverage(run: Run) -> str:
@@ -158,14 +164,14 @@ def group_findings(runs: Sequence[Run], rules: Iterable[Rule] = RULES) -> list[G
     return list(groups.values())
 
 
-def in_words(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def in_words(runs: Any) -> list[tuple[str, str]]:
     """Return the findings of many runs as pairs of names and a sentence, problems first.
 
     The names are those of configurations if all their runs share the sentence, else those of runs.
     """
     return [
         (", ".join(group.configurations if group.whole else runs_said), text)
-        for group in group_findings(runs)
+        for group in group_findings(as_runs(runs))
         for text, runs_said in group.sentences.items()
     ]
 

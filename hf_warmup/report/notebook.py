@@ -55,8 +55,7 @@ class Report:
     @property
     def findings(self) -> Findings:
         """The findings of all runs as [`~hf_warmup.report.Finding`], problems first."""
-        found = [finding for run in self.runs for finding in find(run)]
-        return Findings(sorted(found, key=lambda finding: not finding.is_problem))
+        return Findings(find(self.runs))
 
     @property
     def figure_names(self) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 import uuid
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -595,10 +595,19 @@ class Run:
             for key, series in self.evaluations.items():
                 if any(isclose(value, best, rel_tol=1e-9) for value in series.values):
                     return key
-        # Not one of a single class or a subset: those have a longer name.
+        loss = [key for key in self.evaluations if key == "eval_loss"]
+        return next(iter([*self._usual_metrics, *loss, *self.evaluations]), None)
+
+    @property
+    def task_metric(self) -> str | None:
+        """`metric` unless that is the loss; then the first of the usual task metrics, if one was evaluated."""
+        return next(iter(self._usual_metrics), None) if self.metric == "eval_loss" else self.metric
+
+    @property
+    def _usual_metrics(self) -> list[str]:
         task = [key for key in self.evaluations if _TASK_METRIC.fullmatch(key)]
-        usual = sorted(task, key=lambda key: (key.count("_") > 1, "overall" not in key))
-        return next(iter([*usual, *(key for key in self.evaluations if key == "eval_loss"), *self.evaluations]), None)
+        # Not one of a single class or a subset: those have a longer name.
+        return sorted(task, key=lambda key: (key.count("_") > 1, "overall" not in key))
 
     def greater_is_better(self, key: str) -> bool:
         """Return whether higher values of a metric are better: by the settings, else by its name."""
@@ -857,15 +866,15 @@ def as_runs(runs: Any) -> list[Run]:
     return found + (find_runs(paths) if paths else [])
 
 
-def find_runs(folders: Iterable[PathLike]) -> list[Run]:
-    """Read the runs of `folders`, none twice: each a run, a folder of runs, a checkpoint or a file of a run.
+def find_runs(folders: PathLike | Iterable[PathLike]) -> list[Run]:
+    """Read the runs of folders, none twice: each a run, a folder of runs, a checkpoint or a file of a run.
 
     Raises:
         `ValueError`: If nothing at all can be read. If some runs can be read, the others are named in a warning.
     """
     runs: dict[Path, Run] = {}
     problems: list[Exception] = []
-    for path in map(Path, folders):
+    for path in map(Path, [folders] if isinstance(folders, (str, os.PathLike)) else folders):
         try:
             if not path.exists():
                 raise ValueError(f"{path}: there is no such file or folder.{_suggestion(path)}")
@@ -880,7 +889,7 @@ def find_runs(folders: Iterable[PathLike]) -> list[Run]:
     return list(runs.values())
 
 
-def _raise_or_warn(problems: list[Exception], nothing_read: bool) -> None:
+def _raise_or_warn(problems: Sequence[Exception], nothing_read: bool) -> None:
     if problems and nothing_read:
         raise problems[0]
     for problem in problems:

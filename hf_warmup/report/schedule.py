@@ -113,22 +113,28 @@ def read_schedule(steps: Sequence[int], rates: Sequence[float], num_training_ste
         shape = _shape(points[rising:end], None, points[rising][1], num_training_steps)
         return replace(known, warmup="between", shape=shape)
     top_at, peak, zero = meeting
+    rise = [(x, rate) for x, rate in points[: rising + 1] if zero <= x <= top_at]
+    on_line = all(abs(peak * (x - zero) / (top_at - zero) - rate) <= _FITS * peak for x, rate in rise)
+    by = "linear" if len(rise) > 2 and on_line else ""
     peak = max(peak, *(rate for _, rate in points[:end]))
     rounded = float(f"{peak:.1e}")
     peak = rounded if abs(rounded - peak) < 0.01 * peak else peak
     shape = _shape([point for point in points[:end] if point[0] > top_at], top_at, peak, num_training_steps)
-    return replace(known, warmup="seen", length=max(1, round(top_at - zero)), peak=peak, shape=shape)
+    return replace(known, warmup="seen", length=max(1, round(top_at - zero)), peak=peak, shape=shape, by=by)
 
 
 _Points = list[tuple[int, float]]
 
 
 def _rising_end(points: _Points, top: float) -> int:
-    """Return the index of the last point before the rate first stops rising; zeros at the start are skipped updates."""
-    for i, ((_, rate), (_, following)) in enumerate(pairwise(points)):
-        if following <= rate + _SAME * top and following > 0:
-            return i
-    return len(points) - 1
+    """Return the index of the highest point before the rate first falls."""
+    end = 0
+    for i, (_, rate) in enumerate(points):
+        if rate > points[end][1] + _SAME * top:
+            end = i
+        elif rate < points[end][1] - _SAME * top:
+            break
+    return end
 
 
 def _slopes(points: _Points) -> list[float]:
@@ -239,7 +245,7 @@ def _shape(points: _Points, warmup: float | None, peak: float, total: int | None
         return f"falling, {rate_text(r1)} at update {x1 + 1}"
     if fits([r0 * sqrt((x0 or 1) / (x or 1)) for x, _ in points]):
         return f"inverse square root to {rate_text(r1)}"
-    if r1 > 0 and fits([r0 * (r1 / r0) ** ((x - x0) / (x1 - x0)) for x, _ in points]) and log(r0 / r1) > 0.3:
+    if min(r0, r1) > 0 and fits([r0 * (r1 / r0) ** ((x - x0) / (x1 - x0)) for x, _ in points]) and log(r0 / r1) > 0.3:
         return f"exponential to {rate_text(r1)}"
     return f"falling to {rate_text(r1) if r1 > 1e-3 * peak else 0}"
 

@@ -37,16 +37,14 @@ def summarize_run(run: Run) -> list[str]:
     The first says how the run ended and what its schedule was. The second says what went wrong and which evaluation is
     best. Further findings follow, and last what there was to judge by.
     """
-    findings = find(run)
-    problems = [f"PROBLEM ({finding.rule}): {finding.text}" for finding in findings if finding.is_problem]
-    notes = [f"{finding.rule}: {finding.text}" for finding in findings if not finding.is_problem]
-    verdict = [*(problems[:1] or ["No problem found."] * judged(run)), describe_evaluations(run)]
+    said = [f"{'PROBLEM (' * each.is_problem}{each.rule}{')' * each.is_problem}: {each.text}" for each in find(run)]
+    if not said or not said[0].startswith("PROBLEM"):
+        said.insert(0, "No problem found." if judged(run) else "Too little was logged to judge the run.")
     skipped = f" {run.unreadable} log entries or values were skipped: they hold no number." if run.unreadable else ""
     return [
         f"{run.name}: {run.status}. {describe_schedule(run)}",
-        " ".join(filter(None, verdict)),
-        *problems[1:],
-        *notes,
+        f"{said[0]} {describe_evaluations(run)}".rstrip(),
+        *said[1:],
         describe_coverage(run) + skipped,
     ]
 

@@ -1,10 +1,12 @@
 """Learning-rate warmup for the Hugging Face Trainer and for Accelerate loops.
 
 Schedules shape the learning rate, optimizers step the weights, recorders measure the gradients of each layer, and a
-report shows whether the run needed its warmup. Every name below is loaded when it is first used, so that importing the
-package imports neither torch nor transformers.
+report shows whether the run needed its warmup. `dir(hf_warmup)` lists the public names; `help(hf_warmup.RAdam)`
+describes one. Every name is loaded when it is first used, so that importing the package imports neither torch nor
+transformers.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +80,11 @@ _MODULE_OF = {
 }
 _SUBMODULES = ("optim", "preview", "report", "schedules")
 
-__all__ = [*_MODULE_OF]
-
 
 def __getattr__(name: str) -> Any:
+    # `help(hf_warmup)` would print every class of `__all__` with all that it inherits, 12,000 lines.
+    if name == "__all__" and sys._getframe(1).f_globals.get("__name__") != "pydoc":
+        return [*_MODULE_OF]
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     if name not in _MODULE_OF:

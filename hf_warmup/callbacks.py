@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
-from transformers.utils import logging
 
+from ._logging import get_logger
 from ._validation import check_name, check_number, closest
 from .schedules import WithWarmupLR, constant_warmup, with_warmup
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 class WarmupUntilCallback(TrainerCallback):

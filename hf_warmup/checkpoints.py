@@ -25,14 +25,14 @@ from safetensors import safe_open
 from torch import nn
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 from transformers import TrainerState
-from transformers.utils import logging
 
+from ._logging import get_logger
 from .optim.adam_family import AdamFamily
 from .report.run import GRADIENT_NORMS_FILE, SETTINGS_FILE, TRAINER_STATE_FILE, read_run_settings, set_aside_former_run
 from .schedules import unwrap_optimizer
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 T = TypeVar("T")
 
 MANIFEST_FILE, LOCK_FILE = "checkpoint_manifest.json", ".training.lock"

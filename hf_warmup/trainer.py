@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import transformers
@@ -29,9 +29,9 @@ from transformers import (
 )
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_utils import TrainOutput, has_length
-from transformers.utils import logging
 
 from ._deepspeed import check_deepspeed_config
+from ._logging import get_logger, warn_once
 from .callbacks import StopOnSignalCallback, WarmupUntilCallback
 from .checkpoints import (
     NoUpdatesLeft,
@@ -75,7 +75,9 @@ if TYPE_CHECKING:
 else:
     _TrainerBase = object
 
-logger = logging.get_logger(__name__)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+logger = get_logger(__name__)
 
 _OWN_GROUPS = ("params", "model", "optimizer_dict")  # keywords by which a Trainer passes its own parameter groups
 
@@ -229,9 +231,10 @@ def _warn_unused_warmup(args: WarmupArgumentsMixin, optimizer: Optimizer, lr_sch
     names = ("warmup_type", "warmup_steps", "warmup_epochs")
     asked = [f"{name}={getattr(args, name)!r}" for name in names if getattr(args, name)]
     if asked and args.warmup_type != "none" and not (scheduler_warms_up(lr_scheduler) or optimizer_warms_up(optimizer)):
-        logger.warning(
+        warn_once(
+            logger,
             f"{', '.join(asked)} is ignored because a {type(lr_scheduler).__name__} was passed via `optimizers=`. Wrap "
-            "it with `hf_warmup.with_warmup` to add a warmup."
+            "it with `hf_warmup.with_warmup` to add a warmup.",
         )
 
 
@@ -286,6 +289,11 @@ class _RunFolderCallback(TrainerCallback):
             self.trainer.gradient_norm_recorder.log(learning_rate=effective_learning_rates(optimizer))
 
 
+def _as_in(method: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Show the signature of a Trainer's method in `help()` and completions, and keep the docstring."""
+    return lambda function: wraps(method, assigned=())(function)  # type: ignore[return-value]
+
+
 class WarmupTrainerMixin(_TrainerBase):
     """Warmups, optimizers and per-layer gradient norms for any Trainer: `class T(WarmupTrainerMixin, SFTTrainer)`.
 
@@ -336,7 +344,7 @@ class WarmupTrainerMixin(_TrainerBase):
         try:
             check_process_count(self.args.world_size)
         except ValueError as error:
-            logger.warning(str(error))
+            warn_once(logger, str(error))
         if self.args.stop_on_signal:
             self.add_callback(StopOnSignalCallback())
         self.gradient_norm_recorder: GradientNormRecorder | None = None
@@ -415,6 +423,7 @@ class WarmupTrainerMixin(_TrainerBase):
             check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
         return self.lr_scheduler
 
+    @_as_in(Trainer.hyperparameter_search)
     def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Search as transformers does, over the arguments of hf_warmup too.
 
@@ -448,6 +457,7 @@ class WarmupTrainerMixin(_TrainerBase):
             raise optuna.TrialPruned(str(error)) from None
         return {name: value for name, value in params.items() if name not in own}
 
+    @_as_in(Trainer.training_step)
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run a training step and measure the gradient, complete and not yet clipped."""
         # The first forward pass shows whether the head uses the count; a compiled one would not.
@@ -477,6 +487,7 @@ class WarmupTrainerMixin(_TrainerBase):
             return None  # a subclass may change the gradients after they have been recorded
         return None if recorder is None else recorder.clip_recorded_(model.parameters(), max_norm, self.accelerator)
 
+    @_as_in(Trainer.log)
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log `logs`; a training loss is logged with the latest gradient norms and the effective learning rate."""
         if self.gradient_norm_recorder is not None:
@@ -539,6 +550,7 @@ class WarmupTrainerMixin(_TrainerBase):
             self.gradient_norm_recorder.flush()
         return show(self)
 
+    @_as_in(Trainer.create_model_card)
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card with the settings, the findings and a figure of the gradient norms."""
         super().create_model_card(*args, **kwargs)
@@ -547,6 +559,7 @@ class WarmupTrainerMixin(_TrainerBase):
                 self.gradient_norm_recorder.flush()
             add_recording(self.args.output_dir, self.state)
 
+    @_as_in(Trainer.train)
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, from scratch or from a complete checkpoint.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import sys
@@ -14,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import hf_warmup.trainer  # noqa: F401  (importing it sets the parent of our loggers)
+from hf_warmup._logging import warn_once
 
 
 torch.set_num_threads(1)
@@ -41,6 +45,13 @@ def _own_caches(tmp_path_factory):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
         monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logged():
+    """`caplog` sees our messages, which otherwise go to the handlers of transformers, and advice is given again."""
+    warn_once.cache_clear()
+    logging.getLogger("hf_warmup").parent = logging.getLogger()
 
 
 @pytest.fixture

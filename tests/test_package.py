@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import Seq2SeqTrainer, Trainer
 
 import hf_warmup
 
@@ -34,6 +37,46 @@ def test_every_public_name_loads_and_is_documented():
     assert set(hf_warmup.__all__) <= set(dir(hf_warmup))
     with pytest.raises(AttributeError, match="no attribute 'radam_warmup_typo'"):
         _ = hf_warmup.radam_warmup_typo
+
+
+def test_help_and_dir_of_the_package_fit_on_a_screen():
+    text = pydoc.render_doc(hf_warmup, renderer=pydoc.plaintext)
+    assert len(text.splitlines()) < 60
+    assert "dir(hf_warmup)" in text
+    assert dir(hf_warmup) == sorted({*hf_warmup.__all__, "optim", "preview", "report", "schedules"})
+    names: dict[str, object] = {}
+    exec("from hf_warmup import *", names)
+    assert set(hf_warmup.__all__) <= set(names)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("WarmupTrainer", Trainer), ("WarmupSeq2SeqTrainer", Seq2SeqTrainer)])
+@pytest.mark.parametrize(
+    "method", ["__init__", "train", "log", "training_step", "hyperparameter_search", "create_model_card"]
+)
+def test_signatures_of_the_trainers_are_those_of_transformers(ours, theirs, method):
+    own = getattr(getattr(hf_warmup, ours), method)
+    assert inspect.signature(own) == inspect.signature(getattr(theirs, method))
+
+
+def test_log_lines_follow_the_level_and_the_format_of_transformers():
+    code = """
+import transformers
+from hf_warmup import get_scheduler, WarmupTrainer
+from torch import nn, optim
+def advice(warmup):
+    optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    get_scheduler("constant", optimizer, warmup, 9)
+advice(1)
+advice(1)
+transformers.logging.enable_explicit_format()
+advice(2)
+transformers.logging.set_verbosity_error()
+advice(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if "has no effect" in line]
+    assert [line.partition("num_warmup_steps=")[2][0] for line in lines] == ["1", "2"]
+    assert lines[1].startswith("[WARNING|schedulers.py:")
 
 
 def test_importing_the_modeling_module_registers_pre_ln_bert():

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
-from transformers.utils import logging
 
+from .._logging import get_logger
 from .._validation import check_name, check_number
 from ..norms import GradientNormRecorder
 from ..optim import AdamFamily
@@ -29,7 +29,7 @@ from ..schedules import StatefulWarmup, WithWarmupLR, linear_warmup, no_warmup, 
 from .rules import DANGER_RATIO, RULES, Records, smooth
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 ACTIONS = ("warn", "stop", "rewind")
 GUARD_FILE = "warmup_guard.pt"  # in a checkpoint

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from .._logging import warn_once
 from .._validation import check_number, short_repr, updates_of_share
 from .composition import (
     METRIC_SCHEDULERS,
@@ -251,13 +252,14 @@ def _warn_of_unused_length(name: Any, warmup_type: str | None, num_warmup_steps:
         return
     hint = "because num_warmup_steps is 0. Set num_warmup_steps (warmup_steps in the training arguments)."
     if not num_warmup_steps and warmup_type and warmup and warmup.needs_length:
-        logger.warning(f"warmup_type={warmup_type!r} has no effect {hint}")
+        warn_once(logger, f"warmup_type={warmup_type!r} has no effect {hint}")
     if not num_warmup_steps and warmup_type is None and name == "noam":
-        logger.warning(f"lr_scheduler_type='noam' begins at its peak {hint}")
+        warn_once(logger, f"lr_scheduler_type='noam' begins at its peak {hint}")
     if num_warmup_steps and warmup is None and isinstance(row, TransformersSchedule) and not row.has_warmup:
-        logger.warning(
+        warn_once(
+            logger,
             f"num_warmup_steps={num_warmup_steps} has no effect because lr_scheduler_type={plain_name(name)!r} has no "
-            "warmup of its own. Add warmup_type='linear'."
+            "warmup of its own. Add warmup_type='linear'.",
         )
 
 

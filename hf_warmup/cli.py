@@ -49,12 +49,17 @@ WARMUP_FLAGS = {
 
 # Flags of older versions and other scripts: the flags that replace them, or why there is none.
 _RENAMED_FLAGS: dict[str, tuple[str, ...]] = {
-    "--epochs": ("--num_train_epochs",),
+    **dict.fromkeys(("--epochs", "--num_epochs"), ("--num_train_epochs",)),
     "--evaluation_strategy": ("--eval_strategy",),
-    "--max_train_steps": ("--max_steps",),
+    **dict.fromkeys(("--batch_size", "--train_batch_size"), ("--per_device_train_batch_size",)),
+    **dict.fromkeys(("--grad_clip", "--gradient_clipping", "--clip_grad_norm"), ("--max_grad_norm",)),
+    **dict.fromkeys(("--max_train_steps", "--total_steps", "--num_training_steps"), ("--max_steps",)),
+    "--lr": ("--learning_rate",),
+    "--lr_decay": ("--lr_scheduler_type",),
     "--max_steps": ("--max_train_steps",),
-    "--warmup_proportion": ("--warmup_steps", "--num_warmup_steps"),
-    "--warmup_ratio": ("--warmup_steps", "--num_warmup_steps"),
+    "--model": ("--model_name_or_path",),
+    **dict.fromkeys(("--warmup", "--warmup_proportion", "--warmup_ratio"), ("--warmup_steps", "--num_warmup_steps")),
+    "--wd": ("--weight_decay",),
 }
 _REMOVED_FLAGS = {
     "--overwrite_output_dir": "transformers removed it; without --resume_from_checkpoint a run starts from scratch",
@@ -159,7 +164,8 @@ def _unknown_flag(flag: str, known: Sequence[str]) -> str:
     renamed = next((name for name in _RENAMED_FLAGS.get(flag, ()) if name in known), None)
     if renamed and renamed.endswith("warmup_steps"):
         return f"{unknown}. Use {renamed}: a value below 1 is a share of the run."
-    close = renamed or closest(flag, known)
+    names = {name.lstrip("-"): name for name in known}  # the dashes are no likeness
+    close = renamed or names.get(closest(flag.lstrip("-"), names) or "")
     return f"{unknown}. Did you mean {close}?" if close else f"{unknown}."
 
 
@@ -342,7 +348,7 @@ def _flags_from_file(path: Path, known: Mapping[str, Field[Any]]) -> list[str]:
         raise ValueError(f"{path}: the arguments file does not exist.")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        arguments = json.loads(text) if path.suffix == ".json" else yaml.load(text, _yaml_loader(yaml))
     except (ValueError, yaml.YAMLError) as error:  # ValueError: malformed JSON or UTF-8
         raise ValueError(f"{path}: not valid {path.suffix[1:].upper()} ({' '.join(str(error).split())}).") from None
     if not isinstance(arguments, dict):
@@ -360,6 +366,18 @@ def _flags_from_file(path: Path, known: Mapping[str, Field[Any]]) -> list[str]:
         elif value is not None:
             flags.append(f"--{name}={_as_text(value)}")
     return flags
+
+
+def _yaml_loader(yaml: Any) -> Any:
+    """Return a safe loader that reads 010 as 10 and leaves 1:30 as text, where YAML 1.1 reads 8 and 90."""
+    integer = "tag:yaml.org,2002:int"
+
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers.items()
+    own = {first: [each for each in known if each[0] != integer] for first, known in resolvers}
+    loader: Any = type("Loader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": own})
+    loader.add_implicit_resolver(integer, re.compile(r"[-+]?\d+$"), list("-+0123456789"))
+    loader.add_constructor(integer, lambda _, node: int(node.value))
+    return loader
 
 
 def _as_text(value: Any) -> str:

@@ -203,9 +203,10 @@ def honor_item_count(model: nn.Module, shifted: bool | None = None) -> None:
         shifted (`bool`, *optional*): Whether the Trainer counts `labels[..., 1:]`. By default decided from the
             installed version of transformers and the type of the model's loss.
     """
-    config = getattr(model, "config", None)
+    own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     # A sum over the batch needs no count: the micro-batches add up to the loss of the whole batch.
-    if hasattr(model, "_item_count_is_shifted") or getattr(config, "ctc_loss_reduction", None) == "sum":
+    is_sum = "CTC" in type(own).__name__ and getattr(getattr(own, "config", None), "ctc_loss_reduction", None) == "sum"
+    if hasattr(model, "_item_count_is_shifted") or is_sum:
         return
     model._item_count_is_shifted = _counts_shifted_labels(model) if shifted is None else shifted  # type: ignore[assignment]
     model.register_forward_pre_hook(_watch_item_count, with_kwargs=True)
@@ -218,6 +219,7 @@ def _check_args(args: Any) -> None:
             f"`args` is a {type(args).__name__}, which has none of hf_warmup's arguments. Pass "
             "WarmupTrainingArguments, or an instance of a class that mixes in WarmupArgumentsMixin."
         )
+    args.check_warmup_arguments()
     if args.deepspeed_plugin is not None:
         check_deepspeed_config(
             args.deepspeed_plugin.deepspeed_config,
@@ -255,11 +257,13 @@ class _RunFolderCallback(TrainerCallback):
 
     def __init__(self, trainer: WarmupTrainerMixin):
         self.trainer = trainer
+        self._trained = 0  # parameters that require a gradient
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step:
             check_updates_left(state.global_step, state.max_steps)
         self.trainer._honor_item_count()  # `model_init` has made a new model
+        self._trained = sum(p.requires_grad for p in model.parameters())
         folder = self.trainer._run_folder()
         if (recorder := self.trainer.gradient_norm_recorder) is not None:
             if recorder.path is not None:
@@ -283,6 +287,20 @@ class _RunFolderCallback(TrainerCallback):
             self.trainer._write_end("interrupted", signal)
         else:
             self.trainer._write_end("finished" if state.global_step >= state.max_steps else "stopped early")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        trained = sum(p.requires_grad for p in model.parameters())
+        if trained > self._trained:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            new = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+            if new:
+                logger.warning(
+                    f"{len(new)} parameters, such as {new[0]}, were unfrozen after the optimizer was created. They are "
+                    "not trained, because the optimizer does not hold them. Let them require a gradient until "
+                    "training begins, and freeze them in a callback's `on_train_begin`."
+                )
+        self._trained = trained
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if optimizer is not None and self.trainer.gradient_norm_recorder is not None:
@@ -333,8 +351,8 @@ class WarmupTrainerMixin(_TrainerBase):
         if given.should_save:
             use_writable_output_dir(given)
         super().__init__(*args, **kwargs)
-        if isinstance(self.lr_scheduler, ReduceLROnPlateau) and self.args.metric_for_best_model is None:
-            self.args.metric_for_best_model = "loss"  # as transformers does for its own name
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self._check_plateau(self.lr_scheduler)
         if self.optimizer is not None and self.lr_scheduler is not None:
             _warn_unused_warmup(self.args, self.optimizer, self.lr_scheduler)
         if self.args.fp16 and self.args.device.type == "cpu":
@@ -366,6 +384,18 @@ class WarmupTrainerMixin(_TrainerBase):
             self.guard.log = self.log
             self.add_callback(self.guard)
         self._honor_item_count()
+
+    def _check_plateau(self, lr_scheduler: Any) -> None:
+        """Check that a plateau that was passed via `optimizers=` has a metric, and that it follows its direction."""
+        if self.args.metric_for_best_model is None:
+            self.args.metric_for_best_model = "loss"  # as transformers does for its own name
+        mode = getattr(lr_scheduler, "lr_scheduler", lr_scheduler).mode
+        if mode != ("max" if self.args.greater_is_better else "min"):
+            logger.warning(
+                f"The {type(lr_scheduler).__name__} has mode={mode!r}, but metric_for_best_model="
+                f"{self.args.metric_for_best_model!r} is better when it is "
+                f"{'greater' if self.args.greater_is_better else 'smaller'}. Set the mode of the scheduler."
+            )
 
     def _run_folder(self) -> Path:
         """Return the folder of the run: that of the trial in a search. transformers has no public name for it."""
@@ -421,6 +451,11 @@ class WarmupTrainerMixin(_TrainerBase):
             self.lr_scheduler = self.guard.wrap_scheduler(self.lr_scheduler)
         if self._resumed_from and not self.is_deepspeed_enabled:
             check_same_kind(self._resumed_from, optimizer or self.optimizer, self.lr_scheduler)
+            if not (self._resumed_from / "scheduler.pt").is_file():
+                logger.warning(
+                    f"{self._resumed_from.name} was saved with save_only_model=True. The optimizer and the schedule "
+                    "start from scratch: the next update has the learning rate of update 1."
+                )
         return self.lr_scheduler
 
     @_as_in(Trainer.hyperparameter_search)
@@ -573,6 +608,7 @@ class WarmupTrainerMixin(_TrainerBase):
             `OSError`: If the disk is full, with the checkpoint to resume from.
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
+        self.args.check_warmup_arguments()
         if isinstance(kwargs.get("trial"), dict):  # of Ray Tune and Weights & Biases
             kwargs["trial"] = self._take_own_arguments(kwargs["trial"])
         if has_length(self.train_dataset) and not len(self.train_dataset):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -28,6 +29,7 @@ from .norms import GROUPINGS
 from .optim import OPTIMIZERS, get_optimizer_spec, optimizer_kwargs, parse_optim_args
 from .optim.parameter_groups import check_learning_rates, parameter_groups
 from .schedules import DECAYS, METRIC_SCHEDULERS, check_schedule, find_schedule, plain_name
+from .schedules.curve import COUNT, Choice, Flag, Number, Range
 
 
 if TYPE_CHECKING:
@@ -103,22 +105,25 @@ def _as_options(value: Any) -> str | None:
 
 
 AUTO = "auto"  # a warmup whose length the guard finds
-_COEFFICIENT = {"high": 1.0, "open_high": True}
-_AT_LEAST_ONE = {"low": 1, "integer": True}
-# transformers accepts any number here. Values outside these ranges fail late, or train nothing.
-_RANGES: dict[str, dict[str, Any]] = {
-    "learning_rate": {},
-    "weight_decay": {},
-    "adam_epsilon": {},
+_COEFFICIENT, _AT_LEAST_ONE = Number(high=1.0, open_high=True), Number(low=1, integer=True)
+# transformers accepts any value here. Values outside these ranges fail late, or train nothing.
+_RANGES: dict[str, Range] = {
+    "learning_rate": Number(),
+    "weight_decay": Number(),
+    "adam_epsilon": Number(),
     "adam_beta1": _COEFFICIENT,
     "adam_beta2": _COEFFICIENT,
-    "num_train_epochs": {},
-    "max_steps": {"low": -1, "integer": True},
+    "max_grad_norm": Number(low=-inf, optional=True),
+    "num_train_epochs": Number(),
+    "max_steps": Number(low=-1, integer=True),
     "per_device_train_batch_size": _AT_LEAST_ONE,
     "per_device_eval_batch_size": _AT_LEAST_ONE,
     "gradient_accumulation_steps": _AT_LEAST_ONE,
-    "grad_norm_steps": {"integer": True},
-    "guard_max_rewinds": {"integer": True},
+    "grad_norm_steps": COUNT,
+    "grad_norm_group_by": Choice(GROUPINGS),
+    "stop_on_signal": Flag(),
+    "guard": Choice(("off", *ACTIONS)),
+    "guard_max_rewinds": COUNT,
 }
 
 
@@ -182,8 +187,8 @@ class WarmupArgumentsMixin(_Base):
     guard_max_rewinds: int = field(default=5, metadata=_help("guard_max_rewinds"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, np.generic):
-            value = value.item()
+        if isinstance(value, np.generic):  # 0.07 in 32 bits is 0.07, not 0.07000000029802322
+            value = float(str(value)) if isinstance(value, np.floating) else value.item()
         if name == "optim" and value is not None:
             value = _optimizer_name(value)
         super().__setattr__(name, value)
@@ -223,10 +228,9 @@ class WarmupArgumentsMixin(_Base):
         Raises:
             `ValueError`: If an argument is invalid.
         """
-        for name, limits in _RANGES.items():
-            setattr(self, name, check_number(name, getattr(self, name), **limits))
-        check_name("grad_norm_group_by", self.grad_norm_group_by, GROUPINGS)
-        check_name("guard", self.guard, ("off", *ACTIONS))
+        for name, allowed in _RANGES.items():
+            setattr(self, name, allowed.check(name, getattr(self, name)))
+        self.optim = _optimizer_name(self.optim)  # `None` is no name
         if self.warmup_type == AUTO:
             self._check_auto()
         self.optim_args = _as_options(self.optim_args)

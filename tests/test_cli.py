@@ -74,6 +74,10 @@ def test_parse_arguments_raises_for_unknown_flags(flags, message):
     [
         ("--epochs", "Did you mean --num_train_epochs?"),
         ("--warmup_proportion", "Use --warmup_steps: a value below 1 is a share of the run."),
+        ("--lr", "Did you mean --learning_rate?"),
+        ("--wd", "Did you mean --weight_decay?"),
+        ("--batch_size", "Did you mean --per_device_train_batch_size?"),
+        ("--gpus", "--gpus is not an argument."),  # like no flag
         ("--overwrite_output_dir", "without --resume_from_checkpoint a run starts from scratch."),
     ],
 )  # fmt: skip
@@ -102,6 +106,7 @@ def test_parse_arguments_ignores_foreign_flags_but_not_misspelled_ones(capsys):
         ("yml", "# a comment\ncompare: [a, b]\nfast: true\n", {"compare": ["a", "b"], "fast": True}),
         ("yaml", "save_strategy: no\nfast: no\n", {"save_strategy": Strategy.NO, "fast": False}),  # YAML's false
         ("yaml", "options: {eps: 1, flag: true}\n", {"options": '{"eps": 1, "flag": true}'}),
+        ("yaml", "max_steps: 010\n", {"max_steps": 10}),  # 8 in YAML 1.1
         ("yaml", "options: [a=1, b=2]\n", {"options": '["a=1", "b=2"]'}),
     ],
 )

@@ -126,8 +126,8 @@ def test_load_files_ignores_json_columns_that_are_not_text(extra, write):
 
 
 def test_class_name_removes_invisible_differences_only():
-    assert [class_name(each) for each in (1, 1.0, True, "1.50", "Pos", "po\u00a0s ")] == [
-        "1", "1", "True", "1.50", "Pos", "po s",
+    assert [class_name(each) for each in (1, 1.0, True, "1.50", "Pos", "po\u00a0\u00a0s ", "a\0")] == [
+        "1", "1", "True", "1.50", "Pos", "po s", "a",
     ]  # fmt: skip
 
 
@@ -168,6 +168,8 @@ GOOD = ("csv", "sentence,label\na,0\nb,1\n")
         ({"train": ("csv", "sentence,label\na,1\nb,1\n")}, None, r"only the label '1': expected at least two classes"),
         ({"train": ("csv", "sentence,label\na,0.0\nb,2.5\n")}, None, r"the label 2\.5: expected classes, not a scale"),
         ({"train": ("jsonl", '{"text": "a", "label": "0.4"}\n')}, None, r"the label 0\.4: expected classes"),
+        ({"train": ("tsv", "text\tlabel\na\t1,5\n")}, None, r"the label 1,5: expected classes, not a scale"),
+        ({"train": ("csv", "kind,label\nx,1\ny,0\nx,1\n")}, None, r"column 'kind' has one value for each label"),
         ({"train": GOOD, "validation": ("csv", "sentence,label\na,2\n")}, None, r"validation_file='.*'2'.*'0', '1'"),
         ({"train": GOOD, "test": ("csv", "sentence,label\na,-1\n")}, None, r"test_file='.*label '-1'"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import Counter
 
 import pytest
 import torch
@@ -137,10 +139,11 @@ def test_warmup_trainer_that_scales_its_loss_itself_is_left_alone():
     assert not model._forward_hooks
 
 
-def test_honor_item_count_leaves_a_summed_loss_alone():
-    model = transformers.Wav2Vec2ForCTC(tiny_config(transformers.Wav2Vec2Config()))
+@pytest.mark.parametrize(("head", "corrected"), [("ForCTC", False), ("ForSequenceClassification", True)])
+def test_honor_item_count_leaves_a_summed_loss_alone(head, corrected):
+    model = getattr(transformers, f"Wav2Vec2{head}")(tiny_config(transformers.Wav2Vec2Config()))
     honor_item_count(model)
-    assert not model._forward_hooks
+    assert bool(model._forward_hooks) == corrected
 
 
 def batch_for(name: str, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -161,10 +164,20 @@ def batch_for(name: str, model: nn.Module) -> dict[str, torch.Tensor]:
     return {main: inputs[main](), "labels": labels}
 
 
+def with_lora(model: nn.Module) -> nn.Module | None:
+    """Return a copy of `model` in a PEFT wrapper, or `None` if PEFT finds no layer to adapt."""
+    peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    try:
+        return peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=linear[:1], r=2)).eval()
+    except Exception:
+        return None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # about sizes that nobody trains with
-def test_honor_item_count_every_head_that_ignores_the_count_gives_loss_of_whole_batch():
-    """Every class of transformers' auto mappings that can be built tiny from its default configuration."""
+def test_honor_item_count_every_head_gives_the_loss_of_the_whole_batch():
+    """Every class of transformers' auto mappings that can be built tiny from its default configuration, and in PEFT."""
     names = {
         name
         for key, mapping in vars(modeling_auto).items()
@@ -172,7 +185,7 @@ def test_honor_item_count_every_head_that_ignores_the_count_gives_loss_of_whole_
         for names in mapping.values()
         for name in ([names] if isinstance(names, str) else names)
     }
-    ignoring, wrong = 0, {}
+    counts, wrong = Counter(), {}
     for name in sorted(names):
         try:
             cls = getattr(transformers, name)
@@ -180,25 +193,33 @@ def test_honor_item_count_every_head_that_ignores_the_count_gives_loss_of_whole_
             if "labels" not in parameters or not getattr(cls, "accepts_loss_kwargs", True):
                 continue
             torch.manual_seed(0)
-            model = cls(tiny_config(cls.config_class())).eval()
-            batch = batch_for(name, model)
-            whole = loss_of(model, batch)
+            plain = cls(tiny_config(cls.config_class())).eval()
+            batch = batch_for(name, plain)
+            loss_of(plain, batch)
         except Exception:
             continue  # not small enough, or it needs other inputs
-        honor_item_count(model)
-        shifted = getattr(model, "_item_count_is_shifted", False)
-        count = (batch["labels"][..., 1:] if shifted else batch["labels"]).ne(-100).sum().float()
-        halves = [{key: value[part] for key, value in batch.items()} for part in (slice(0, 2), slice(2, 4))]
-        try:
-            total = sum(loss_of(model, half, num_items_in_batch=count) for half in halves)
-        except TypeError:
-            continue  # takes no further keywords
-        if getattr(model, "_ignores_item_count", False):
-            ignoring += 1
-            if total != pytest.approx(whole, rel=1e-3):  # mixture-of-experts heads add a loss per micro-batch
-                wrong[name] = (whole, total)
-    assert ignoring > 200
+        for kind, model in {"peft": with_lora(plain), "plain": plain}.items():
+            if model is None:
+                continue
+            whole = loss_of(model, batch)
+            honor_item_count(model)
+            shifted = getattr(model, "_item_count_is_shifted", False)
+            count = (batch["labels"][..., 1:] if shifted else batch["labels"]).ne(-100).sum().float()
+            halves = [{key: value[part] for key, value in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+            try:
+                total = sum(loss_of(model, half, num_items_in_batch=count) for half in halves)
+                if getattr(model, "_ignores_item_count", None) is False:  # it divides by the count that it is given
+                    whole = loss_of(model, batch, num_items_in_batch=count)
+            except TypeError:
+                continue  # takes no further keywords
+            counts[kind, getattr(model, "_ignores_item_count", None)] += 1
+            # Mixture-of-experts heads add a loss per micro-batch. The sum of a CTC head needs no count.
+            if total != pytest.approx(whole, rel=1e-3):
+                wrong[kind, name] = (whole, total)
+    print(counts)
     assert not wrong
+    assert counts["plain", True] > 320
+    assert counts["peft", True] > 320
 
 
 @torch.no_grad()

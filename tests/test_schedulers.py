@@ -189,11 +189,18 @@ def test_get_scheduler_warns_of_greedy_outside_its_bounds():
     get_scheduler("greedy", adamw(5e-5), scheduler_specific_kwargs={"min_lr": 1e-6})
 
 
-def test_get_scheduler_warns_of_prodigy_without_safeguard_warmup():
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda optimizer: get_scheduler("constant", optimizer, 4, warmup_type="linear"),
+        lambda optimizer: with_warmup(cosine(optimizer), RAMP),
+    ],
+)
+def test_a_warmup_of_prodigy_without_safeguard_warmup_warns(build):
     get_scheduler("constant", sgd(safeguard_warmup=False))
-    get_scheduler("constant", sgd(safeguard_warmup=True), 4, warmup_type="linear")
+    build(sgd(safeguard_warmup=True))
     with pytest.warns(UserWarning, match="unless it has safeguard_warmup=True"):
-        get_scheduler("constant", sgd(safeguard_warmup=False), 4, warmup_type="linear")
+        build(sgd(safeguard_warmup=False))
 
 
 def test_get_scheduler_built_after_the_optimizer_was_loaded_sets_the_rate():
@@ -389,7 +396,7 @@ def test_add_param_group_then_resume_continues():
     warmups = [partial(linear_warmup, num_warmup_steps=3), warmup]
     fresh = resume(lambda: with_warmup(cosine(adamw(0.04, 0.01)), warmups), scheduler)
     assert lrs_of(fresh, 9) == lrs_of(scheduler, 9)
-    with pytest.raises(ValueError, match="for 2 parameter groups cannot be loaded with an optimizer that has 1"):
+    with pytest.raises(ValueError, match="optimizer has 1 parameter groups and its scheduler 2"):
         with_warmup(cosine(adamw(0.4)), no_warmup).load_state_dict(scheduler.state_dict())
 
 
@@ -415,6 +422,10 @@ def sequential(optimizer):
         (lambda: with_warmup(cosine(sgd()), linear_warmup), r"linear_warmup needs more than the step.*=100"),
         (lambda: with_warmup(cosine(sgd()), lambda step, c: 1.0), "needs more than the step: .*'c'"),
         (lambda: with_warmup(begun(adamw(0.4)), RAMP), "a CosineAnnealingLR, has been stepped 3 times"),
+        (
+            lambda: with_warmup(torch_schedulers.ChainedScheduler([begun(adamw(0.4))]), RAMP),
+            "a ChainedScheduler, has been stepped 3 times",
+        ),
         (lambda: joined(cosine, linear_warmup), "warmup=linear_warmup needs more than the step"),
         (
             lambda: with_warmup(sequential(sgd()), no_warmup).add_param_group({"params": []}),
@@ -499,6 +510,16 @@ def test_with_warmup_of_a_plateau_in_warmup_trainer_follows_the_loss_by_default(
     data = {"train_dataset": examples(), "eval_dataset": examples(8)}
     train(WarmupTrainer(model, args, optimizers=(optimizer, scheduler), **data))
     assert scheduler.get_last_lr() == [0.025]  # halved after the second and the third evaluation
+
+
+def test_warmup_trainer_plateau_against_the_direction_of_the_metric_warns(tmp_path, caplog):
+    model = tiny_bert()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = arguments(tmp_path, metric_for_best_model="accuracy")
+    WarmupTrainer(model, args, optimizers=(optimizer, plateau(optimizer, mode="max")))
+    assert not caplog.records
+    WarmupTrainer(model, args, optimizers=(optimizer, plateau(optimizer)))
+    assert "mode='min', but metric_for_best_model='accuracy' is better when it is greater" in caplog.text
 
 
 @pytest.mark.filterwarnings(r"ignore::Warning:lightning.*")

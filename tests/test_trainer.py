@@ -293,6 +293,36 @@ def test_warmup_trainer_recording_follows_parameters_that_freeze_thaw_and_join(t
     assert [embeddings in record for record in records] == [True, True, False, False, True, True, True, True]
 
 
+def test_warmup_trainer_layer_unfrozen_later_warns_unless_the_optimizer_holds_it(tmp_path, caplog):
+    class Freeze(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            model.bert.requires_grad_(False)
+
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            model.bert.requires_grad_(state.global_step > 0)
+
+    for frozen_before in (True, False):
+        caplog.clear()
+        model = tiny_bert()
+        before = model.bert.pooler.dense.weight.clone()
+        model.bert.requires_grad_(not frozen_before)
+        train(
+            make(
+                tmp_path, model, max_steps=2, optim="radam", optim_args="degenerated_to_sgd=true", callbacks=[Freeze()]
+            )
+        )
+        assert ("such as bert.embeddings.word_embeddings.weight, were unfrozen" in caplog.text) == frozen_before
+        assert torch.equal(model.bert.pooler.dense.weight, before) == frozen_before
+
+
+def test_warmup_trainer_resumed_from_weights_alone_warns_that_the_schedule_starts_from_scratch(tmp_path, caplog):
+    kwargs = {"max_steps": 4, "warmup_steps": 4, "warmup_type": "linear", "save_strategy": "steps", "save_steps": 2}
+    train(make(tmp_path, save_only_model=True, **kwargs))
+    log = train(make(tmp_path, **kwargs), resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert column(log, "learning_rate")[2] == 1e-2 / 4
+    assert "checkpoint-2 was saved with save_only_model=True" in caplog.text
+
+
 # The run folder
 
 

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser, SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from hf_warmup import WarmupArgumentsMixin, WarmupTrainingArguments
+from hf_warmup import WarmupArgumentsMixin, WarmupTrainer, WarmupTrainingArguments
 from hf_warmup.cli import parse_arguments
 from hf_warmup.training_args import optimizer_cls_and_kwargs
 
@@ -107,11 +107,20 @@ def test_names_are_checked_when_they_are_set_later(tmp_path):
         args.optim = "radm"
 
 
-def test_fields_set_later_are_checked_when_training_begins(tmp_path):
-    args = arguments(tmp_path)
-    args.warmup_steps = 4.7
-    with pytest.raises(ValueError, match=r"^warmup_steps=4\.7: expected an integer"):
-        args.get_warmup_steps(100)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("warmup_steps", 4.7), ("warmup_steps", None), ("learning_rate", "1e-3"), ("adam_beta2", "0.9"),
+        ("max_grad_norm", "1.0"), ("max_steps", "8"), ("gradient_accumulation_steps", 0), ("warmup_epochs", "1"),
+        ("optim", None), ("lr_scheduler_type", None), ("stop_on_signal", "yes"), ("grad_norm_steps", "x"),
+    ],
+)  # fmt: skip
+def test_fields_set_later_are_checked_when_training_begins(tmp_path, name, value):
+    trainer = WarmupTrainer(tiny_bert(), arguments(tmp_path), train_dataset=[{}])
+    setattr(trainer.args, name, value)
+    for begin in (trainer.train, lambda: WarmupTrainer(tiny_bert(), trainer.args)):
+        with pytest.raises(ValueError, match=rf"^{name}={value!r}(: expected| is unknown)"):
+            begin()
 
 
 def test_import_paths_are_names(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import inf, nan
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -85,21 +85,22 @@ def scheduler_warms_up(lr_scheduler: Any, group: int = 0) -> bool:
 
     ```
     """
-    if isinstance(lr_scheduler, WithWarmupLR):
-        return True
-    if hasattr(lr_scheduler, "lr_scheduler"):  # of per_update
-        return scheduler_warms_up(lr_scheduler.lr_scheduler, group)
-    if isinstance(lr_scheduler, SequentialLR):
-        return scheduler_warms_up(lr_scheduler._schedulers[0], group)
-    if isinstance(lr_scheduler, ChainedScheduler):
-        return any(scheduler_warms_up(each, group) for each in lr_scheduler._schedulers)
     if isinstance(lr_scheduler, LambdaLR):
         return _rises(lr_scheduler.lr_lambdas[group])
     if isinstance(lr_scheduler, LinearLR):
         return lr_scheduler.start_factor < lr_scheduler.end_factor
     if isinstance(lr_scheduler, ConstantLR):
         return lr_scheduler.factor < 1.0
-    return isinstance(lr_scheduler, OneCycleLR)
+    warms_up = isinstance(lr_scheduler, (WithWarmupLR, OneCycleLR))
+    return warms_up or any(scheduler_warms_up(each, group) for each in _first_parts(lr_scheduler))
+
+
+def _first_parts(lr_scheduler: Any) -> list[Any]:
+    """Return the schedulers inside `lr_scheduler` that decide its first learning rate."""
+    if hasattr(lr_scheduler, "lr_scheduler"):  # of per_update
+        return [lr_scheduler.lr_scheduler]
+    parts = getattr(lr_scheduler, "_schedulers", [])
+    return parts[:1] if isinstance(lr_scheduler, SequentialLR) else parts
 
 
 def _rises(multiplier: Callable[[int], float]) -> bool:
@@ -117,7 +118,7 @@ def _is_radam(warmup: Callable[[int], float]) -> bool:
 
 
 def check_one_warmup(optimizer: Optimizer, warmups: Sequence[Callable[[int], float]], lr_scheduler: Any = None) -> None:
-    """Raise a `ValueError` if `warmups` would be a second warmup.
+    """Raise a `ValueError` if `warmups` would be a second warmup, and warn if the optimizer is not set up for one.
 
     Args:
         optimizer (`Optimizer`): The optimizer that the warmups are put on. It has a warmup of its own if its parameter
@@ -137,6 +138,11 @@ def check_one_warmup(optimizer: Optimizer, warmups: Sequence[Callable[[int], flo
             raise ValueError(
                 f"The optimizer, {name}, has a warmup of its own, and this schedule would be a second one. Leave out "
                 "the schedule's warmup (warmup_type='none'), or choose another optimizer."
+            )
+        if group.get("safeguard_warmup") is False and _rises(warmup):
+            warnings.warn(
+                f"{name} overestimates its learning rate during a warmup unless it has safeguard_warmup=True.",
+                stacklevel=4,
             )
 
 
@@ -215,7 +221,6 @@ def _group_schedules(
         )
         lrs.append(float(group.get("initial_lr", group["lr"])))
     check_one_warmup(optimizer, schedules)
-    _warn_of_prodigy(optimizer, schedules)
     peak = _check_corners(name, schedules, lrs, num_warmup_steps, num_training_steps)
     if name == "noam":
         _report_noam_peak(max(lrs), peak)
@@ -260,14 +265,6 @@ def _warn_of_unused_length(name: Any, warmup_type: str | None, num_warmup_steps:
             logger,
             f"num_warmup_steps={num_warmup_steps} has no effect because lr_scheduler_type={plain_name(name)!r} has no "
             "warmup of its own. Add warmup_type='linear'.",
-        )
-
-
-def _warn_of_prodigy(optimizer: Optimizer, schedules: list[Schedule]) -> None:
-    groups = unwrap_optimizer(optimizer).param_groups
-    if any(group.get("safeguard_warmup") is False for group in groups) and any(map(_rises, schedules)):
-        warnings.warn(
-            "Prodigy overestimates its learning rate during a warmup unless it has safeguard_warmup=True.", stacklevel=4
         )
 
 
@@ -447,15 +444,6 @@ def _warn_of_bounds(scheduler: Any) -> None:
 # Any scheduler, multiplied by a warmup
 
 
-@runtime_checkable
-class StatefulWarmup(Protocol):
-    """A warmup that something other than the step can end. Its state is saved with the scheduler."""
-
-    def __call__(self, step: int) -> float: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
-
-
 class WithWarmupLR(LRScheduler):
     """`warmup(step)` times the learning rates that `lr_scheduler` sets; made by [`with_warmup`].
 
@@ -555,7 +543,7 @@ class WithWarmupLR(LRScheduler):
             "last_epoch": self.last_epoch,
             "inner_lrs": list(self._inner_lrs),
             "starts": list(self._starts),
-            "warmups": [each.state_dict() if isinstance(each, StatefulWarmup) else None for each in self.warmups],
+            "warmups": [each.state_dict() if hasattr(each, "state_dict") else None for each in self.warmups],
             "lr_scheduler": self.lr_scheduler.state_dict(),
         }
 
@@ -565,19 +553,15 @@ class WithWarmupLR(LRScheduler):
         Raises:
             `ValueError`: If the optimizer does not have as many parameter groups as it had then.
         """
-        lrs, groups = state_dict["inner_lrs"], self.optimizer.param_groups
-        if len(lrs) != len(groups):
-            raise ValueError(
-                f"The state of a scheduler for {len(lrs)} parameter groups cannot be loaded with an optimizer that has "
-                f"{len(groups)}. Add the groups that joined the run first."
-            )
+        lrs = state_dict["inner_lrs"]
+        _check_group_count(self.optimizer, len(lrs))
         self.last_epoch = state_dict["last_epoch"]
         self._starts = list(state_dict.get("starts", self._starts))
         for warmup, state in zip(self.warmups, state_dict.get("warmups", ()), strict=False):
-            if state is not None and isinstance(warmup, StatefulWarmup):
+            if state is not None and hasattr(warmup, "load_state_dict"):
                 warmup.load_state_dict(state)
         self.lr_scheduler.load_state_dict(state_dict["lr_scheduler"])
-        for group, lr in zip(groups, lrs, strict=True):
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             _set_lr(group, lr)
         self._apply()
 
@@ -644,25 +628,24 @@ class PlateauWithWarmupLR(UpdateCounter, WithWarmupLR, ReduceLROnPlateau):
             )
 
 
-def _accepts_step_alone(warmup: Callable[..., float]) -> bool:
+def _needs_more(warmup: Callable[..., float]) -> TypeError | None:
+    """Return the error if `warmup` needs more than the step."""
     try:
         warmup(0)
-    except TypeError:
-        return False
-    return True
+    except TypeError as error:
+        return error
+    return None
 
 
 def _check_warmup(warmup: Callable[[int], float]) -> None:
     if isinstance(warmup, partial) and "num_warmup_steps" in warmup.keywords:
         check_number("num_warmup_steps", warmup.keywords["num_warmup_steps"], integer=True)
-    try:
-        warmup(0)
-    except TypeError as error:
+    if error := _needs_more(warmup):
         name = getattr(getattr(warmup, "func", warmup), "__name__", "warmup")
         raise ValueError(
             f"warmup={name} needs more than the step: {error}. Bind the rest, such as "
             f"partial({name}, num_warmup_steps=100)."
-        ) from None
+        )
 
 
 def with_warmup(
@@ -713,10 +696,11 @@ def with_warmup(
     ```
     """
     check_scheduler(lr_scheduler)
-    if getattr(lr_scheduler, "last_epoch", 0) > 0:
+    steps = max(getattr(each, "last_epoch", 0) for each in (lr_scheduler, *_first_parts(lr_scheduler)))
+    if steps > 0:
         raise ValueError(
-            f"lr_scheduler, a {type(lr_scheduler).__name__}, has been stepped {lr_scheduler.last_epoch} times, and the "
-            "warmup would begin now. Wrap a new scheduler, and load the state of both with `load_state_dict`."
+            f"lr_scheduler, a {type(lr_scheduler).__name__}, has been stepped {steps} times, and the warmup would "
+            "begin now. Wrap a new scheduler, and load the state of both with `load_state_dict`."
         )
     groups = lr_scheduler.optimizer.param_groups
     warmups = [warmup] * len(groups) if callable(warmup) else list(warmup) if isinstance(warmup, Sequence) else []
@@ -745,7 +729,7 @@ def _in_epochs(
             f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the updates of an epoch: len(dataloader) without "
             "accumulation."
         )
-    if all(map(_accepts_step_alone, warmups)):
+    if not any(map(_needs_more, warmups)):
         raise ValueError(f"warmup_epochs={warmup_epochs}: expected a warmup whose num_warmup_steps is not bound yet.")
     length = updates_of_share(warmup_epochs, steps_per_epoch)
-    return [each if _accepts_step_alone(each) else partial(each, num_warmup_steps=length) for each in warmups]
+    return [partial(each, num_warmup_steps=length) if _needs_more(each) else each for each in warmups]

@@ -173,15 +173,20 @@ def load_tokenizer(args: ModelArguments) -> Any:
     if name is None:
         raise ValueError("`tokenizer_name` and `model_name_or_path` are both missing: expected one of them.")
     folder = Path(name)
-    vocabularies = ("vocab.txt", "tokenizer.json", "vocab.json", "*.model")
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in vocabularies):
-        raise ValueError(f"{name} has no vocabulary: expected a vocab.txt or a tokenizer.json in it.")
     # For a vocab.txt alone, AutoTokenizer finds no tokenizer class.
     bare = (folder / "vocab.txt").is_file() and not (folder / "config.json").is_file()
     if bare:
         _check_vocabulary(folder / "vocab.txt")
     tokenizer_class = BertTokenizerFast if bare or not args.model_name_or_path else AutoTokenizer
-    return tokenizer_class.from_pretrained(name, cache_dir=args.cache_dir)
+    try:
+        tokenizer = tokenizer_class.from_pretrained(name, cache_dir=args.cache_dir)
+    except OSError:
+        raise
+    except Exception as error:  # the parsers of the files raise errors of many kinds, and name no file
+        raise ValueError(f"The tokenizer of {name} cannot be read: {error}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{name} has no vocabulary that {type(tokenizer).__name__} can read: expected a vocab.txt.")
+    return tokenizer
 
 
 def _check_vocabulary(path: Path) -> None:

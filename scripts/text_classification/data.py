@@ -164,24 +164,32 @@ def _check(described: str, rows: datasets.Dataset, columns: Sequence[str], split
     for i, label in enumerate(labels, 1):
         if isinstance(label, (list, dict)) or label is None or not str(label).strip():
             raise ValueError(f"{described}: example {i} has the label {label!r}: expected a class.")
-        if _is_number(label) and float(label) % 1:
+        number = str(label).strip().rstrip("%").replace(",", ".")
+        if _is_number(number) and float(number) % 1:
             raise ValueError(f"{described}: example {i} has the label {label}: expected classes, not a scale.")
-    return [class_name(label) for label in labels]
+    names = [class_name(label) for label in labels]
+    classes = len(set(names))
+    for column in columns:
+        pairs = set(zip(rows[column], names, strict=False))
+        if len(set(rows[column])) == len(pairs) == classes < len(names):
+            raise ValueError(f"{described}: column {column!r} has one value for each label: expected text.")
+    return names
 
 
 def class_name(label: Any) -> str:
-    """Return the name of a class: without invisible characters, and without the fraction of a whole number.
+    """Return the name of a class, without invisible characters, repeated spaces, and the fraction of a whole number.
 
     Example:
 
     ```python
-    >>> class_name("pos\\u200b "), class_name(1.0), class_name("2.0")
-    ('pos', '1', '2')
+    >>> class_name("pos\\u200b "), class_name("very  good"), class_name("2.0")
+    ('pos', 'very good', '2')
 
     ```
     """
-    text = "".join(c for c in unicodedata.normalize("NFKC", str(label)) if unicodedata.category(c) != "Cf").strip()
-    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", text)
+    text = unicodedata.normalize("NFKC", str(label))
+    visible = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf"))
+    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", " ".join(visible.split()))
 
 
 def _is_number(value: Any) -> bool:

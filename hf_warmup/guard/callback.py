@@ -25,7 +25,7 @@ from ..norms import GradientNormRecorder
 from ..optim import AdamFamily
 from ..report.findings import Finding, apply
 from ..report.run import LOG_PREFIX
-from ..schedules import StatefulWarmup, WithWarmupLR, linear_warmup, no_warmup, unwrap_optimizer
+from ..schedules import WithWarmupLR, linear_warmup, no_warmup, unwrap_optimizer
 from .rules import DANGER_RATIO, RULES, Records, smooth
 
 
@@ -283,7 +283,7 @@ class WarmupGuard(TrainerCallback):
         if self.action != "rewind" or any(isinstance(each, RestartedWarmup) for each in warmups):
             return lr_scheduler
         follows_metric = hasattr(getattr(inner, "lr_scheduler", inner), "num_bad_epochs")
-        if follows_metric or any(isinstance(each, StatefulWarmup) for each in warmups):
+        if follows_metric or any(hasattr(each, "state_dict") for each in warmups):
             raise ValueError(
                 "guard='rewind' restarts the warmup of a schedule that follows the number of updates, and this one "
                 "follows a metric. Use guard='stop' or another schedule."

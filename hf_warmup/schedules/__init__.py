@@ -43,7 +43,6 @@ from .warmups import (
 
 if TYPE_CHECKING:
     from .schedulers import PlateauWithWarmupLR as PlateauWithWarmupLR
-    from .schedulers import StatefulWarmup as StatefulWarmup
     from .schedulers import UpdateCounter as UpdateCounter
     from .schedulers import WarmupLR as WarmupLR
     from .schedulers import WithWarmupLR as WithWarmupLR
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
 
 _OF_SCHEDULERS = (
     "PlateauWithWarmupLR",
-    "StatefulWarmup",
     "UpdateCounter",
     "WarmupLR",
     "WithWarmupLR",

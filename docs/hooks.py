@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -14,12 +15,43 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add `model_cards/`, which lies beside `docs/`."""
+    """Add `model_cards/`, which lies beside `docs/`, and each notebook, run, as a page."""
     for path in sorted((ROOT / "model_cards").rglob("*")):
         if path.is_file():
             name = path.relative_to(ROOT).as_posix()
             files.append(File(name, str(ROOT), config["site_dir"], config["use_directory_urls"]))
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        page = as_markdown(run_notebook(ROOT / "docs" / file.src_uri))
+        files.append(File.generated(config, file.src_uri.replace(".ipynb", ".md"), content=page))
     return files
+
+
+def run_notebook(path: Path) -> Any:
+    """Return a notebook with its outputs, run in an empty folder."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    with TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+    return notebook
+
+
+def as_markdown(notebook: Any) -> str:
+    """Return a notebook that was run as a page. What was written to stderr, such as progress, is left out."""
+    parts = []
+    for cell in notebook.cells:
+        parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "text/html" in data:
+                html = re.sub(r"<style.*?</style>|^\s+", "", data["text/html"], flags=re.DOTALL | re.MULTILINE)
+                parts.append(html)
+            elif "image/png" in data:
+                parts.append(f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">')
+            elif text := data.get("text/plain") or (output.get("text") if output.get("name") == "stdout" else ""):
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -103,6 +104,24 @@ def test_commands_and_blocks_of_the_tutorial_run_in_an_empty_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "PROBLEM (stalling)" in done.stdout
     assert (tmp_path / "report" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_offline_and_shows_what_it_describes():
+    pytest.importorskip("mkdocs", reason="mkdocs and nbclient are in the extra `docs`")
+    pytest.importorskip("nbclient", reason="mkdocs and nbclient are in the extra `docs`")
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    page = hooks["as_markdown"](hooks["run_notebook"](DOCS / "notebook.ipynb"))
+    for words in (
+        "Training was interrupted at update 50 of 80. checkpoint-40 is complete: continue with",
+        "b: finished, 80 updates. Warmup: 20 of 80 updates (25 %), linear to 0.004",
+        "6 runs of 6 configurations.",
+        "PROBLEM (stalling)",
+        "theirs/checkpoint-60: finished, 60 updates. Warmup: about 10 of 60 updates",
+    ):
+        assert words in page
+    assert page.count("data:image/png;base64,") == 6
+    assert "<style" not in page
 
 
 def test_the_blocks_that_are_tested_elsewhere_are():

@@ -21,7 +21,11 @@ from .testing_utils import examples, sentences, tiny_bert, tiny_gpt2, tiny_token
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-TESTED_ELSEWHERE = {"how-to/schedules.md": "test_recipes.py", "tutorial.md": "test_docs.py"}
+TESTED_ELSEWHERE = {
+    "how-to/schedules.md": "test_recipes.py",
+    "how-to/by-name.md": "test_by_name.py",
+    "tutorial.md": "test_docs.py",
+}
 # Page -> the package that its blocks need.
 NEEDS = {
     "how-to/lightning.md": "lightning",

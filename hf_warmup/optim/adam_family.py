@@ -8,7 +8,7 @@ can be moved between these classes and torch's AdamW and RAdam.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict
@@ -138,7 +138,7 @@ class AdamFamily(Optimizer):
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        if not isinstance(betas, Sequence) or len(betas) != 2:  # Hydra's lists are no `list`
             raise ValueError(f"betas={short_repr(betas)}: expected two numbers in [0, 1).")
         group["betas"] = tuple(check_number(f"betas[{i}]", betas[i], 0.0, 1.0, open_high=True) for i in (0, 1))
         for key in ("maximize", "decoupled_weight_decay"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from math import inf, nan
 from typing import Any
@@ -358,7 +358,7 @@ class WarmupLR(LambdaLR):
 
 
 def _checked_dict(kwargs: Any) -> dict[str, Any]:
-    if not isinstance(kwargs, (dict, type(None))):
+    if not isinstance(kwargs, (Mapping, type(None))):
         raise ValueError(f"lr_scheduler_kwargs={short_repr(kwargs)}: expected a dictionary.")
     return dict(kwargs or {})
 

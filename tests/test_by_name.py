@@ -1,4 +1,4 @@
-"""docs/how-to/by-name.md: each recipe with the real tool where it is installed, else with a stand-in of its interface."""
+"""docs/how-to/by-name.md: each recipe with the real tool where it is installed, else with a stand-in of it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_hydra_builds_both_classes():
 
 
 def test_kohyas_flags_build_both_classes():
-    """sd-scripts splits `key=value`, reads the value with `ast.literal_eval`, and imports what precedes the last dot."""
+    """sd-scripts reads each value with `ast.literal_eval`, and imports what precedes the last dot of a type."""
     words = shlex.split(re.search(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL).group(1))
     flags, flag = {}, ""
     for word in words:

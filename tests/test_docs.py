@@ -121,7 +121,7 @@ def test_the_notebook_runs_offline_and_shows_what_it_describes():
         "b: finished, 80 updates. Warmup: 20 of 80 updates (25 %), linear to 0.004",
         "6 runs of 6 configurations.",
         "PROBLEM (stalling)",
-        "theirs/checkpoint-60: finished, 60 updates. Warmup: about 10 of 60 updates",
+        "other/checkpoint-60: finished, 60 updates. Warmup: about 10 of 60 updates",
     ):
         assert words in page
     assert page.count("data:image/png;base64,") == 6

@@ -49,13 +49,13 @@ def test_help_and_dir_of_the_package_fit_on_a_screen():
     assert set(hf_warmup.__all__) <= set(names)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("WarmupTrainer", Trainer), ("WarmupSeq2SeqTrainer", Seq2SeqTrainer)])
+@pytest.mark.parametrize(("name", "base"), [("WarmupTrainer", Trainer), ("WarmupSeq2SeqTrainer", Seq2SeqTrainer)])
 @pytest.mark.parametrize(
     "method", ["__init__", "train", "log", "training_step", "hyperparameter_search", "create_model_card"]
 )
-def test_signatures_of_the_trainers_are_those_of_transformers(ours, theirs, method):
-    own = getattr(getattr(hf_warmup, ours), method)
-    assert inspect.signature(own) == inspect.signature(getattr(theirs, method))
+def test_signatures_of_the_trainers_are_those_of_transformers(name, base, method):
+    own = getattr(getattr(hf_warmup, name), method)
+    assert inspect.signature(own) == inspect.signature(getattr(base, method))
 
 
 def test_log_lines_follow_the_level_and_the_format_of_transformers():

@@ -280,7 +280,7 @@ def test_rules_tell_every_note_of_public_logs_without_false_alarms():
         "nothing was logged": {"little logged"},
         "too little was logged": {"little logged"},
         "evaluation loss not finite": {"evaluation not finite"},
-        "schedule begins anew": {"schedule restarts"},
+        "schedule begins a": {"schedule restarts"},
         "loss flat": {"flat loss"},
         "loss rises": {"loss rises"},
         "nothing is trained": {"nothing trained"},

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_warmup.report import find_runs, read_run, read_runs
+from hf_warmup.report import find, find_runs, read_run, read_runs
 from hf_warmup.report.run import (
     append_rows,
     as_runs,
@@ -285,6 +285,28 @@ def test_an_unreadable_run_is_named_and_does_not_end_the_comparison(tmp_path, ca
         find_runs([tmp_path / "bad"])
     assert [run.name for run in find_runs([tmp_path])] == ["good"]
     assert "Left out: " in caplog.text
+
+
+@pytest.mark.parametrize("name", ["run_settings.json", "config.json", "all_results.json"])
+def test_a_run_is_read_without_the_settings_that_cannot_be(tmp_path, caplog, name):
+    folder = write_state(tmp_path, [{"step": 3, "loss": 1.0}], 3)
+    (folder / name).write_text("{")
+    assert read_run(folder).losses.values == [1.0]
+    assert f"{name}: not valid JSON" in caplog.text
+    assert "The run is read without it." in caplog.text
+
+
+def test_settings_of_another_kind_are_passed_over(tmp_path):
+    folder = write_state(tmp_path, [{"step": t, "loss": 1.0, "grad_norm": 2.0} for t in range(1, 20)], 19)
+    odd = {
+        "optim": "adamw",
+        "adam_beta2": "auto",
+        "warmup_steps": "auto",
+        "max_grad_norm": "auto",
+        "model_type": "bert",
+    }
+    (folder / "config.json").write_text(json.dumps(odd))
+    assert find(read_run(folder)) == []
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

@@ -82,6 +82,11 @@ class Records:
         known = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
         return [step for step, _ in known], [value for _, value in known]
 
+    def setting(self, key: str) -> float | None:
+        """Return a setting that is a number; `None` for any other, such as `"auto"`."""
+        value = self.settings.get(key)
+        return value if isinstance(value, (int, float)) else None
+
     @cached_property
     def ratios(self) -> dict[str, Series]:
         """Stack of numbered blocks -> updates and its last block's gradient norm over its first block's.
@@ -115,7 +120,7 @@ class Records:
         if self.rewinds[0]:
             return int(self.rewinds[1][-1])
         kind, decay = self.settings.get("warmup_type"), self.settings.get("lr_scheduler_type")
-        length = self.settings.get("num_warmup_steps", self.settings.get("warmup_steps"))
+        length = self.setting("num_warmup_steps" if "num_warmup_steps" in self.settings else "warmup_steps")
         if kind in WARMUPS_FROM_BETA2 or length is None:
             return None
         if self.settings.get("optim") == "adam_warmup":
@@ -127,7 +132,7 @@ class Records:
     @property
     def untuned_length(self) -> int | None:
         """Updates of warmup that Adam's beta2 asks for, 2 / (1 - beta2); `None` for other optimizers."""
-        beta2 = self.settings.get("adam_beta2")
+        beta2 = self.setting("adam_beta2")
         if self.settings.get("optim") not in ADAM or beta2 is None or not 0 <= beta2 < 1:
             return None
         return round(2 / (1 - beta2))
@@ -395,7 +400,7 @@ def check_flat_loss(records: Records, threshold: float) -> Verdict | None:
         f"{percent(spread / level)}): nothing is learned."
     )
     classes = next(
-        (k for k in (records.settings.get("num_labels"), records.settings.get("vocab_size"), *range(2, 21))
+        (k for k in (records.setting("num_labels"), records.setting("vocab_size"), *range(2, 21))
          if k and k > 1 and abs(log(k) - level) < 0.01 * log(k)), None,
     )  # fmt: skip
     if classes:
@@ -564,7 +569,7 @@ def check_short_warmup(records: Records, threshold: float) -> Verdict | None:
 
 
 def check_clipping(records: Records, threshold: float) -> Verdict | None:
-    limit, norms = records.settings.get("max_grad_norm"), records.series("grad_norm")[1]
+    limit, norms = records.setting("max_grad_norm"), records.series("grad_norm")[1]
     if not limit or not norms or (share := sum(norm > limit for norm in norms) / len(norms)) <= threshold:
         return None
     text = (

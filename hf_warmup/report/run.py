@@ -289,7 +289,7 @@ def iter_rows(path: PathLike) -> Iterator[dict[str, Any]]:
             else:
                 skipped += bool(line.strip())
     if skipped:
-        logger.warning(f"{path}: skipped {skipped} line{'s' if skipped > 1 else ''} that hold no record.")
+        logger.warning(f"{path}: skipped {skipped} line{'s that hold' if skipped > 1 else ' that holds'} no record.")
 
 
 @dataclass
@@ -696,6 +696,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _read_optional(path: Path) -> dict[str, Any]:
+    """Return the content of a file that a run can be read without, or `{}`; warn if it is not valid."""
+    try:
+        return _read_json(path) if path.exists() else {}
+    except ValueError as error:
+        logger.warning(f"{error} The run is read without it.")
+        return {}
+
+
 def _checkpoints(folder: Path, run_id: str | None) -> list[Path]:
     """Return the states in the checkpoints of this run, the latest last; a former run's in the same folder not."""
     found: dict[int, Path] = {}
@@ -744,12 +753,10 @@ def _is_recording(path: Path) -> bool:
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings by their names, and all that `run_settings.json` holds."""
-    described = _read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
+    described = _read_optional(folder / SETTINGS_FILE)
     settings: dict[str, Any] = {}
-    for name in ("config.json", "settings.json"):  # of runs that wrote no settings of their own
-        if not described and (folder / name).exists():
-            with suppress(ValueError):
-                settings |= _read_json(folder / name)
+    for name in () if described else ("config.json", "settings.json"):  # of runs that wrote no settings of their own
+        settings |= _read_optional(folder / name)
     settings |= _table(described.get("model_config")) | _table(described.get("training_args"))
     if "num_warmup_steps" in described:
         settings["num_warmup_steps"] = described["num_warmup_steps"]
@@ -783,8 +790,7 @@ def read_run(folder: PathLike, state: Mapping[str, Any] | None = None) -> Run:
         raise ValueError(_no_run(folder))
     entries, skipped = _clean_log(path, state) if state else ([], 0)
     state.pop("log_history", None)
-    results = folder / RESULTS_FILE
-    final = _read_json(results) if results.exists() and not at_hand else {}
+    final = {} if at_hand else _read_optional(folder / RESULTS_FILE)
     planned = [described.get("num_training_steps"), state.get("max_steps"), settings.get("max_steps")]
     run = Run(
         path,

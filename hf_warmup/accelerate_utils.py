@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import is_initialized
 from accelerate.utils import load
 from torch import nn
 from torch.optim import Optimizer
@@ -33,6 +34,7 @@ from .checkpoints import (
     prepare_resume,
     raise_on_full_disk,
 )
+from .cli import warn_of_process_count
 from .norms import record_gradient_norms
 from .optim import get_optimizer_spec, optimizer_kwargs
 from .optim.parameter_groups import parameter_groups
@@ -188,7 +190,7 @@ def create_scheduler(
     """Create a scheduler that counts updates, whatever the number of processes: `per_update(get_scheduler(...))`.
 
     Args and errors as in [`get_scheduler`]; names that follow a metric are not supported. [`AdamWarmup`] takes over the
-    warmup of the schedule.
+    warmup of the schedule. A warning is logged if the launcher was asked for more processes than there are.
 
     Example:
 
@@ -198,6 +200,8 @@ def create_scheduler(
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     ```
     """
+    if is_initialized():  # by `Accelerator()`
+        warn_of_process_count(PartialState().num_processes)
     if name in METRIC_SCHEDULERS:
         raise ValueError(
             f"lr_scheduler_type={name!r} follows a metric, but this schedule counts updates. Use WarmupTrainer, or "

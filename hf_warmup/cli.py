@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -15,12 +16,14 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._logging import warn_once
 from ._validation import closest, short_repr
 
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
+logger = logging.getLogger(__name__)
 
 RESUME_HINT = "--resume_from_checkpoint auto resumes from the latest complete checkpoint."
 ARGUMENT_FILES = (".json", ".yaml", ".yml")
@@ -338,6 +341,14 @@ def check_process_count(num_processes: int) -> None:
             f"{num_processes}. On CPUs use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, as "
             "in scripts/accelerate_configs/."
         )
+
+
+def warn_of_process_count(num_processes: int) -> None:
+    """Log a warning where [`check_process_count`] raises: a script of the user's own may mean to run like that."""
+    try:
+        check_process_count(num_processes)
+    except ValueError as error:
+        warn_once(logger, str(error))
 
 
 def _flags_from_file(path: Path, known: Mapping[str, Field[Any]]) -> list[str]:

@@ -48,7 +48,7 @@ from .checkpoints import (
     use_writable_output_dir,
     warn_existing_checkpoints,
 )
-from .cli import check_process_count
+from .cli import warn_of_process_count
 from .guard.callback import WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates
@@ -359,10 +359,7 @@ class WarmupTrainerMixin(_TrainerBase):
             raise ValueError("fp16=True has no effect on the CPU. Use bf16=True or train in float32.")
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError(f"fsdp={self.args.fsdp!r} has no effect on the CPU. Train on GPUs or leave it out.")
-        try:
-            check_process_count(self.args.world_size)
-        except ValueError as error:
-            warn_once(logger, str(error))
+        warn_of_process_count(self.args.world_size)
         if self.args.stop_on_signal:
             self.add_callback(StopOnSignalCallback())
         self.gradient_norm_recorder: GradientNormRecorder | None = None

@@ -63,6 +63,13 @@ def test_per_update_steps_once_per_update_however_often_it_is_called(calls):
     assert scheduler.last_epoch == 6
 
 
+def test_create_scheduler_warns_if_the_launcher_was_asked_for_more_processes(monkeypatch, caplog):
+    Accelerator(cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun leaves it where `Accelerator()` does not start a process group
+    create_scheduler(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), "linear", 2, 8)
+    assert "The launcher was asked for several processes, but this run sees 1." in caplog.text
+
+
 def test_per_update_does_not_step_without_an_update():
     scheduler = ramp(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
     scheduler.step()

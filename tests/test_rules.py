@@ -15,6 +15,7 @@ from hf_warmup.report import find, read_run
 
 STEPS = range(1, 101)
 ADAMW = {"optim": "adamw", "adam_beta2": 0.99, "warmup_type": "none", "warmup_steps": 0, "lr_scheduler_type": "linear"}
+RADAM = {"optim": "radam", "adam_beta2": 0.999, "lr_scheduler_type": "linear", "warmup_type": None}
 TABLE = {rule.name: rule for rule in RULES}
 
 
@@ -38,6 +39,10 @@ def logged(losses, every=10, settings=None, ended=True, metric=None, **columns):
     log = {key.replace("__", "/"): (steps[: len(values)], list(values)) for key, values in log.items()}
     known = {"settings": settings or {}, "metric": metric, "ended": ended}
     return Records(log=log, num_training_steps=steps[-1], updates=steps[-1], **known)
+
+
+def used(*rates):
+    return {"learning_rate": [2.0, 1.5, 1.0], "effective_learning_rate": rates}
 
 
 def test_table_has_unique_names_conditions_and_sources():
@@ -163,6 +168,7 @@ FOUND = [
     ("Noam's peak", logged([1.0], learning_rate=[0.3], settings={"lr_scheduler_type": "noam"}), "0.3"),
     ("clipping", logged([1.0], grad_norm=[4.0], settings={"max_grad_norm": 1.0}), "0.25 times the mean norm of 4"),
     ("wasted update", logged([1.0, 1.0], every=1, learning_rate=[0.0, 0.1]), "learning rate 0"),
+    ("rectification", logged([1.0] * 3, settings=RADAM, **used(0.2, 0.7, 0.3)), "most 35 %"),
     ("reward log", logged([0.0] * 3, reward=[0.1, 0.2, 0.3]), "reward 0.1 to 0.3"),
     ("reward log", logged([0.0] * 3, **{"objective/kl": [0.1, 0.2, 0.3]}), "objective/kl 0.1 to 0.3"),
     ("little logged", logged([1.0, 0.9]), "Only 2 training losses"),
@@ -191,6 +197,10 @@ SOUND = [
     ("clipping", logged([1.0], grad_norm=[4.0], settings={"max_grad_norm": 5.0})),
     ("clipping", logged([1.0], grad_norm=[4.0], settings={"max_grad_norm": 0.0})),
     ("wasted update", logged([1.0, 1.0], every=1, learning_rate=[0.0, 0.0])),
+    ("wasted update", logged([1.0] * 2, every=1, settings=RADAM, learning_rate=[0.0, 0.1])),
+    ("rectification", logged([1.0] * 3, settings=RADAM, **used(0.2, 1.1, 0.3))),
+    ("rectification", logged([1.0] * 3, settings=RADAM, **used(0.1, 0.2, 0.3), ended=False)),
+    ("rectification", logged([1.0] * 3, settings=ADAMW, **used(0.2, 0.7, 0.3))),
     ("reward log", logged([1.0] * 3, eval_loss=[1.0])),
     ("little logged", logged([1.0] * 3)),
     ("planned length", logged([1.0] * 3)),

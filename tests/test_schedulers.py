@@ -25,6 +25,7 @@ from hf_warmup import (
 )
 from hf_warmup.schedules import DECAYS, WARMUPS, constant_warmup, linear_warmup, no_warmup, scheduler_warms_up
 
+from .reference.optimizers import rectification
 from .reference.schedules import RECURSIONS, iterate
 from .reference.schedules import WARMUPS as REFERENCE
 from .stepping import adamw, lrs_of, through_file
@@ -179,6 +180,16 @@ def test_get_scheduler_warns_of_an_implausible_noam_peak():
     # transformers' default learning rate as the paper's factor: 5e-5 / sqrt(768 * 4000) = 2.9e-8
     with pytest.warns(UserWarning, match=r"learning_rate=5e-05 gives Noam a peak of 2\.85e-08, outside"):
         get_scheduler("noam", adamw(5e-5), 4000, None, {"d_model": 768})
+
+
+@pytest.mark.parametrize(
+    ("beta2", "length", "said"), [(0.999, 2000, True), (0.999, 20_000, False), (0.98, 2000, False)]
+)
+def test_get_scheduler_warns_of_what_radam_and_the_decay_leave(beta2, length, said, caplog):
+    get_scheduler("linear", RAdam([torch.zeros(1, requires_grad=True)], betas=(0.9, beta2)), 0, length)
+    used = max(rectification(t, beta2) * (1 - (t - 1) / length) for t in range(1, length + 1, length // 500))
+    text = f"RAdam's rectification and the decay leave at most {100 * used:.2g} % of learning_rate in this run"
+    assert (text in caplog.text) is bool(caplog.text) is said
 
 
 def test_get_scheduler_warns_of_greedy_outside_its_bounds():

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
 from ..report.schedule import LoggedSchedule, read_schedule
+from ..schedules.warmups import LEFT_BY_RADAM, describe_rectification
 
 
 WINDOW = 5  # consecutive records whose median is taken, so that one odd batch makes no finding
@@ -580,14 +581,26 @@ def check_clipping(records: Records, threshold: float) -> Verdict | None:
 
 
 def check_wasted_update(records: Records, threshold: float) -> Verdict | None:
-    # RAdam, too, takes no step before update 6, but its schedule is not 0.
     settings, (steps, rates) = records.settings, records.series("learning_rate")
+    if settings.get("optim") == "radam":  # which takes no step before update 6, whatever the schedule
+        return None
     logged = bool(rates) and steps[0] == 1 and rates[0] <= threshold < max(rates)
     from_zero = settings.get("warmup_type", "") is None and settings.get("lr_scheduler_type") in SCHEDULES_FROM_ZERO
     if not logged and not (from_zero and settings.get("optim") != "adam_warmup" and records.warmup_length):
         return None
     text = "The first update had learning rate 0 and changed nothing."
     return Verdict(text, {"update": 1, "learning_rate": 0.0}, "warmup_type='linear' starts at lr / W instead.")
+
+
+def check_rectification(records: Records, threshold: float) -> Verdict | None:
+    (steps, used), (_, scheduled) = records.series("effective_learning_rate"), records.series("learning_rate")
+    if records.settings.get("optim") != "radam" or not used or not scheduled:
+        return None
+    share = max(used) / max(*scheduled, 1e-30)
+    if not 0 < share < threshold or not (records.ended or used[-1] < max(used)):  # the peak may be still to come
+        return None
+    text, advice = describe_rectification(share, float(records.settings.get("adam_beta2", 0.999)))
+    return Verdict(text, {"share": share, "update": steps[used.index(max(used))]}, advice)
 
 
 def check_planned_length(records: Records, threshold: float) -> Verdict | None:
@@ -675,7 +688,7 @@ RULES = (
     ),
     Rule(
         "Noam's peak", True, f"Noam's highest learning rate above {NOAM_PEAK[1]:g} or below", NOAM_PEAK[0],
-        "Vaswani et al. 2017: 7e-4; the Trainer warns at the same bounds", check_noam_peak, ("learning_rate",),
+        "Vaswani et al. 2017: 7e-4", check_noam_peak, ("learning_rate",),
     ),
     Rule(
         "overfitting", False, "share that the last evaluation loss is above the lowest, more than", 0.1, LOGS,
@@ -714,6 +727,10 @@ RULES = (
         "Pascanu et al. 2013, §3.2: half to ten times the mean norm", check_clipping, ("norms|grad_norm", "settings"),
     ),
     Rule("wasted update", False, "first learning rate at most", 0.0, "transformers #34754", check_wasted_update),
+    Rule(
+        "rectification", False, "highest effective learning rate over the schedule's with RAdam, below", LEFT_BY_RADAM,
+        "Liu et al. 2020: r_t", check_rectification, ("settings",),
+    ),
     Rule("planned length", False, "share of the planned updates taken, below", 1.0, "max_steps", check_planned_length),
     Rule("rewound", False, "rewinds by the guard, more than", 0, "hf_warmup.guard", check_rewinds),
     Rule("reward log", False, "logged keys such as reward or kl, more than", 0, "TRL", check_reward_log),

@@ -619,12 +619,15 @@ def _coloraxis(runs: Sequence[Run]) -> dict[str, Any]:
     norms = [norm for run in runs for column in run.norms.values() for norm in column if norm > 0] or [1.0]
     high = log10(max(norms))
     low = max(log10(min(norms)), high - DECADES)
-    powers = list(range(int(low // 1), int(-(-high // 1)) + 1))
+    powers = range(int(low // 1), int(-(-high // 1)) + 1)
+    ticks = {float(power): f"10<sup>{power}</sup>" for power in powers}
+    if high - low < 1.5:  # too few powers of ten to read a value from
+        ticks = {power + log10(digit): f"{digit * 10.0**power:g}" for power in powers for digit in (1, 2, 5)}
     return {
         "colorscale": "Viridis", "cmin": low, "cmax": high,
         "colorbar": {
-            "orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 12, "tickvals": powers,
-            "ticktext": [f"10<sup>{power}</sup>" for power in powers], "ticklabelposition": "outside top",
+            "orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 12, "tickvals": list(ticks),
+            "ticktext": list(ticks.values()), "ticklabelposition": "outside top",
             "title": {"text": "gradient norm (dark: vanishing)", "side": "top"},
         },
     }  # fmt: skip

@@ -65,6 +65,7 @@ def records_of(run: Run) -> Records:
     keys = dict.fromkeys(key for entry in run.log_history for key in entry if key not in ("step", "epoch"))
     log: dict[str, Any] = {key: series for key in keys if (series := run.series(key))}
     log |= {"loss": run.losses, "learning_rate": run.scheduled_rates, "grad_norm": run.total_norm}
+    log["effective_learning_rate"] = run.learning_rates
     rewinds = run.recorded("rewound_warmup_steps")
     start = max(rewinds.steps, default=0)
     begin = sum(step <= start for step in run.steps)

@@ -89,12 +89,12 @@ def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[
 
 def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any] | None:
     """Return the grid of a sweep if exactly two settings vary: one cell per pair of values, shaded by the metric."""
-    groups, differing = by_configuration(runs), differing_settings(runs)
-    ranked = rank_configurations(runs)
+    groups, ranked = by_configuration(runs), rank_configurations(runs)
+    known = {name: known_settings(members[0]) for name, members in groups.items()}
+    differing = _independent(differing_settings(runs), list(known.values()))
     if len(differing) != 2 or len(groups) < 4 or ranked is None:
         return None
     metric, order = ranked
-    known = {name: known_settings(members[0]) for name, members in groups.items()}
     rows, columns = (
         sorted({settings[key] for settings in known.values() if key in settings}, key=_as_number) for key in differing
     )
@@ -121,6 +121,18 @@ def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any]
         "row": differing[0], "column": differing[1], "metric": metric, "columns": columns, "best": label(best),
         "rows": [(row, [cells.get((row, column)) for column in columns]) for row in rows],
     }  # fmt: skip
+
+
+def _independent(keys: Sequence[str], known: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return `keys` without those whose values follow from another key's, as `warmup_type` from the warmup's length."""
+    kept = list(keys)
+    for key in keys[::-1]:
+        for other in kept:
+            pairs = {(settings.get(other), settings.get(key)) for settings in known}
+            if other != key and len(pairs) == len({settings.get(other) for settings in known}):
+                kept.remove(key)
+                break
+    return kept
 
 
 def _as_number(text: str) -> tuple[int, float, str]:

@@ -39,7 +39,7 @@ from .composition import (
     schedule_keywords,
 )
 from .decays import NOAM_PEAK
-from .warmups import WARMUPS, no_warmup, radam_warmup
+from .warmups import LEFT_BY_RADAM, WARMUPS, describe_rectification, no_warmup, radam_warmup
 
 
 logger = logging.getLogger(__name__)
@@ -221,6 +221,7 @@ def _group_schedules(
         )
         lrs.append(float(group.get("initial_lr", group["lr"])))
     check_one_warmup(optimizer, schedules)
+    _warn_of_rectification(optimizer, schedules[0], num_training_steps)
     peak = _check_corners(name, schedules, lrs, num_warmup_steps, num_training_steps)
     if name == "noam":
         _report_noam_peak(max(lrs), peak)
@@ -266,6 +267,17 @@ def _warn_of_unused_length(name: Any, warmup_type: str | None, num_warmup_steps:
             f"num_warmup_steps={num_warmup_steps} has no effect because lr_scheduler_type={plain_name(name)!r} has no "
             "warmup of its own. Add warmup_type='linear'.",
         )
+
+
+def _warn_of_rectification(optimizer: Optimizer, schedule: Schedule, num_training_steps: int | None) -> None:
+    own = unwrap_optimizer(optimizer)
+    if type(own).__name__ != "RAdam" or not num_training_steps or num_training_steps < 6:
+        return
+    beta2, steps = own.param_groups[0]["betas"][1], range(0, num_training_steps, -(-num_training_steps // 500))
+    multipliers = [schedule(step) for step in steps]
+    used = max(value * radam_warmup(step, beta2=beta2) for step, value in zip(steps, multipliers, strict=True))
+    if 0 < used < LEFT_BY_RADAM * max(multipliers):
+        warn_once(logger, " ".join(describe_rectification(used / max(multipliers), beta2)))
 
 
 def _report_noam_peak(learning_rate: float, peak: float) -> None:

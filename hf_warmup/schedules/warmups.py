@@ -235,6 +235,28 @@ def radam_warmup(step: int, *, beta2: float = 0.999) -> float:
     return r_t(step + 1, beta2)
 
 
+LEFT_BY_RADAM = 0.5  # share of the peak learning rate below which RAdam's rectification and a decay are reported
+
+
+def describe_rectification(share: float, beta2: float) -> tuple[str, str]:
+    """Return a sentence about the highest `share` of the learning rate that a run with RAdam uses, and advice.
+
+    Example:
+
+    ```python
+    >>> print(*describe_rectification(0.35, 0.999))
+    RAdam's rectification and the decay leave at most 35 % of learning_rate in this run (beta2 = 0.999). Lower beta2, use AdamW with a linear warmup, or raise learning_rate (2.9-fold restores the peak).
+
+    ```
+    """  # noqa: E501
+    return (
+        f"RAdam's rectification and the decay leave at most {100 * share:.2g} % of learning_rate in this run (beta2 = "
+        f"{beta2:g}).",
+        "Lower beta2, use AdamW with a linear warmup, or raise learning_rate "
+        f"({1 / share:.2g}-fold restores the peak).",
+    )
+
+
 _LENGTH = {"num_warmup_steps": COUNT}
 
 WARMUPS: dict[str, Curve] = {

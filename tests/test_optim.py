@@ -485,6 +485,17 @@ def test_step_of_sharded_and_plain_parameters_in_one_group(cls, mesh):
     assert same([params[0].full_tensor(), *params[1:]], train(cls(parameters(start), **HYPER), grads))
 
 
+@variants
+def test_step_of_other_memory_layouts_equals_that_of_contiguous_tensors(cls, kwargs):
+    start, grads = problem(8, torch.float32, ((4, 5), (4, 5), (2, 3, 4, 5), (4, 5)))
+    view = torch.empty(4, 5, 2)[..., 0].copy_(start[0])  # with gaps in memory
+    other = [view, start[1].T.contiguous().T, start[2].to(memory_format=torch.channels_last), start[3].clone()]
+    others = [[*row[:3], row[3].T.contiguous().T] for row in grads]  # the last has only a gradient of another layout
+    params = train(cls([torch.nn.Parameter(p) for p in other], **HYPER, **kwargs), others)
+    assert [p.stride() for p in params] == [p.stride() for p in other]
+    assert same(params, train(cls(parameters(start), **HYPER, **kwargs), grads))
+
+
 @classes
 def test_step_of_meta_and_plain_parameters_in_one_group(cls):
     start, grads = problem(8, torch.float32)

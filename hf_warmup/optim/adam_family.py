@@ -287,6 +287,19 @@ class AdamFamily(Optimizer):
                     self.state[p][key] = saved[key].to(device=p.device, dtype=torch.float32, copy=True)
 
 
+def _in_one_layout(p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> _Entry:
+    """Return the tensors of a parameter, copied to contiguous ones if their layouts differ or leave gaps in memory.
+
+    torch's fused kernels walk through the memory of all four side by side. For a view they would be silently wrong.
+    """
+    moments = state["exp_avg"], state["exp_avg_sq"]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if all(each.is_contiguous(memory_format=layout) for each in (p, grad, *moments)):
+            return p, grad, state
+    state["exp_avg"], state["exp_avg_sq"] = (each.contiguous() for each in moments)
+    return p.contiguous(), grad.contiguous(), state
+
+
 def _adam_(
     bucket: list[_Entry], t: int, group: dict[str, Any], coefficients: Coefficients, found_inf: Tensor | None
 ) -> None:
@@ -294,13 +307,15 @@ def _adam_(
     lr, eps, weight_decay, sgd_lr = coefficients
     beta1, beta2 = group["betas"]
     decoupled = group["decoupled_weight_decay"]
-    params, grads, states = map(list, zip(*bucket, strict=True))
+    device = bucket[0][0].device
+    fused = uses_fused(group, device)
+    entries = [_in_one_layout(*each) for each in bucket] if fused else bucket
+    params, grads, states = map(list, zip(*entries, strict=True))
     exp_avgs, exp_avg_sqs, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-    device = params[0].device
     found_inf = None if found_inf is None else found_inf.to(device, non_blocking=True)
     hyper: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
     hyper |= {"amsgrad": False, "maximize": group["maximize"]}
-    if uses_fused(group, device):
+    if fused:
         # torch's public function increments each `step` separately, which takes longer on a CPU than the update of a
         # small tensor. The kernel is called directly with one count for all. It is sent to the device, not read.
         torch._foreach_copy_(steps, [torch.tensor(float(t))] * len(steps))
@@ -316,6 +331,9 @@ def _adam_(
             if decoupled:
                 p.mul_(1.0 - sgd_lr * group["weight_decay"] * made)
             p.add_(exp_avg if found_inf is None else exp_avg * made, alpha=-sgd_lr / (1.0 - beta1**t))
+    for (own, _, _), p in zip(bucket, params, strict=True):
+        if p is not own:
+            own.copy_(p)
 
 
 def effective_learning_rates(optimizer: Optimizer) -> list[float]:

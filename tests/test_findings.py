@@ -41,13 +41,13 @@ def test_norms_before_the_last_rewind_are_not_judged(tmp_path):
 
 
 def test_describe_coverage_names_the_rules_that_could_not_be_checked(tmp_path):
-    assert "30 training losses, 1 evaluations and the norms of 4 layers at 30 updates" in describe_coverage(
+    assert "30 training losses, 1 evaluation and the norms of 4 layers at 30 updates" in describe_coverage(
         recorded(tmp_path / "a", steps=30)
     )
     folder = write_run(tmp_path / "b", steps=5)
     (folder / "gradient_norms.jsonl").unlink()
     text = describe_coverage(read_run(folder))
-    assert "5 training losses, 1 evaluations and no norms of layers" in text
+    assert "5 training losses, 1 evaluation and no norms of layers" in text
     assert "not stalling, gradient not finite" in text
 
 

@@ -17,7 +17,7 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
-from ..report.schedule import LoggedSchedule, read_schedule
+from ..report.schedule import SCHEDULES_WITHOUT_WARMUP, LoggedSchedule, read_schedule
 from ..schedules.warmups import LEFT_BY_RADAM, describe_rectification
 
 
@@ -32,7 +32,6 @@ LONG_ENOUGH = 100  # updates after which a flat loss means something
 
 ADAM = ("adam", "adamw", "adam_warmup", "adamw_torch", "adamw_torch_fused", "adamw_hf", "nadam")
 WARMUPS_FROM_BETA2 = ("untuned_linear", "untuned_exponential", "radam")
-SCHEDULES_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 SCHEDULES_FROM_ZERO = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt")
 RESTARTING_SCHEDULES = ("cosine_with_restarts", "greedy", "reduce_lr_on_plateau")
 # Model types whose configuration does not say that they are Post-LN.

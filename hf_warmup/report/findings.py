@@ -101,9 +101,10 @@ def describe_coverage(run: Run) -> str:
     unchecked = [rule.name for rule in RULES if rule.missing(records)]
     evaluations = max((len(series.steps) for series in run.evaluations.values()), default=0)
     norms = f"the norms of {len(run.norms)} layers at {len(run.steps)} updates" if run.norms else "no norms of layers"
+    losses = len(run.losses.steps)
     text = (
-        f"Read {len(run.losses.steps)} training losses, {evaluations} evaluations and {norms}: "
-        f"{len(RULES) - len(unchecked)} of {len(RULES)} rules could be checked"
+        f"Read {losses} training loss{'es' * (losses != 1)}, {evaluations} evaluation{'s' * (evaluations != 1)} and "
+        f"{norms}: {len(RULES) - len(unchecked)} of {len(RULES)} rules could be checked"
     )
     return f"{text}, not {', '.join(unchecked)}." if unchecked else f"{text}."
 

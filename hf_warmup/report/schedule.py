@@ -22,7 +22,7 @@ _SAME = 1e-4  # relative difference below which two logged rates are equal: logs
 _FITS = 0.02  # of the peak: largest difference between logged rates and a decay that is named
 _PAST_PEAK = 0.8  # a rise slower than this share of the warmup's slope includes the peak
 _OPTIMIZERS = {"radam": "RAdam", "adam_warmup": "AdamWarmup", "gi_adam": "GI-Adam"}  # with a warmup of their own
-_NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # transformers' schedules that have none
+SCHEDULES_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # of transformers
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,8 @@ def read_schedule(steps: Sequence[int], rates: Sequence[float], num_training_ste
         shape = _shape(points[rising:end], None, points[rising][1], num_training_steps)
         return replace(known, warmup="between", shape=shape)
     top_at, peak, zero = meeting
-    rise = [(x, rate) for x, rate in points[: rising + 1] if zero <= x <= top_at]
-    on_line = all(abs(peak * (x - zero) / (top_at - zero) - rate) <= _FITS * peak for x, rate in rise)
-    by = "linear" if len(rise) > 2 and on_line else ""
+    rise = [peak * (x - zero) / (top_at - zero) - rate for x, rate in points[: rising + 1] if zero <= x <= top_at]
+    by = "linear" if len(rise) > 2 and max(map(abs, rise)) <= _FITS * peak else ""
     peak = max(peak, *(rate for _, rate in points[:end]))
     rounded = float(f"{peak:.1e}")
     peak = rounded if abs(rounded - peak) < 0.01 * peak else peak
@@ -263,7 +262,7 @@ def logged_schedule(run: Run) -> LoggedSchedule:
     if not isinstance(length, int) or decay is None or found.restarts:
         return found
     peak = peak if isinstance(peak, (int, float)) and decay != "noam" else found.peak
-    none = not length or kind == "none" or (kind is None and decay in _NO_WARMUP)
+    none = not length or kind == "none" or (kind is None and decay in SCHEDULES_WITHOUT_WARMUP)
     known = replace(found, peak=peak, shape=str(decay), exact=True)
     if optim in _OPTIMIZERS and none:
         return replace(known, warmup="optimizer", by=_OPTIMIZERS[optim])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import pydoc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
+from torch import nn, optim
 from transformers import Seq2SeqTrainer, Trainer
 
 import hf_warmup
+from hf_warmup._logging import get_logger
 
 
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "plotly", "sklearn", "datasets", "evaluate")
@@ -58,25 +62,26 @@ def test_signatures_of_the_trainers_are_those_of_transformers(name, base, method
     assert inspect.signature(own) == inspect.signature(getattr(base, method))
 
 
-def test_log_lines_follow_the_level_and_the_format_of_transformers():
-    code = """
-import transformers
-from hf_warmup import get_scheduler, WarmupTrainer
-from torch import nn, optim
-def advice(warmup):
-    optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    get_scheduler("constant", optimizer, warmup, 9)
-advice(1)
-advice(1)
-transformers.logging.enable_explicit_format()
-advice(2)
-transformers.logging.set_verbosity_error()
-advice(3)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    lines = [line for line in done.stderr.splitlines() if "has no effect" in line]
-    assert [line.partition("num_warmup_steps=")[2][0] for line in lines] == ["1", "2"]
-    assert lines[1].startswith("[WARNING|schedulers.py:")
+def test_log_lines_follow_the_level_and_the_handlers_of_transformers(monkeypatch):
+    def advise(warmup):
+        hf_warmup.get_scheduler("constant", optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0), warmup, 9)
+
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    level = transformers.logging.get_verbosity()
+    get_logger("hf_warmup.trainer")  # as when the module is imported
+    transformers.logging.add_handler(handler)
+    try:
+        for warmup in (1, 1, 2):
+            advise(warmup)
+        transformers.logging.set_verbosity_error()
+        advise(3)
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.remove_handler(handler)
+    assert [record.getMessage()[:18] for record in records] == ["num_warmup_steps=1", "num_warmup_steps=2"]
+    assert {record.name for record in records} == {"hf_warmup.schedules.schedulers"}
 
 
 def test_importing_the_modeling_module_registers_pre_ln_bert():

@@ -97,6 +97,8 @@ def test_warmup_trainer_uneven_label_counts_give_loss_of_whole_batch(tmp_path):
         row["labels"] = torch.where(torch.arange(8) <= i, row["labels"] % 2, -100)
     logs = [first_log(tmp_path, seeded(make), data, steps) for steps in (1, 2, 8)]
     torch.testing.assert_close(torch.tensor(logs), torch.tensor([logs[0]] * 3))
+    plain = [first_log(tmp_path, seeded(make), data, steps, Trainer)[0] for steps in (1, 8)]
+    assert plain == pytest.approx([0.697, 5.646], abs=5e-3)  # the figures of docs/explanation/how-it-works.md
 
 
 class OwnLoss(WarmupTrainer):

@@ -605,7 +605,8 @@ class WarmupTrainerMixin(_TrainerBase):
             `OSError`: If the disk is full, with the checkpoint to resume from.
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
-        self.args.check_warmup_arguments()
+        if self.hp_search_backend is None:  # else each trial checks its own
+            self.args.check_warmup_arguments()
         if isinstance(kwargs.get("trial"), dict):  # of Ray Tune and Weights & Biases
             kwargs["trial"] = self._take_own_arguments(kwargs["trial"])
         if has_length(self.train_dataset) and not len(self.train_dataset):

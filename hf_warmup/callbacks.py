@@ -220,10 +220,21 @@ class StopOnSignalCallback(TrainerCallback):
     Example:
 
     ```py
-    stop = StopOnSignalCallback()
-    WarmupTrainer(model, args, train_dataset=train_dataset, callbacks=[stop]).train("auto")
-    if stop.received:
-        sys.exit(stop.exit_code)  # 143 after SIGTERM: the scheduler may start the job again
+    trainer = WarmupTrainer(model, args, train_dataset=train_dataset, callbacks=[StopOnSignalCallback()])
+    trainer.train("auto")
+    sys.exit(trainer.exit_code)  # 143 after SIGTERM: the scheduler may start the job again
+    ```
+
+    In a loop of your own:
+
+    ```py
+    with StopOnSignalCallback() as stop:
+        for batch in loader:
+            ...
+            if accelerator.sync_gradients and stop.should_stop(accelerator.device):
+                save_checkpoint(accelerator, output_dir, state)
+                break
+    sys.exit(stop.exit_code)
     ```
     """
 
@@ -241,24 +252,39 @@ class StopOnSignalCallback(TrainerCallback):
         """The exit code of a process that this signal ended: 128 plus its number, or 0 without a signal."""
         return 128 + signal.Signals[self.received] if self.received else 0
 
-    def _handle(self, number: int, frame: Any) -> None:
-        self._pending = 1 + self.signals.index(signal.Signals(number).name)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __enter__(self) -> StopOnSignalCallback:
+        """Begin to watch for the signals."""
         self.received, self._pending = None, 0
         if threading.current_thread() is not threading.main_thread():
             logger.warning("StopOnSignalCallback has no effect because training does not run in the main thread.")
-            return
-        self._former = {name: signal.signal(signal.Signals[name], self._handle) for name in self.signals}
+        elif not self._former:
+            self._former = {name: signal.signal(signal.Signals[name], self._handle) for name in self.signals}
+        return self
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __exit__(self, *error: object) -> None:
+        """Restore the former handlers of the signals."""
+        for name, handler in self._former.items():
+            signal.signal(signal.Signals[name], handler)
+        self._former = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self._pending = 1 + self.signals.index(signal.Signals(number).name)
+
+    def should_stop(self, device: Any = "cpu") -> bool:
+        """Return, on every process, whether any process has received a signal; all of them call it after an update."""
         pending = self._pending
-        if args.world_size > 1:
-            flag = torch.tensor(pending, device=args.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            flag = torch.tensor(pending, device=device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
             pending = int(flag)
-        if pending and state.global_step < state.max_steps:
-            self.received = self.signals[pending - 1]
+        self.received = self.signals[pending - 1] if pending else None
+        return pending > 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps and self.should_stop(args.device):
             logger.warning(f"Received {self.received}: saving a checkpoint and stopping at update {state.global_step}.")
             control.should_save = control.should_training_stop = True
 
@@ -271,6 +297,4 @@ class StopOnSignalCallback(TrainerCallback):
             control.should_save = control.should_evaluate  # with the evaluation in its log
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for name, handler in self._former.items():
-            signal.signal(signal.Signals[name], handler)
-        self._former = {}
+        self.__exit__()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import wraps
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -252,6 +254,10 @@ def _hide_layer_norms(callback: Any) -> None:
         callback.on_log = print_log  # type: ignore[method-assign, assignment]
 
 
+class _TrialPruned(Exception):
+    """The arguments that a trial of a search chose exclude each other."""
+
+
 class _RunFolderCallback(TrainerCallback):
     """Writes the settings of a run before its first update, and its state and how it ended after the last."""
 
@@ -282,8 +288,7 @@ class _RunFolderCallback(TrainerCallback):
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        stops = (each for each in self.trainer.callback_handler.callbacks if isinstance(each, StopOnSignalCallback))
-        if signal := next((stop.received for stop in stops if stop.received), None):
+        if signal := next((stop.received for stop in self.trainer._signal_callbacks() if stop.received), None):
             self.trainer._write_end("interrupted", signal)
         else:
             self.trainer._write_end("finished" if state.global_step >= state.max_steps else "stopped early")
@@ -337,6 +342,8 @@ class WarmupTrainerMixin(_TrainerBase):
 
     _default_args: type[TrainingArguments] | None = None
     _resumed_from: Path | None = None
+    _before_search: dict[str, Any] = {}  # noqa: RUF012 - replaced by each search
+    _worst_objective = inf
 
     def __init__(self, *args: Any, **kwargs: Any):
         given = next((each for each in (*args, *kwargs.values()) if isinstance(each, TrainingArguments)), None)
@@ -393,6 +400,15 @@ class WarmupTrainerMixin(_TrainerBase):
                 f"{self.args.metric_for_best_model!r} is better when it is "
                 f"{'greater' if self.args.greater_is_better else 'smaller'}. Set the mode of the scheduler."
             )
+
+    def _signal_callbacks(self) -> list[StopOnSignalCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, StopOnSignalCallback)]
+
+    @property
+    def exit_code(self) -> int:
+        """What a script exits with after training: 0, 1 if the guard stopped it, or 143 after SIGTERM."""
+        stopped_by_guard = self.guard is not None and self.guard.stopped_by is not None
+        return max([int(stopped_by_guard), *(stop.exit_code for stop in self._signal_callbacks())])
 
     def _run_folder(self) -> Path:
         """Return the folder of the run: that of the trial in a search. transformers has no public name for it."""
@@ -459,7 +475,8 @@ class WarmupTrainerMixin(_TrainerBase):
     def hyperparameter_search(self, hp_space: Callable[[Any], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Search as transformers does, over the arguments of hf_warmup too.
 
-        Each trial has a run folder of its own. A trial of arguments that exclude each other is pruned.
+        Each trial has a run folder of its own, and begins with the arguments of the Trainer. A trial of arguments that
+        exclude each other is pruned.
         """
 
         def space(trial: Any) -> Any:
@@ -467,6 +484,9 @@ class WarmupTrainerMixin(_TrainerBase):
             params = hp_space(trial)
             return self._take_own_arguments(params) if self.hp_search_backend == "optuna" else params
 
+        self.args.output_dir = os.path.abspath(self.args.output_dir)  # trials of Ray have another working directory
+        self._before_search = {each.name: getattr(self.args, each.name) for each in fields(WarmupArgumentsMixin)}
+        self._worst_objective = -inf if "maximize" in (*args, *kwargs.values()) else inf
         return super().hyperparameter_search(hp_space and space, *args, **kwargs)
 
     def _take_own_arguments(self, params: Any) -> Any:
@@ -476,18 +496,27 @@ class WarmupTrainerMixin(_TrainerBase):
         """
         if not isinstance(params, dict):
             return params
-        own = {each.name for each in fields(WarmupArgumentsMixin)} & params.keys()
-        for name in own:
-            setattr(self.args, name, params[name])
-        try:
-            self.args.check_warmup_arguments()
-        except ValueError as error:
-            if self.hp_search_backend != "optuna":
-                raise
+        for name, value in self._before_search.items():
+            setattr(self.args, name, params.get(name, value))
+        return {name: value for name, value in params.items() if name not in self._before_search}
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set the arguments of a trial, those of hf_warmup too. transformers has no public method for it."""
+        super()._hp_search_setup(self._take_own_arguments(trial))
+        if trial is not None and self.hp_search_backend is not None:
+            try:
+                self.args.check_warmup_arguments()
+            except ValueError as error:
+                raise _TrialPruned(str(error)) from None
+
+    def _return_pruned(self, reason: str) -> TrainOutput:
+        if self.hp_search_backend == "optuna" and self.is_world_process_zero():
             import optuna
 
-            raise optuna.TrialPruned(str(error)) from None
-        return {name: value for name, value in params.items() if name not in own}
+            raise optuna.TrialPruned(reason) from None
+        logger.warning(f"The trial is pruned: {reason}")  # Ray Tune and Weights & Biases have no error that prunes
+        self.objective = self._worst_objective
+        return TrainOutput(0, 0.0, {})
 
     @_as_in(Trainer.training_step)
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -607,8 +636,6 @@ class WarmupTrainerMixin(_TrainerBase):
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
         if self.hp_search_backend is None:  # else each trial checks its own
             self.args.check_warmup_arguments()
-        if isinstance(kwargs.get("trial"), dict):  # of Ray Tune and Weights & Biases
-            kwargs["trial"] = self._take_own_arguments(kwargs["trial"])
         if has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("`train_dataset` has no examples. Training needs at least one.")
         for callback in self.callback_handler.callbacks:
@@ -631,12 +658,16 @@ class WarmupTrainerMixin(_TrainerBase):
                 output = super().train(resume, *args, **kwargs)
             except NoUpdatesLeft as finished:
                 output = self._return_finished(str(finished))
+            except _TrialPruned as pruned:
+                return self._return_pruned(str(pruned))
             except KeyboardInterrupt:
                 self._write_end("interrupted")
                 raise KeyboardInterrupt(self._describe_interrupt()) from None
             finally:
                 if recorder is not None:
                     recorder.flush()
+                for stop in self._signal_callbacks():
+                    stop.__exit__()  # an error has skipped `on_train_end`
         if recorder is not None and recorder.nonfinite_updates:
             logger.warning(
                 f"The gradient of {recorder.nonfinite_updates} recorded updates was not finite. "

@@ -76,8 +76,8 @@ def main() -> None:
     if training_args.do_train:
         with exit_on_user_error(RESUME_HINT):
             output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        if trainer.guard is not None and trainer.guard.stopped_by is not None:
-            sys.exit(1)  # the guard has logged why, and the last checkpoint is kept as it is
+        if trainer.exit_code:  # the guard or a signal stopped it, and the last checkpoint is kept as it is
+            sys.exit(trainer.exit_code)
         trainer.save_model()
         trainer.log_metrics("train", output.metrics)
         trainer.save_metrics("train", output.metrics)

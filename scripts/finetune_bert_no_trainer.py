@@ -21,6 +21,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +35,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, HfArgumentParser, TrainerState, default_data_collator
 
-from hf_warmup import GradientNormRecorder
+from hf_warmup import GradientNormRecorder, StopOnSignalCallback
 from hf_warmup.accelerate_utils import (
     check_accelerator,
     create_optimizer,
@@ -55,7 +56,7 @@ from hf_warmup.cli import (
 )
 from hf_warmup.norms import GRADIENT_NORMS_FILE
 from hf_warmup.optim import effective_learning_rates
-from hf_warmup.report.run import write_run_settings
+from hf_warmup.report.run import TRAINER_STATE_FILE, write_run_end, write_run_settings
 from hf_warmup.schedules import updates_of_share
 from text_classification.arguments import (
     DataArguments,
@@ -107,6 +108,7 @@ class LoopArguments:
         default=None,
         metadata={"help": "A checkpoint; 'true': the latest complete one; 'auto': the same, if there is one."},
     )
+    stop_on_signal: bool = field(default=False, metadata={"help": "Save a checkpoint and stop on SIGTERM or SIGUSR1."})
     grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every N updates; 0 for never."})
     grad_norm_group_by: str = field(default="layer", metadata={"help": "layer, module or parameter."})
     logging_steps: int = field(default=10, metadata={"help": "Log every N updates; each entry waits for the device."})
@@ -161,13 +163,14 @@ def train(
     state: TrainerState,
     steps_an_epoch: int,
     progress: tqdm,
+    stop: StopOnSignalCallback | None,
     model: Any,
     optimizer: Any,
     loader: Any,
     eval_loader: Any,
     scheduler: Any,
 ) -> None:
-    """Update the model from `state.global_step` to `state.max_steps`."""
+    """Update the model from `state.global_step` to `state.max_steps`, or until a signal asks to stop."""
     recorder = None
     if args.grad_norm_steps:
         path = Path(args.output_dir) / GRADIENT_NORMS_FILE if accelerator.is_main_process else None
@@ -200,7 +203,8 @@ def train(
         state.global_step += 1
         state.epoch = state.global_step / steps_an_epoch
         evaluates = state.global_step % steps_an_epoch == 0 or state.global_step == state.max_steps
-        saves = args.saves_at(state.global_step, steps_an_epoch)
+        stops = stop is not None and state.global_step < state.max_steps and stop.should_stop(accelerator.device)
+        saves = stops or args.saves_at(state.global_step, steps_an_epoch)
         if evaluates or saves or state.global_step % args.logging_steps == 0:
             loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses.clear()
@@ -214,6 +218,8 @@ def train(
         if saves:
             save_checkpoint(accelerator, args.output_dir, state, args.checkpoints_total_limit)
         progress.update()
+        if stops:
+            return
 
 
 def log(
@@ -300,8 +306,21 @@ def main() -> None:
                         args.output_dir, vars(args), config, max_steps, num_warmup_steps, resumed, processes
                     )
                 hidden = not accelerator.is_local_main_process
-                with tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress:
-                    train(accelerator, args, state, steps_an_epoch, progress, *prepared)
+                stop = StopOnSignalCallback() if args.stop_on_signal else None
+                with (
+                    tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress,
+                    stop or nullcontext(),
+                ):
+                    train(accelerator, args, state, steps_an_epoch, progress, stop, *prepared)
+                received = stop and stop.received
+                if accelerator.is_main_process:
+                    state.save_to_json(str(Path(args.output_dir) / TRAINER_STATE_FILE))
+                    reason = "interrupted" if received else "finished"
+                    write_run_end(args.output_dir, state.global_step, reason, received)
+                if received:
+                    accelerator.print(f"Stopped on {received} at update {state.global_step} of {max_steps}.")
+                    accelerator.end_training()
+                    sys.exit(stop.exit_code)
 
     accelerator.wait_for_everyone()
     weights = accelerator.get_state_dict(model)  # a collective call if the model is sharded
@@ -309,7 +328,7 @@ def main() -> None:
         folder = Path(args.output_dir)
         accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-        state.save_to_json(str(folder / "trainer_state.json"))
+        state.save_to_json(str(folder / TRAINER_STATE_FILE))
         metrics = {key: value for key, value in state.log_history[-1].items() if key.startswith("eval_")}
         (folder / "all_results.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(metrics))

@@ -51,8 +51,48 @@ def test_accelerate_loads_each_recipe(name, kind, processes):
     assert "accelerate launch --config_file scripts/accelerate_configs/" in (CONFIGS / f"{name}.yaml").read_text()
 
 
-def test_the_slurm_script_is_valid_bash():
-    subprocess.run(["bash", "-n", str(CONFIGS / "slurm.sh")], check=True)
+# Stand-ins for the commands of SLURM, and for the launcher.
+SLURM = {
+    "srun": 'shift\nexec "$@"',
+    "scontrol": 'echo "scontrol $*" >>"$CALLS"\n[ "$1" = show ] && printf "node7\\nnode8\\n"\nexit 0',
+    "scancel": 'echo "scancel $*" >>"$CALLS"\nkill -TERM "$(cat "$CALLS.pid")"',
+    "accelerate": (
+        'echo "accelerate $* $TORCH_ELASTIC_SHUTDOWN_TIMEOUT" >>"$CALLS"\n'
+        "trap 'sleep 0.2; exit 143' TERM\n"  # the time of the last checkpoint
+        'echo $$ >"$CALLS.pid"\n'
+        'for _ in $(seq "$TENTHS"); do sleep 0.1; done\n'
+        'exit "$CODE"'
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("tenths", "code", "told_to_stop", "expected", "requeued"),
+    [(0, 0, False, 0, False), (0, 2, False, 2, False), (100, 0, True, 143, True)],
+    ids=["finished", "failed", "time limit"],
+)
+def test_slurm_script_requeues_a_job_that_was_told_to_stop(tmp_path, tenths, code, told_to_stop, expected, requeued):
+    for name, body in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": calls, "TENTHS": tenths, "CODE": code}
+    variables |= {"SLURM_JOB_ID": 123456, "SLURM_NNODES": 2, "SLURM_NODEID": 1, "SLURM_JOB_NODELIST": "node[7-8]"}
+    job = subprocess.Popen(
+        ["bash", CONFIGS / "slurm.sh", "train.py", "--output_dir", "a b"],
+        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+    )
+    if told_to_stop:
+        while not calls.with_suffix(".pid").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGTERM)
+    assert job.wait(30) == expected
+    said = calls.read_text()
+    assert "--num_processes 16 --machine_rank 1 --main_process_ip node7 --main_process_port 23456 " in said
+    assert "train.py --output_dir a b --resume_from_checkpoint auto --stop_on_signal true 100\n" in said
+    assert ("scancel --signal=TERM 123456\n" in said) == told_to_stop
+    assert ("scontrol requeue 123456\n" in said) == requeued
 
 
 @pytest.mark.parametrize(

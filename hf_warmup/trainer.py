@@ -339,6 +339,7 @@ class WarmupTrainerMixin(_TrainerBase):
         model: Any
         optimizer: Any
         lr_scheduler: Any
+        objective: Any
 
     _default_args: type[TrainingArguments] | None = None
     _resumed_from: Path | None = None

@@ -293,6 +293,7 @@ def main() -> None:
             if accelerator.is_main_process and state.global_step == 0:
                 warn_existing_checkpoints(args.output_dir)
             state.max_steps = max_steps
+            stop = StopOnSignalCallback() if args.stop_on_signal else None
             if state.global_step == max_steps:
                 accelerator.print(f"All {max_steps} updates are made: nothing is left to train.")
             else:
@@ -306,21 +307,19 @@ def main() -> None:
                         args.output_dir, vars(args), config, max_steps, num_warmup_steps, resumed, processes
                     )
                 hidden = not accelerator.is_local_main_process
-                stop = StopOnSignalCallback() if args.stop_on_signal else None
                 with (
                     tqdm(total=max_steps, initial=state.global_step, disable=hidden) as progress,
                     stop or nullcontext(),
                 ):
                     train(accelerator, args, state, steps_an_epoch, progress, stop, *prepared)
-                received = stop and stop.received
-                if accelerator.is_main_process:
-                    state.save_to_json(str(Path(args.output_dir) / TRAINER_STATE_FILE))
-                    reason = "interrupted" if received else "finished"
-                    write_run_end(args.output_dir, state.global_step, reason, received)
-                if received:
-                    accelerator.print(f"Stopped on {received} at update {state.global_step} of {max_steps}.")
-                    accelerator.end_training()
-                    sys.exit(stop.exit_code)
+            received = stop and stop.received
+            if accelerator.is_main_process:
+                state.save_to_json(str(Path(args.output_dir) / TRAINER_STATE_FILE))
+                write_run_end(args.output_dir, state.global_step, "interrupted" if received else "finished", received)
+            if received:
+                accelerator.print(f"Stopped on {received} at update {state.global_step} of {max_steps}.")
+                accelerator.end_training()
+                sys.exit(stop.exit_code)
 
     accelerator.wait_for_everyone()
     weights = accelerator.get_state_dict(model)  # a collective call if the model is sharded
@@ -328,7 +327,6 @@ def main() -> None:
         folder = Path(args.output_dir)
         accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-        state.save_to_json(str(folder / TRAINER_STATE_FILE))
         metrics = {key: value for key, value in state.log_history[-1].items() if key.startswith("eval_")}
         (folder / "all_results.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(metrics))

@@ -65,6 +65,15 @@ def test_runs_without_a_recorded_seed_are_told_apart_by_their_folders(tmp_path):
     assert seeds_of(twice) == {"base": ["0"], "more-data": ["0"]}
 
 
+def test_configurations_in_folders_of_the_same_name_stay_apart(tmp_path):
+    for name, rate in (("a", 1e-3), ("b", 2e-3)):
+        for seed in (0, 1):
+            write_run(tmp_path / name / "out" / f"trial{seed}", learning_rate=rate, seed=seed)
+    assert seeds_of(read_runs(tmp_path)) == {"a/out": ["0", "1"], "b/out": ["0", "1"]}
+    same = [recorded(tmp_path / "c" / f"x-seed{i}", learning_rate=i, seed=i) for i in (1, 2)]
+    assert len(seeds_of(same)) == 2
+
+
 def test_differing_settings_leaves_out_what_changes_nothing(tmp_path):
     shared = {"optim": "adamw", "output_dir": "somewhere", "seed": 0, "accelerator_config": {}, "save_steps": 5}
     runs = [
@@ -233,6 +242,15 @@ def test_band_ends_where_fewer_than_half_of_the_runs_go_on():
     assert band(series) == ([1, 2], [1.0, 2.0], [3.0, 3.0], [5.0, 4.0])
 
 
+def test_a_short_warmup_is_drawn_among_many_long_runs(tmp_path):
+    runs = [
+        recorded(tmp_path / f"c{i}-seed{s}", steps=400, log={"learning_rate": 0.1}) for i in range(40) for s in (0, 1)
+    ]
+    lines = [trace for trace in draw_curves(runs).data if trace.yaxis == "y"]
+    assert all({1, 2, 400} <= set(line.x) for line in lines)
+    assert sum(len(line.x) for line in lines) < 10_000
+
+
 def test_chosen_updates_are_dense_at_the_beginning(tmp_path):
     updates = chosen_updates([recorded(tmp_path / "a", steps=5000)], 100)
     assert len(updates) <= 100
@@ -331,6 +349,7 @@ def test_sweep_grid_has_a_cell_for_each_pair_of_settings(tmp_path):
             failed = rate == 2e-3 and warmup == 0
             evaluations = {5: {"eval_accuracy": 0.5 if failed else 0.8 + rate + warmup / 1e4}}
             settings = {"learning_rate": rate, "num_warmup_steps": warmup, "seed": 0, "evaluations": evaluations}
+            settings["warmup_type"] = "linear" if warmup else "none"  # follows from the length: no third setting
             write_run(
                 tmp_path / f"{rate}-{warmup}", loss=(lambda t: 10.0**t) if failed else (lambda t: 1 / t), **settings
             )
@@ -342,7 +361,7 @@ def test_sweep_grid_has_a_cell_for_each_pair_of_settings(tmp_path):
         (row, column): cell for row, cells in grid["rows"] for column, cell in zip(grid["columns"], cells, strict=True)
     }
     assert {place: cell["text"] for place, cell in cells.items()} == {
-        ("0.001", "0"): "0.801", ("0.001", "100"): "0.811", ("0.002", "0"): "0.5", ("0.002", "100"): "0.812",
+        ("0.001", "0"): "0.801", ("0.001", "100"): "0.811", ("0.002", "0"): "0.500", ("0.002", "100"): "0.812",
     }  # fmt: skip
     assert [place for place, cell in cells.items() if cell["failed"]] == [("0.002", "0")]
     assert [place for place, cell in cells.items() if cell["best"]] == [("0.002", "100")]

@@ -86,19 +86,32 @@ def _configuration_names(groups: Sequence[list[Run]]) -> list[str]:
     """Return a name for each group that no other has: of the folders, else by the settings that differ."""
     differing = differing_settings([members[0] for members in groups])
     parents = [{run.folder.resolve().parent for run in members} for members in groups]
-    names = []
+    names, folders = [], []
     for members, own in zip(groups, parents, strict=True):
+        folders.append(min(own) / members[0].name)
         stems = {run.stem for run in members}
         settings = known_settings(members[0])
         if len(stems) == 1:
             names.append(min(stems))
         elif len(own) == 1 and len(groups) > 1 and sum(bool(own & each) for each in parents) == 1:
             names.append(min(own).name)  # the folder that holds this configuration alone
+            folders[-1] = min(own)
         else:
             names.append(", ".join(f"{key}={settings[key]}" for key in differing if key in settings) or members[0].stem)
-    return [
-        name if names.count(name) == 1 else f"{min(own).name}/{name}" for name, own in zip(names, parents, strict=True)
-    ]
+    names = _qualified(names, folders)
+    return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
+
+
+def _qualified(names: list[str], folders: Sequence[Path]) -> list[str]:
+    """Return `names`, with those of the folders that hold it before each name that another one has too."""
+    for depth in range(max((len(folder.parents) for folder in folders), default=0)):
+        names = [
+            f"{folder.parents[depth].name}/{name}"
+            if names.count(name) > 1 and depth < len(folder.parents) - 1
+            else name
+            for name, folder in zip(names, folders, strict=True)
+        ]
+    return names
 
 
 def common_metric(runs: Sequence[Run]) -> str | None:
@@ -110,13 +123,7 @@ def common_metric(runs: Sequence[Run]) -> str | None:
 def names_of(runs: Iterable[Run]) -> dict[Run, str]:
     """Return a name for each run that no other has: the folder's, with the folders that hold it if needed."""
     runs = list(runs)
-    names = {run: run.name for run in runs}
-    for depth in range(1, 4):
-        taken = list(names.values())
-        for run in runs:
-            if taken.count(names[run]) > 1 and len(parents := run.folder.resolve().parents) >= depth:
-                names[run] = f"{parents[depth - 1].name}/{names[run]}"
-    return names
+    return dict(zip(runs, _qualified([run.name for run in runs], [run.folder.resolve() for run in runs]), strict=True))
 
 
 def common_name(folders: Iterable[str | Path]) -> str:

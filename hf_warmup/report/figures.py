@@ -181,6 +181,25 @@ def _value(point: tuple[float, float]) -> float:
     return point[1]
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Return at most `count` indices of a list: half of them evenly spread, half denser at the beginning.
+
+    Example:
+
+    ```python
+    >>> spread(1000, 8)
+    [0, 1, 10, 100, 333, 666, 999]
+
+    ```
+    """
+    if length <= count:
+        return list(range(length))
+    half, last = max(2, count // 2), length - 1
+    return sorted(
+        {each for i in range(half) for each in (round(i * last / (half - 1)), round(last ** (i / (half - 1))))}
+    )
+
+
 Band = tuple[list[float], list[float], list[float], list[float]]
 
 
@@ -442,7 +461,8 @@ def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) 
     )  # fmt: skip
     figure.update_annotations(x=0, xanchor="left", font_size=14)
     configurations = by_configuration(runs)
-    limit = min(600, max(24, POINTS // ((len(runs) + 3 * len(configurations)) * len(panels))))
+    drawn_lines = 3 * len(configurations) + (len(runs) if len(runs) <= MANY else 0)
+    limit = min(600, max(24, POINTS // (drawn_lines * len(panels))))
     names = names_of(runs)
     for row, panel in enumerate(panels, 1):
         ends = {}
@@ -514,7 +534,8 @@ class _Painter:
     def add_band(self, columns: Band, what: str) -> float:
         """Add the middle line and the range around it; returns its last value."""
         at, low, middle, high = columns
-        at, low, middle, high = (column[:: -(-len(at) // self.limit) or 1] for column in (at, low, middle, high))
+        kept = spread(len(at), self.limit)
+        at, low, middle, high = ([column[i] for i in kept] for column in (at, low, middle, high))
         color, dash = line_style(self.index)
         if any(a != b for a, b in zip(low, high, strict=True)):
             fill: dict[str, Any] = {
@@ -640,14 +661,9 @@ def _all_layers(runs: Sequence[Run]) -> list[str]:
 
 
 def chosen_updates(runs: Sequence[Run], count: int) -> list[int]:
-    """Return at most `count` of the recorded updates: half of them evenly spread, half denser at the beginning."""
+    """Return at most `count` of the recorded updates, denser at the beginning."""
     steps = sorted({step for run in runs for step in run.steps})
-    if len(steps) <= count:
-        return steps
-    half, last = max(2, count // 2), len(steps) - 1
-    evenly = {round(i * last / (half - 1)) for i in range(half)}
-    early = {round(last ** (i / (half - 1))) for i in range(half)}
-    return [steps[i] for i in sorted(evenly | early)]
+    return [steps[i] for i in spread(len(steps), count)]
 
 
 def _rows_at(run: Run, updates: Sequence[int]) -> list[int | None]:

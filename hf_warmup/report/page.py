@@ -101,7 +101,7 @@ def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any]
     if min(len(rows), len(columns)) < 2 or 2 * len(groups) < len(rows) * len(columns):
         return None
     values = {name: mean(each) for name, each in order}
-    best = order[0][0]
+    best, digits = order[0][0], decimals(values.values())
     # Failed cells stay white, so that the shades tell the others apart.
     sound = [values[name] for name, _ in order if isfinite(values[name]) and not failed[name]] or [values[best]]
     worst, top = sound[-1], sound[0]
@@ -112,7 +112,7 @@ def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any]
         if value is not None and isfinite(value) and not failed[name]:
             share = 0.15 + 0.85 * ((value - worst) / (top - worst) if top != worst else 1.0)
         cells[settings.get(differing[0], ""), settings.get(differing[1], "")] = {
-            "text": _number(value) if value is not None else "",
+            "text": f"{value:.{digits}f}" if value is not None else "",
             "share": round(share, 2),
             "failed": failed[name],
             "best": name == best,
@@ -125,14 +125,13 @@ def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any]
 
 def _independent(keys: Sequence[str], known: Sequence[Mapping[str, str]]) -> list[str]:
     """Return `keys` without those whose values follow from another key's, as `warmup_type` from the warmup's length."""
-    kept = list(keys)
-    for key in keys[::-1]:
-        for other in kept:
-            pairs = {(settings.get(other), settings.get(key)) for settings in known}
-            if other != key and len(pairs) == len({settings.get(other) for settings in known}):
-                kept.remove(key)
-                break
-    return kept
+    columns = {key: [settings.get(key, "") for settings in known] for key in keys}
+    words_first = sorted(keys, key=lambda key: -max(map(_as_number, columns[key]))[0])
+    for key in words_first:
+        others = [columns[other] for other in columns if other != key]
+        if any(len({*zip(other, columns[key], strict=True)}) == len(set(other)) for other in others):
+            del columns[key]
+    return list(columns)
 
 
 def _as_number(text: str) -> tuple[int, float, str]:

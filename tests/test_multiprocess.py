@@ -132,3 +132,17 @@ def test_a_run_resumes_with_another_number_of_processes(saved_by_two, tmp_path, 
     assert read_manifest(folder / "checkpoint-4")["num_processes"] == 2
     assert read_manifest(folder / "checkpoint-8")["num_processes"] == world
     assert find_corruption(folder / "checkpoint-8") is None
+
+
+def test_torchrun_restarts_killed_workers_and_the_run_continues(tmp_path):
+    worker = ROOT / "tests/workers/elastic.py"
+    whole = run(*torchrun(2), worker, tmp_path / "whole", 12)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": "6,10"}
+    done = run(*torchrun(2), "--max-restarts", 3, worker, tmp_path / "killed", 12, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "killed").glob("killed-*")} == {"killed-6", "killed-10"}
+    weights = [tmp_path / name / "checkpoint-12/model.safetensors" for name in ("whole", "killed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    recordings = [read_gradient_norms(tmp_path / name) for name in ("whole", "killed")]
+    assert recordings[0] == recordings[1]

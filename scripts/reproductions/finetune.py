@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from itertools import product
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from hf_warmup.report import mean_and_spread
 
-from .drawing import COLORS, blank_axes, blank_figure
-from .kept_runs import Result
+from .drawing import Row, draw_evaluations
+from .kept_runs import Result, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .pretrain import LEARNED, MAJORITY, best_of, finetune_all, finetuning, pretrain_all
-from .reversal import select
 from .texts import find_texts
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 ABOUT = About(
     "A small pretrained BERT on SST-2, with and without warmup",
     ("text-classification", "glue"),
-    "Loss and area under the ROC curve on the development set; one faint line per seed, bold: the mean",
+    "Loss and area under the ROC curve on the development set: mean and range of the seeds",
     "The model was pretrained on a million tokens by `pretrain`; a pretrained BERT-base is much better. A quarter of "
     "an epoch, linear decay, one warmup length (a tenth of the run).",
 )
@@ -35,8 +29,9 @@ CONFIGURATIONS = {  # name -> settings besides the learning rate
     "radam": {"warmup_type": "none", "optim": "radam"},
 }
 NAMES = {"none": "no warmup", "linear": "linear warmup", "radam": "RAdam, no warmup"}
+SETTINGS = {words: {"optim": None, **CONFIGURATIONS[name]} for name, words in NAMES.items()}
 CLOSE = 0.01  # in accuracy
-COLUMNS = {"loss": 1, "area under the ROC curve": 3}  # title -> column of an evaluation
+ROWS = (Row("loss", 1), Row("area under the ROC curve", 3))
 KEYS = {"accuracy": "accuracy", "roc_auc": "AUC"}
 
 
@@ -67,28 +62,7 @@ def run(args: ReproduceArguments) -> Outcome:
     rows = [[name, *(mean_and_spread(measured[words][name]) for words in KEYS.values())] for name in named]
     table, judged = table_of(["", *KEYS.values()], rows), verdicts(results, rates, args.quick)
     recordings = [args.folder / "finetuned" / name for name in jobs if name.endswith(f"-seed{seeds[0]}")]
-    return Outcome(draw(results, rates), judged, table, results, measured, recordings)
-
-
-def draw(results: list[Result], rates: tuple[float, ...]) -> Figure:
-    """Draw loss and area under the ROC curve over updates, with one column per learning rate."""
-    figure = blank_figure(3.4 * len(rates), 5.6)
-    for (row, (words, column)), (i, lr) in product(enumerate(COLUMNS.items()), enumerate(rates)):
-        where = (len(COLUMNS), len(rates), row * len(rates) + i + 1)
-        heading = f"learning rate {lr:g}" if row == 0 else ""
-        axes = blank_axes(figure, heading, words if i == 0 else "", "update" if row else "", where)
-        for color, (name, label) in zip(COLORS, NAMES.items(), strict=False):
-            curves = [run["evaluations"] for run in runs_of(results, name, lr)]
-            steps = [evaluation[0] for evaluation in curves[0]]
-            for curve in curves:
-                axes.plot(steps, [evaluation[column] for evaluation in curve], color=color, alpha=0.3, linewidth=0.8)
-            middle = [mean(at[column] for at in step) for step in zip(*curves, strict=True)]
-            axes.plot(steps, middle, color=color, label=label)
-        values = [evaluation[column] for run in results for evaluation in run["evaluations"]]
-        axes.set_ylim(min(values) - 0.02, max(values) + 0.02)  # one scale per row
-        if row and i == 0:
-            axes.legend(frameon=False, fontsize=8)
-    return figure
+    return Outcome(draw_evaluations(results, ROWS, SETTINGS), judged, table, results, measured, recordings)
 
 
 def verdicts(results: list[Result], rates: tuple[float, ...], quick: bool) -> list[Verdict]:

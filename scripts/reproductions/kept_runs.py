@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from logging import getLogger
 from multiprocessing import get_context, parent_process
@@ -22,6 +22,11 @@ from transformers.utils import logging
 Settings = dict[str, Any]
 Result = dict[str, Any]
 RunOne = Callable[[Settings, Path], Result]
+
+
+def select(results: Iterable[Result], **wanted: Any) -> list[Result]:
+    """Return the results with these settings."""
+    return [result for result in results if all(result.get(key) == value for key, value in wanted.items())]
 
 
 def read_json(file: Path) -> Any:

@@ -45,9 +45,6 @@ class ReproduceArguments:
     )
     seeds: list[int] = field(default_factory=list, metadata={"help": "Seeds to use instead of the default ones."})
     max_steps: int = field(default=0, metadata={"help": "Updates per training run; 0 for the default number."})
-    learning_rates: list[float] = field(
-        default_factory=list, metadata={"help": "Learning rates of `pretrained` to use instead of the default ones."}
-    )
     num_workers: int = field(default=0, metadata={"help": "Training runs at a time; 0 for one per core."})
     data_dir: str | None = field(
         default=None,
@@ -60,7 +57,7 @@ class ReproduceArguments:
 
     def check(self) -> None:
         """Check the ranges, and that the texts exist if the reproduction needs them."""
-        check_minimums(self, max_steps=0, num_workers=0, seeds=0, learning_rates=0)
+        check_minimums(self, max_steps=0, num_workers=0, seeds=0)
         check_data_dir(self.what, self.data_dir)
 
     @property

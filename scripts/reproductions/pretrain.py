@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from hf_warmup.report import mean_and_spread
 
 from .drawing import COLORS, blank_axes, blank_figure
-from .kept_runs import Result, Settings, run_all
+from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import select
 from .texts import find_texts
 from .training import finetune_one, pretrain_one
 

@@ -158,11 +158,6 @@ def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]
     return run_all(run_one, planned, runs, args.num_workers)
 
 
-def select(results: Iterable[Result], **wanted: Any) -> list[Result]:
-    """Return the results with these settings."""
-    return [result for result in results if all(result.get(key) == value for key, value in wanted.items())]
-
-
 def solved(results: Iterable[Result]) -> list[int]:
     """Return the updates to loss 0.5 of the runs that reached it."""
     return [result["steps_to_loss_0.5"] for result in results if result["steps_to_loss_0.5"] is not None]

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from statistics import mean
-from typing import TYPE_CHECKING
 
 from hf_warmup.report import mean_and_spread
 
-from .drawing import COLORS, blank_axes, blank_figure
-from .kept_runs import Result, Settings, run_all
+from .drawing import Row, draw_evaluations
+from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import every, select
+from .reversal import every
 from .texts import find_texts
 from .training import by_name, finetune_one, metrics_by_name
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 ABOUT = About(
     "A small BERT from scratch on SST-2, Post-LN and Pre-LN, with and without warmup",
     ("text-classification", "glue"),
-    "Accuracy on the development set over updates; one faint line per seed, bold: the mean",
+    "Accuracy on the development set over updates: mean and range of the seeds",
     "From scratch in less than half an epoch: such a model reaches 0.80, a pretrained BERT more than 0.9. Linear decay "
     "to 0, one warmup length.",
 )
@@ -73,30 +67,11 @@ def run(args: ReproduceArguments) -> Outcome:
     named = by_name(results, lambda result: f"{result['name']}, lr {result['learning_rate']:g}")
     measured = metrics_by_name(named)
     rows = [[name, *(mean_and_spread(values[name]) for values in measured.values())] for name in named]
+    figure = draw_evaluations(results, [Row("accuracy", 2)], {name: {"name": name} for name in CONFIGURATIONS})
     first = f"-lr{RATE:g}-seed{results[0]['seed']}"
     recordings = [folder / name for name in jobs if name.endswith(first)]
     table = table_of(["", *measured], rows)
-    return Outcome(draw(results), verdicts(results, args.quick), table, results, measured, recordings)
-
-
-def draw(results: list[Result]) -> Figure:
-    """Draw accuracy over updates, with one panel per learning rate."""
-    rates = sorted({run["learning_rate"] for run in results})
-    figure = blank_figure(3.6 * len(rates) + 0.6, 3.4)
-    for i, lr in enumerate(rates):
-        axes = blank_axes(figure, f"learning rate {lr:g}", "" if i else "accuracy", place=(1, len(rates), i + 1))
-        for color, name in zip(COLORS, CONFIGURATIONS, strict=False):
-            curves = [run["evaluations"] for run in select(results, learning_rate=lr, name=name)]
-            for curve in curves:
-                axes.plot(
-                    [each[0] for each in curve], [each[2] for each in curve], color=color, alpha=0.3, linewidth=0.8
-                )
-            points = [(step[0][0], mean(each[2] for each in step)) for step in zip(*curves, strict=True)]
-            axes.plot(*zip(*points, strict=True), color=color, label=name)
-        axes.set_ylim(0.45, 0.9)
-        if i == 0:
-            axes.legend(frameon=False, fontsize=7, loc="upper left")
-    return figure
+    return Outcome(figure, verdicts(results, args.quick), table, results, measured, recordings)
 
 
 def verdicts(results: list[Result], quick: bool) -> list[Verdict]:

@@ -192,7 +192,13 @@ def finetune_one(
         model = BertPreLNForSequenceClassification(config)
     trainer = WarmupTrainer(
         model=model,
-        args=arguments(settings, folder, 10, grad_norm_steps=settings.get("grad_norm_steps", 10), save_strategy="no"),
+        args=arguments(
+            settings,
+            folder,
+            settings.get("num_evaluations", 10),
+            grad_norm_steps=settings.get("grad_norm_steps", 10),
+            save_strategy="no",
+        ),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         compute_metrics=compute_metrics,

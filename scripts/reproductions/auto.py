@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from .drawing import blank_axes, blank_figure
+from .kept_runs import select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import (
     Result,
@@ -17,13 +17,8 @@ from .reversal import (
     job,
     measures,
     run_jobs,
-    select,
     solved,
 )
-
-
-if TYPE_CHECKING:
-    pass
 
 
 ABOUT = About(

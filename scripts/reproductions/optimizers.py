@@ -6,6 +6,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
 from .drawing import COLORS, blank_axes, blank_figure
+from .kept_runs import select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import (
     Result,
@@ -17,7 +18,6 @@ from .reversal import (
     measures,
     none_solved,
     run_jobs,
-    select,
     solved,
 )
 

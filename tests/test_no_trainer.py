@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForSequenceClassification
 
+from hf_warmup import StopOnSignalCallback
 from hf_warmup.norms import read_gradient_norms
 from hf_warmup.report import read_run
 
@@ -117,6 +120,28 @@ def test_a_resumed_loop_is_bit_for_bit_the_loop_that_never_stopped(loop, flags, 
     before = kept()
     assert "All 8 updates are made" in loop(*run_flags, "--max_train_steps", 8, *folder)
     assert kept() == before
+
+
+def test_a_loop_stopped_by_a_signal_exits_with_its_code_and_continues_bit_for_bit(loop, flags, tmp_path, monkeypatch):
+    run_flags = [*flags, "--num_warmup_steps", 2, "--max_train_steps", 6, "--stop_on_signal", "true"]
+    loop(*run_flags, "--output_dir", tmp_path / "whole")
+    resume = ("--output_dir", tmp_path / "stopped", "--resume_from_checkpoint", "auto")
+    with monkeypatch.context() as patch:
+        should_stop, calls = StopOnSignalCallback.should_stop, []
+
+        def signal_in_update_3(self, device):
+            calls.append(device)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return should_stop(self, device)
+
+        patch.setattr(StopOnSignalCallback, "should_stop", signal_in_update_3)
+        loop(*run_flags, *resume, rc=143)
+    assert read_run(tmp_path / "stopped").status == "stopped on SIGTERM at update 3 of 6, to be resumed"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    loop(*run_flags, *resume)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert read_run(tmp_path / "stopped").end == "finished"
 
 
 def test_the_loop_logs_losses_and_norms_to_trackers(loop, flags, tmp_path):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import tempfile
@@ -15,8 +16,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy
 import torch
 import xxhash
 from accelerate import PartialState
@@ -39,21 +41,13 @@ MANIFEST_FILE, LOCK_FILE = "checkpoint_manifest.json", ".training.lock"
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = "the save did not finish"
 
-# Files that resuming reads, and keys of what they hold; without a manifest nothing else is known about them.
-_STATES = {
-    "optimizer.pt": {"state", "param_groups"},
-    "optimizer*.bin": {"state", "param_groups"},
-    "scheduler.pt": set(),
-    "scheduler*.bin": set(),
-    "scaler.pt": set(),
-    "rng_state*.pth": {"python", "numpy", "cpu"},
-    "random_states_*.pkl": {"random_state", "numpy_random_seed", "torch_manual_seed"},
-    "pytorch_model*.bin": set(),
-    "adapter_model.bin": set(),
+# Without a manifest a checkpoint needs a file of each kind: the names of the Trainer and of Accelerate, then others.
+_NEEDED = {
+    "model.safetensors": ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*", "*/adapter_model.*"),
+    "optimizer.pt or optimizer.bin": ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*", "pytorch_model"),
+    "scheduler.pt": ("scheduler.pt", "random_states_*.pkl", "global_step*"),  # a loop need not prepare its schedule
+    "rng_state.pth or random_states_0.pkl": ("rng_state*.pth", "random_states_*.pkl"),
 }
-_READ = ("model*.safetensors", "adapter_model.safetensors", "*model*.index.json", *_STATES)
-_WEIGHTS = ("*.safetensors", "*model*.bin", "pytorch_model*", "global_step*")  # the last two: FSDP, DeepSpeed
-_GO_TOGETHER = (("optimizer.pt", "scheduler.pt"), ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"))
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -108,8 +102,14 @@ def _signatures(folder: Path) -> dict[str, tuple[int, ...]]:
 def _write_manifest(folder: Path, described: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{MANIFEST_FILE}"
-    unfinished.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(_manifest_text(described), encoding="utf-8")
     unfinished.replace(folder / MANIFEST_FILE)
+
+
+def _manifest_text(described: dict[str, Any]) -> str:
+    """Return the manifest as text, with a digest of itself."""
+    digest = xxhash.xxh3_128_hexdigest(json.dumps(described).encode())
+    return json.dumps({**described, "xxh3_128": digest}, indent=1) + "\n"
 
 
 def _digest(path: Path) -> str:
@@ -289,20 +289,20 @@ def find_corruption(checkpoint: str | Path, model: nn.Module | None = None) -> s
 def _check_manifest(folder: Path) -> str | None:
     try:
         files = read_manifest(folder)["files"]
-        if files is None:
-            return UNFINISHED
-        expected = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in files.items()}
-        expected[TRAINER_STATE_FILE]  # never missing where all is written
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         return f"{MANIFEST_FILE} is damaged"
-    for name, (size, digest) in expected.items():
+    if files is None:
+        return UNFINISHED
+    for name, saved in files.items():
         path = folder / name
         if not path.is_file():
             return _absence(path)
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _digest(path) != digest:
+        if path.stat().st_size != saved["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {saved['bytes']}"
+        if _digest(path) != saved["xxh3_128"]:
             return f"{name} is not what was saved"
+    if read_run_settings(folder).get("training_args", {}).get("save_only_model"):
+        return "optimizer.pt is missing because of save_only_model=True"
     return None
 
 
@@ -310,15 +310,17 @@ def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint: `global_step`, `num_processes` and `files`; `{}` if it has none.
 
     Raises:
-        `ValueError`: If it is not valid.
+        `ValueError`: If it is not as it was written.
     """
     path = Path(checkpoint) / MANIFEST_FILE
     if not os.path.lexists(path):
         return {}
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{path}: expected a JSON object.")
-    return manifest
+    with suppress(ValueError, TypeError, RecursionError):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        described: dict[str, Any] = {key: value for key, value in json.loads(text).items() if key != "xxh3_128"}
+        if text == _manifest_text(described):
+            return described
+    raise ValueError(f"{path} is damaged.")
 
 
 def _absence(path: Path) -> str:
@@ -326,64 +328,129 @@ def _absence(path: Path) -> str:
 
 
 def _check_structure(folder: Path) -> str | None:
-    state = folder / TRAINER_STATE_FILE  # written last
-    if not os.path.lexists(state):
+    if not os.path.lexists(folder / TRAINER_STATE_FILE):  # written last
         return UNFINISHED
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        return "the weights are missing"
-    for path in (state, *(path for pattern in _READ for path in folder.glob(pattern))):
+    checks = {
+        path: check for pattern, check in _CHECKS.items() for path in folder.iterdir() if pattern.fullmatch(path.name)
+    }
+    for path, check in checks.items():
         if not path.is_file():
             return _absence(path)
-        if problem := _check_content(path):
-            return f"{path.name} {problem}"
-    for family in _GO_TOGETHER:
-        absent = [name for name in family if not (folder / name).exists()]
-        sharded = (folder / "optimizer_0").exists() or (folder / "pytorch_model").exists()  # in folders
-        if 0 < len(absent) < len(family) and not sharded:
-            return f"{absent[0]} is missing"
-    return None
+        try:
+            check(path)
+        except PermissionError:
+            raise
+        except FileNotFoundError as error:
+            return _absence(Path(error.filename))
+        except Exception:  # safetensors, zipfile, json and pickle have dozens for a damaged or a wrong file
+            return f"{path.name} is damaged, or is not what its name says"
+    absent = (name for name, patterns in _NEEDED.items() if not any(next(folder.glob(each), None) for each in patterns))
+    return next((f"{name} is missing" for name in absent), None)
 
 
-def _check_content(path: Path) -> str | None:
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if path.name == TRAINER_STATE_FILE:
-                TrainerState(**content)
-                return None if type(content["global_step"]) is int else "has no global_step"
-            absent = (name for name in content["weight_map"].values() if not (path.parent / name).is_file())
-            return next((f"lists {name}, which is missing" for name in absent), None)
-        else:
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    return "is damaged"
-            keys = next(keys for pattern, keys in _STATES.items() if path.match(pattern))
-            if not keys <= load(path, map_location="cpu", mmap=True).keys():
-                return f"has no {min(keys)}"
-    except PermissionError:
-        raise
-    except Exception:  # safetensors, zipfile, json and pickle have dozens for a damaged or a wrong file
-        return "is damaged, or is not what its name says"
-    return None
+# Checks of the files that resuming reads; each raises an error of any kind.
+
+
+def _require(condition: object) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _check_state(path: Path) -> None:
+    state = vars(TrainerState.load_from_json(str(path)))
+    numbers = {key: value for key, value in state.items() if key in _NUMBERS and value is not None}
+    _require(all(isinstance(value, (int, float)) for value in numbers.values()))
+    _require(type(state["global_step"]) is int)
+    _require(path.parent.name in (f"checkpoint-{state['global_step']}", path.parent.name.partition("-")[0]))
+    _require(isinstance(state["log_history"], list) and all(isinstance(each, dict) for each in state["log_history"]))
+    _require(state["train_batch_size"] or not (path.parent / "optimizer.pt").exists())
+
+
+def _check_index(path: Path) -> None:
+    for name in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
+        (path.parent / name).stat()
+
+
+def _check_safetensors(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        file.keys()
+
+
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        _require(archive.testzip() is None)
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    _check_archive(path)
+    state = load(path, map_location="cpu", mmap=True)
+    _require(isinstance(state, dict))
+    return cast(dict[str, Any], state)
+
+
+def _check_optimizer(path: Path) -> None:
+    state = _load_state(path)
+    _require(all(isinstance(each, dict) for each in state["state"].values()) and state["param_groups"])
+    _require(all(isinstance(group["params"], list) for group in state["param_groups"]))
+
+
+def _check_random_states(path: Path) -> None:
+    state = _load_state(path)
+    generators = (random.Random().setstate, numpy.random.RandomState().set_state, torch.Generator().set_state)
+    names = (
+        ("random_state", "numpy_random_seed", "torch_manual_seed")
+        if path.suffix == ".pkl"
+        else ("python", "numpy", "cpu")
+    )
+    for set_state, name in zip(generators, names, strict=True):
+        set_state(state[name])
+
+
+_NUMBERS = {
+    "epoch",
+    "global_step",
+    "max_steps",
+    "train_batch_size",
+    "num_train_epochs",
+    "num_input_tokens_seen",
+    "total_flos",
+}
+_CHECKS: dict[re.Pattern[str], Callable[[Path], object]] = {
+    re.compile(pattern): check
+    for pattern, check in {
+        r"trainer_state\.json": _check_state,
+        r"(model\.safetensors|pytorch_model\.bin)\.index\.json": _check_index,
+        r"model(_\d+|-\d+-of-\d+)?\.safetensors|adapter_model\.safetensors": _check_safetensors,
+        r"pytorch_model(_\d+|-\d+-of-\d+)?\.bin|adapter_model\.bin": _load_state,
+        r"optimizer(_\d+)?\.(pt|bin)": _check_optimizer,
+        r"scheduler(_\d+)?\.(pt|bin)|scaler\.pt|warmup_guard\.pt": _load_state,
+        r"rng_state(_\d+)?\.pth|random_states_\d+\.pkl": _check_random_states,
+        r"(sampler|dl_state_dict)(_\d+)?\.bin|custom_checkpoint_\d+\.pkl": _check_archive,
+    }.items()
+}
 
 
 def _check_shapes(folder: Path, model: nn.Module) -> str | None:
-    """Name a parameter that has another shape; sharded and adapter checkpoints are left to the code that loads them."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    """Name a parameter that has another shape; adapters and FSDP's folders are left to the code that loads them."""
+    saved: dict[str, tuple[str, list[int]]] = {}
+    for path in folder.iterdir():
+        if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", path.name):
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                saved |= {name: (path.name, file.get_slice(name).get_shape()) for name in names}
+        elif re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin", path.name):
+            weights = load(path, map_location="cpu", mmap=True)
+            saved |= {name: (path.name, list(tensor.shape)) for name, tensor in weights.items()}
     expected = {name: list(p.shape) for name, p in model.named_parameters()}
     # Some models of transformers save under other names than they train under: one in common is enough.
     common = sorted(saved.keys() & expected.keys())
-    odd = next((name for name in common if saved[name] != expected[name]), None)
-    if odd:
-        return f"{path.name} is of another model ({odd} has the shape {saved[odd]}, not {expected[odd]})"
-    return None if common or not saved else f"{path.name} is of another model (it has none of its parameters)"
+    for name in common:
+        file, shape = saved[name]
+        if shape != expected[name]:
+            return f"{file} is of another model ({name} has the shape {shape}, not {expected[name]})"
+    if common or not saved:
+        return None
+    return f"{min(saved.values())[0]} is of another model (it has none of its parameters)"
 
 
 # Resuming
@@ -564,7 +631,7 @@ def check_same_kind(checkpoint: str | Path, optimizer: Optimizer, lr_scheduler: 
     own = unwrap_optimizer(optimizer)
     path, saved = _read_state(checkpoint, "optimizer")
     if "param_groups" in saved:
-        states = [set(state) for state in saved["state"].values() if state]
+        states = [set(state) for state in saved["state"].values()]
         numbers = {key for key, value in own.defaults.items() if type(value) in (int, float, tuple)}
         needed = {key for group in saved["param_groups"] for key in numbers - group.keys()} - _FILLED_IN
         if states and isinstance(own, _ADAM_LIKE):
@@ -574,7 +641,7 @@ def check_same_kind(checkpoint: str | Path, optimizer: Optimizer, lr_scheduler: 
         if odd := _parameter_mismatch(own, saved):
             raise ValueError(f"{path} is of another model, or of other trained parameters: {odd}.")
     path, saved = _read_state(checkpoint, "scheduler")
-    if saved:
+    if path.is_file():
         needed = _missing_keys(lr_scheduler.state_dict(), saved)
         made_with = "schedule (and WarmupUntilCallback, if any) that the checkpoint was saved with"
         _raise_if_needed(path, set(saved), needed, "the schedule of this run", made_with, "lr_scheduler_type")

@@ -78,6 +78,8 @@ def complete_with_manifest(checkpoint: Path, global_step: int, writes: bool = Tr
     state = PartialState()
     described = {"global_step": global_step, "num_processes": state.num_processes, "files": None}
     if writes:
+        if any(os.path.lexists(checkpoint / name) for name in (MANIFEST_FILE, TRAINER_STATE_FILE)):
+            delete_checkpoint(checkpoint)  # of an earlier attempt; it may be damaged
         before = _signatures(checkpoint)
         _write_manifest(checkpoint, described)
     state.wait_for_everyone()

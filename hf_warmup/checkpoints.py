@@ -398,16 +398,16 @@ def _check_optimizer(path: Path) -> None:
 
 def _check_random_states(path: Path) -> None:
     state = _load_state(path)
-    generators = (random.Random().setstate, numpy.random.RandomState().set_state, torch.Generator().set_state)
-    names = (
-        ("random_state", "numpy_random_seed", "torch_manual_seed")
-        if path.suffix == ".pkl"
-        else ("python", "numpy", "cpu")
-    )
-    for set_state, name in zip(generators, names, strict=True):
-        set_state(state[name])
+    python, numpy_, torch_ = _RANDOM_STATES[path.suffix]
+    random.Random().setstate(state[python])
+    numpy.random.RandomState().set_state(state[numpy_])
+    torch.Generator().set_state(state[torch_])
 
 
+_RANDOM_STATES = {
+    ".pkl": ("random_state", "numpy_random_seed", "torch_manual_seed"),  # of Accelerate
+    ".pth": ("python", "numpy", "cpu"),
+}
 _NUMBERS = {
     "epoch",
     "global_step",

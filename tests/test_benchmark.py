@@ -72,12 +72,19 @@ def test_optimizers_measures_every_implementation(benchmark):
         ("gradient-norms", "demo BERT", {"a training update", "by layer", "by module", "by parameter"}),
         ("trainer", "demo BERT", {"Trainer", "WarmupTrainer", "WarmupTrainer, recording"}),
         ("imports", "imports", {"import torch", "import torch, hf_warmup", "import hf_warmup.report.run"}),
-        ("large-recording", "large recording", {"read_run", "GradientNormRecorder.resume"}),
+        ("saves", "BERT-base", {"Trainer", "WarmupTrainer", "check before resuming"}),
     ],
 )  # fmt: skip
 def test_section_measures_its_candidates(benchmark, section, title, names):
     results, _ = benchmark(section)
     assert names <= rows_of(results[section]["tables"][title]).keys()
+
+
+@pytest.mark.slow
+def test_large_recording_measures_time_memory_and_the_page(benchmark):
+    (table,) = benchmark("large-recording")[0]["large-recording"]["tables"].values()
+    assert len(table["rows"]) == 3
+    assert all(row["read_peak_mb"] > 0 and row["page_mb"] < 5 for row in table["rows"])
 
 
 def test_all_continues_an_incomplete_file_of_the_same_conditions(tmp_path):

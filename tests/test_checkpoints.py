@@ -22,6 +22,7 @@ from hf_warmup.checkpoints import (
     LOCK_FILE,
     MANIFEST_FILE,
     UNFINISHED,
+    _manifest_text,
     check_same_kind,
     checkpoints,
     complete_with_manifest,
@@ -202,9 +203,9 @@ def test_damage_that_changes_the_content_is_named_without_a_manifest(plain_runs,
     before = parts(path)
     DAMAGES[damage](path)
     expected = {
-        ("model.safetensors", "gone"): "the weights are missing",
+        ("model.safetensors", "gone"): "model.safetensors is missing",
         ("trainer_state.json", "gone"): UNFINISHED,
-        ("rng_state.pth", "gone"): None,
+        ("rng_state.pth", "gone"): "rng_state.pth or random_states_0.pkl is missing",
         ("model.safetensors", "a bit flipped"): None,
         ("trainer_state.json", "a bit flipped"): None,
     }
@@ -215,15 +216,69 @@ def test_damage_that_changes_the_content_is_named_without_a_manifest(plain_runs,
         assert parts(path) == before if problem is None else problem.startswith(file)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '"text"', '{"global_step": "8"}'])
+WRONG_STATES = ["[]", "null", "{}", '"text"', "[" * 10**5, '{"global_step": 8, "log_history": []}']
+
+
+@pytest.mark.parametrize("text", WRONG_STATES)
 def test_a_trainer_state_of_the_wrong_kind_is_named(plain_runs, text):
     (plain_runs / "checkpoint-8" / "trainer_state.json").write_text(text)
     assert find_corruption(plain_runs / "checkpoint-8").startswith("trainer_state.json ")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"global_step": "8"}, {"global_step": 6}, {"log_history": {}}, {"log_history": [1]}, {"epoch": "a"}, {"new": 1}],
+)
+def test_a_trainer_state_with_a_value_of_the_wrong_kind_is_named(plain_runs, wrong):
+    path = plain_runs / "checkpoint-8" / "trainer_state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    assert find_corruption(path.parent).startswith("trainer_state.json ")
+
+
+def test_a_checkpoint_without_optimizer_state_is_not_resumed(tmp_path):
+    """transformers would silently continue with a new optimizer and a schedule from its beginning."""
+    kwargs = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "save_only_model": True}
+    run(tmp_path, **kwargs)
+    with pytest.raises(ValueError, match=r"optimizer.pt is missing because of save_only_model=True"):
+        resumed(tmp_path, **kwargs)
+    (tmp_path / "checkpoint-2" / MANIFEST_FILE).unlink()
+    assert find_corruption(tmp_path / "checkpoint-2") == "optimizer.pt or optimizer.bin is missing"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_damaged_checkpoint_is_replaced_when_the_run_reaches_it_again(runs, make):
+    shutil.rmtree(runs / "checkpoint-8")
+    (runs / "checkpoint-6" / "optimizer.pt").unlink()
+    make(runs / "checkpoint-6" / "optimizer.pt")
+    resumed(runs, save_strategy="steps", save_steps=2)
+    assert [find_corruption(path) for path in checkpoints(runs)] == [None] * 4
+
+
+def test_weights_in_shards_are_checked(plain_runs):
+    folder = plain_runs / "checkpoint-8"
+    tiny_bert().save_pretrained(folder, max_shard_size="10KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    assert find_corruption(folder, tiny_bert()) is None
+    assert "is of another model (" in find_corruption(folder, tiny_bert(hidden_size=8))
+    shard = min(folder.glob("model-*.safetensors"))
+    os.truncate(shard, 100)
+    assert find_corruption(folder).startswith(f"{shard.name} is damaged")
+    shard.unlink()
+    assert find_corruption(folder) == f"{shard.name} is missing"
+
+
 def test_states_of_the_wrong_kind_are_named(plain_runs):
     checkpoint = plain_runs / "checkpoint-8"
-    for file, content in (("optimizer.pt", {"state": {}}), ("scheduler.pt", [1]), ("rng_state.pth", {"python": 0})):
+    wrong = [
+        ("optimizer.pt", {"state": {}}),
+        ("optimizer.pt", {"state": [], "param_groups": {}}),
+        ("optimizer.pt", {"state": {0: 1}, "param_groups": [{"params": [0]}]}),
+        ("scheduler.pt", [1]),
+        ("rng_state.pth", {"python": 0}),
+        ("rng_state.pth", {"python": 1, "numpy": 1, "cpu": 1}),
+        ("warmup_guard.pt", [1]),
+    ]
+    for file, content in wrong:
         torch.save(content, checkpoint / file)
         assert find_corruption(checkpoint).startswith(f"{file} ")
         shutil.copy(plain_runs / "checkpoint-6" / file, checkpoint / file)
@@ -232,7 +287,7 @@ def test_states_of_the_wrong_kind_are_named(plain_runs):
 @pytest.mark.parametrize("folder", ["runs", "plain_runs"])
 def test_files_of_the_user_are_not_judged(request, folder):
     checkpoint = request.getfixturevalue(folder) / "checkpoint-8"
-    for name in ("sampler.pkl", "index.bin", "predictions.json", "ema.pt", "notes.safetensors"):
+    for name in ("sampler.pkl", "index.bin", "model_ema.safetensors", "optimizer_old.bin", "my.index.json"):
         (checkpoint / name).write_bytes(b'{"a": 1}\n{"a": 2}\n')
     os.mkfifo(checkpoint / "pipe")
     assert find_corruption(checkpoint, tiny_bert()) is None
@@ -369,7 +424,7 @@ def test_the_recording_travels_with_the_checkpoint(runs, tmp_path):
 
 def test_another_number_of_processes_is_one_warning(runs, caplog):
     path = runs / "checkpoint-8" / MANIFEST_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_processes": 2}))
+    path.write_text(_manifest_text({**read_manifest(path.parent), "num_processes": 2}))
     with caplog.at_level("WARNING"):
         assert prepare_resume("auto", runs) == runs / "checkpoint-8"
     assert len(caplog.records) == 1

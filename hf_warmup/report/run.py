@@ -91,7 +91,7 @@ def read_run_settings(folder: PathLike) -> dict[str, Any]:
     """Return the content of the `run_settings.json` in `folder`, or `{}` if there is none that can be read."""
     try:
         described = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return described if isinstance(described, dict) else {}
 
@@ -274,9 +274,9 @@ def parse_row(line: bytes | str) -> dict[str, Any] | None:
     """
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 1 else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and 1 <= row["step"] < 2**63 else None
 
 
 def iter_rows(path: PathLike) -> Iterator[dict[str, Any]]:
@@ -316,7 +316,7 @@ class Columns:
             for column in self.values.values():
                 column.append(nan)
         for key, value in row.items():
-            if key == "nonfinite":
+            if key == "nonfinite" and isinstance(value, list):
                 self.nonfinite[step] = [str(each) for each in value]
             elif key != "step":
                 for name, number in _numbers(key, value):

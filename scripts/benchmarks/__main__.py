@@ -4,8 +4,11 @@
     python -m scripts.benchmarks gradient-norms             # gradient norms of one update, by themselves
     python -m scripts.benchmarks trainer                    # runs of Trainer and of WarmupTrainer
     python -m scripts.benchmarks imports                    # imports in new processes
-    python -m scripts.benchmarks large-recording            # reading, reporting and resuming a run of 100,000 updates
-    python -m scripts.benchmarks all --json docs/benchmarks.json    # everything, in under 15 minutes
+    python -m scripts.benchmarks large-recording            # time and memory of reading a million updates, or 200 runs
+    python -m scripts.benchmarks saves                      # saving and checking a checkpoint of BERT-base
+    python -m scripts.benchmarks kills                      # 120 kills at random moments: does the result change?
+    python -m scripts.benchmarks damages                    # files of checkpoints damaged in 15 ways: is it noticed?
+    python -m scripts.benchmarks all --json docs/benchmarks.json    # everything, in under 45 minutes
 
 Candidates take turns in random order. The tables have medians, best values, and ratios to the first row; on a shared
 machine only the ratios mean something. `--quick` uses small sizes and one round. The results are stored in `--json`

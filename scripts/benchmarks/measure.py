@@ -102,8 +102,9 @@ def peak_extra_megabytes(call: Callable[[], Any]) -> float:
 
 def print_table(title: str, table: Table) -> None:
     """Print a table."""
-    print(f"\n{title} ({table['note']})\n  {'':<36}{'median ms':>12}{'best ms':>12}{'ratio':>9}{'of bests':>9}")
+    columns = list(dict.fromkeys(key for row in table["rows"] for key in row if key != "name"))
+    print(f"\n{title} ({table['note']})\n  {'':<36}{''.join(f'{key:>18}' for key in columns)}")
     for row in table["rows"]:
-        name, *known = (row[key] for key in ("name", "median_ms", "best_ms", "ratio", "ratio_of_bests"))
-        more = "".join(f"  {key} {value:.2f}" for key, value in list(row.items())[5:])
-        print(f"  {name:<36}{known[0]:>12.2f}{known[1]:>12.2f}{known[2]:>9.3f}{known[3]:>9.3f}{more}")
+        cells = (row.get(key, "") for key in columns)
+        texts = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        print(f"  {row['name']:<36}{''.join(f'{text:>18}' for text in texts)}")

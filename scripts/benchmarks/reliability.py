@@ -24,8 +24,8 @@ from .runs import RESULT_FILE, Plan, Run, loop, result_of, train
 LAST = "checkpoint-4"  # of a run of the plan `SMALL`
 NOTE_ON_KILLS = "SIGKILL at random moments; each chain of restarts is compared with the run that was not killed"
 NOTE_ON_DAMAGES = (
-    "a file of the last checkpoint; named: an error names it, `auto` skips the checkpoint with a warning that names it, "
-    "and the result is that of the run whose checkpoint was not damaged"
+    "a file of the last checkpoint; named: an error names it, `auto` skips the checkpoint with a warning that names "
+    "it, and the result is that of the run whose checkpoint was not damaged"
 )
 HANG = 120.0  # seconds after which a run counts as hanging
 KILLS_PER_CHAIN = 3
@@ -156,7 +156,9 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
     "a pipe in its place": instead(os.mkfifo),
     "a device in its place": instead(lambda path: path.symlink_to("/dev/zero")),
     "a link to nothing in its place": instead(lambda path: path.symlink_to("nothing")),
-    "of an earlier checkpoint": lambda path, other: shutil.copy(path.parent.with_name("checkpoint-2") / path.name, path),
+    "of an earlier checkpoint": lambda path, other: shutil.copy(
+        path.parent.with_name("checkpoint-2") / path.name, path
+    ),
     "of another run": lambda path, other: shutil.copy(other, path),
     "exchanged with another file": exchange,
 }
@@ -179,7 +181,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def damaged_copies(saved: Path, other: Path, copy: Path, places: int) -> Iterator[tuple[str, set[str]]]:
-    """Make `copy` the folder `saved` with a damaged file in its last checkpoint; yield the damage and what it changed."""
+    """Copy `saved` to `copy`, damage a file of the last checkpoint, and yield the damage and the changed files."""
     before = contents(saved / LAST)
     for file in sorted(before):
         for name, damage in DAMAGES.items():

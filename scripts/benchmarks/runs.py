@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import BertConfig, BertForMaskedLM, PrinterCallback, TrainerState
+from transformers import BertConfig, BertForMaskedLM, PrinterCallback
 
 from hf_warmup import (
     GradientNormRecorder,
@@ -42,7 +42,7 @@ BATCH, LENGTH = 16, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run trains, how often it saves, how many checkpoints it keeps, and with which learning rate and guard."""
+    """How long a run trains, how often it saves, how many checkpoints it keeps, and how it learns."""
 
     updates: int
     save_steps: int

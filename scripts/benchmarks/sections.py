@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -29,10 +30,11 @@ from transformers import (
 )
 
 from hf_warmup import GradientNormRecorder, WarmupTrainer, WarmupTrainingArguments
-from hf_warmup.report import read_run
+from hf_warmup.checkpoints import find_corruption
 
 from .contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, REFERENCE, is_available
 from .measure import Table, interleave, peak_extra_megabytes, table_of
+from .reliability import damages, kills
 
 
 DEMO_BERT = {
@@ -222,37 +224,66 @@ def imports(args: BenchmarkArguments) -> Tables:
     return {"imports": table_of(note, seconds, ms_beyond_torch={"import torch, hf_warmup": difference})}
 
 
+def write_recording(folder: Path, updates: int, layers: int) -> float:
+    """Write the recording and the log of a run; return the megabytes of the recording."""
+    folder.mkdir(parents=True)
+    path = folder / "gradient_norms.jsonl"
+    with path.open("w") as file:
+        for step in range(1, updates + 1):
+            norms = {f"grad_norm/encoder.layer.{i}": 0.1 + 0.9 * ((step * (i + 7)) % 101) / 101 for i in range(layers)}
+            file.write(json.dumps({"step": step, "grad_norm": 1.0, **norms}) + "\n")
+    log = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in range(10, updates + 1, 10)]
+    state = {"global_step": updates, "max_steps": updates, "log_history": log}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    return path.stat().st_size / 1e6
+
+
+PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+READ = "import sys; from hf_warmup.report import find_runs; find_runs(sys.argv[1:2])"
+REPORT = "import sys; from hf_warmup.report.page import write_page; write_page(*sys.argv[1:])"
+
+
 def large_recording(args: BenchmarkArguments) -> Tables:
-    """Measure reading, reporting and resuming a long run."""
-    updates, layers = (1000, 12) if args.quick else (100_000, 12)
+    """Measure time and peak memory of reading long runs and many runs, and the size of the report's page."""
+    shapes = {"1 run of 100,000 updates": (1, 100_000, 50), "1 run of 1,000,000 updates": (1, 1_000_000, 50)}
+    shapes["200 runs of 2,000 updates"] = (200, 2000, 12)
+    rows = []
     with TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        run.mkdir()
-        with (run / "gradient_norms.jsonl").open("w") as file:
-            for step in range(1, updates + 1):
-                norms = {
-                    f"grad_norm/encoder.layer.{i}": 0.1 + 0.9 * ((step * (i + 7)) % 101) / 101 for i in range(layers)
-                }
-                file.write(json.dumps({"step": step, "grad_norm": 1.0, **norms}) + "\n")
-        log = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in range(10, updates + 1, 10)]
-        state = {"global_step": updates, "max_steps": updates, "log_history": log}
-        (run / "trainer_state.json").write_text(json.dumps(state))
-        megabytes = (run / "gradient_norms.jsonl").stat().st_size / 1e6
+        for name, (count, updates, layers) in tqdm(shapes.items(), desc="large recordings", unit="case"):
+            updates = updates // 100 if args.quick else updates
+            runs, page = Path(folder, "runs"), Path(folder, "report.html")
+            megabytes = sum(write_recording(runs / f"lr{i}", updates, layers) for i in range(count))
+            row: dict[str, Any] = {"name": f"{name}, {layers} layers", "recording_mb": megabytes}
+            for key, code in (("read", READ), ("report", REPORT)):
+                start = time.perf_counter()
+                command = [sys.executable, "-c", f"{code}; {PEAK}", str(runs), str(page)]
+                peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+                row |= {f"{key}_seconds": time.perf_counter() - start, f"{key}_peak_mb": int(peak) / 1024}
+            start = time.perf_counter()
+            GradientNormRecorder(runs / "lr0" / "gradient_norms.jsonl").resume(updates)
+            rows.append({**row, "page_mb": page.stat().st_size / 1e6, "resume_seconds": time.perf_counter() - start})
+            shutil.rmtree(runs)
+    return {"large recordings": {"note": "in new processes, peak of the resident memory", "rows": rows}}
 
-        def resume() -> None:
-            copy = Path(folder, "copy.jsonl")
-            if not copy.exists():
-                shutil.copy(run / "gradient_norms.jsonl", copy)
-            GradientNormRecorder(copy).resume(updates)
 
-        report = [sys.executable, "-m", "hf_warmup.report", str(run), "--output_dir", str(Path(folder, "report"))]
-        calls = {
-            "read_run": partial(read_run, run),
-            "python -m hf_warmup.report": partial(subprocess.run, report, check=True, capture_output=True),
-            "GradientNormRecorder.resume": resume,
-        }
-        seconds = interleave(calls, args.rounds_or(2), "a large recording")
-    return {"large recording": table_of(f"{updates} updates of {layers} layers, {megabytes:.0f} MB", seconds)}
+def saves(args: BenchmarkArguments) -> Tables:
+    """Measure saving a checkpoint with `Trainer` and with `WarmupTrainer`, and checking it."""
+    model = BertForMaskedLM(BertConfig(**(DEMO_BERT if args.quick else {})))
+    data = [{"input_ids": x, "labels": x} for x in torch.randint(5, 32, (4, 8))]
+    common = {"max_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    with TemporaryDirectory() as folder:
+        plain = Trainer(model, TrainingArguments(f"{folder}/a", **common), train_dataset=data)
+        warmup = WarmupTrainer(model, WarmupTrainingArguments(f"{folder}/b", **common), train_dataset=data)
+        calls: dict[str, Callable[[], Any]] = {}
+        for each, name in ((plain, "Trainer"), (warmup, "WarmupTrainer")):
+            each.train()
+            calls[name] = partial(each._save_checkpoint, model, None)
+            calls[name]()
+        checkpoint = Path(folder, "b", "checkpoint-1")
+        calls["check before resuming"] = partial(find_corruption, checkpoint)
+        megabytes = sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6
+        seconds = interleave(calls, args.rounds_or(8), "saves")
+    return {"BERT-base": table_of(f"a checkpoint of {megabytes:.0f} MB", seconds)}
 
 
 SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
@@ -261,6 +292,9 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "gradient-norms": gradient_norms,
     "large-recording": large_recording,
     "trainer": trainer,
+    "saves": saves,
+    "kills": lambda args: {"kills": kills(4 if args.quick else 120)},
+    "damages": lambda args: damages(1, ("Accelerate loop",)) if args.quick else damages(3),
 }
 
 

@@ -45,6 +45,7 @@ WARMUP_FLAGS = {
     "layerwise_lr_decay": "Multiply the learning rate by this factor for each block below the head, such as 0.9.",
     "grad_norm_steps": "Record gradient norms per layer every so many updates; 0 turns the recording off.",
     "grad_norm_group_by": "Parameters of one recorded norm: layer, module, parameter, attention or mlp.",
+    "record": "What to record for each layer: gradients, or gradients updates (norms of the updates too).",
     "guard": "What to do if the run goes wrong: off, warn, stop or rewind.",
     "stop_on_signal": "Save a complete checkpoint and stop on SIGTERM or SIGUSR1.",
     "guard_max_rewinds": "Rewinds after which --guard rewind stops the run.",

@@ -53,16 +53,17 @@ from .checkpoints import (
 from .cli import warn_of_process_count
 from .guard.callback import WarmupGuard, check_guard
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
-from .optim import effective_learning_rates
+from .optim import effective_learning_rates, knows_updates_of, update_norms
 from .report.model_card import add_recording
 from .report.notebook import Report, show
-from .report.run import TRAINER_STATE_FILE, write_run_end, write_run_settings
+from .report.run import TRAINER_STATE_FILE, UPDATE_PREFIXES, write_run_end, write_run_settings
 from .schedules import (
     METRIC_SCHEDULERS,
     PlateauWithWarmupLR,
     get_scheduler,
     optimizer_warms_up,
     scheduler_warms_up,
+    unwrap_optimizer,
 )
 from .training_args import (
     WarmupArgumentsMixin,
@@ -81,6 +82,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 logger = get_logger(__name__)
 
+_LAYER_PREFIXES = (f"{LOG_PREFIX}/", *UPDATE_PREFIXES)
 _OWN_GROUPS = ("params", "model", "optimizer_dict")  # keywords by which a Trainer passes its own parameter groups
 
 
@@ -248,7 +250,7 @@ def _hide_layer_norms(callback: Any) -> None:
         on_log = callback.on_log
 
         def print_log(args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            shown = {key: value for key, value in logs.items() if not key.startswith(f"{LOG_PREFIX}/")}
+            shown = {key: value for key, value in logs.items() if not key.startswith(_LAYER_PREFIXES)}
             on_log(args, state, control, logs=shown, **kwargs)
 
         callback.on_log = print_log  # type: ignore[method-assign, assignment]
@@ -265,7 +267,15 @@ class _RunFolderCallback(TrainerCallback):
         self.trainer = trainer
         self._trained = 0  # parameters that require a gradient
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        if "updates" in args.record and (args.deepspeed_plugin is not None or not knows_updates_of(optimizer)):
+            engine = "DeepSpeed" if args.deepspeed_plugin is not None else type(unwrap_optimizer(optimizer)).__name__
+            raise ValueError(
+                f"record={args.record!r} computes updates from the optimizer's state, which is not possible for "
+                f"{engine}. Leave out updates."
+            )
         if state.global_step:
             check_updates_left(state.global_step, state.max_steps)
         self.trainer._honor_item_count()  # `model_init` has made a new model
@@ -308,8 +318,12 @@ class _RunFolderCallback(TrainerCallback):
         self._trained = trained
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        if optimizer is not None and self.trainer.gradient_norm_recorder is not None:
-            self.trainer.gradient_norm_recorder.log(learning_rate=effective_learning_rates(optimizer))
+        recorder = self.trainer.gradient_norm_recorder
+        if optimizer is None or recorder is None:
+            return
+        recorder.log(learning_rate=effective_learning_rates(optimizer))
+        if "updates" in args.record and recorder.should_record(state.global_step + 1):
+            recorder.record_updates(self.trainer.model.named_parameters(), update_norms(optimizer))
 
 
 def _as_in(method: Callable[..., Any]) -> Callable[[_F], _F]:
@@ -560,7 +574,7 @@ class WarmupTrainerMixin(_TrainerBase):
         logs: dict[str, float] = {}
         if (recorder := self.gradient_norm_recorder) is not None:
             latest = recorder.latest.items()
-            logs = {key: value for key, value in latest if key.startswith(f"{LOG_PREFIX}/") and value is not None}
+            logs = {key: value for key, value in latest if key.startswith(_LAYER_PREFIXES) and value is not None}
             if recorder.nonfinite_updates:
                 logs[f"{LOG_PREFIX}_nonfinite_updates"] = recorder.nonfinite_updates
         if self.guard is not None and (count := self.guard.take_nonfinite_losses()):

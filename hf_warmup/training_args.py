@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -160,6 +161,9 @@ class WarmupArgumentsMixin(_Base):
         grad_norm_steps (`int`, defaults to 1): Record gradient norms at updates 1, 1 + n, 1 + 2 n, ...; 0 for never.
         grad_norm_group_by (`str`, defaults to `"layer"`): `"layer"`, `"module"`, `"parameter"`, `"attention"` or
             `"mlp"`.
+        record (`Sequence[str]`, defaults to `("gradients",)`): With `"updates"` as well, the norm of each layer's
+            update and its ratio to the norm of the weights are recorded alongside the gradient norms. Needs an
+            optimizer that [`update_norms`][hf_warmup.optim.update_norms] knows.
         stop_on_signal (`bool`, defaults to `False`): Save a complete checkpoint and stop on SIGTERM or SIGUSR1, as
             [`StopOnSignalCallback`] does.
         guard (`str`, defaults to `"warn"`): What [`WarmupGuard`] does if the run goes wrong: `off`, `warn`, `stop` or
@@ -182,6 +186,7 @@ class WarmupArgumentsMixin(_Base):
     layerwise_lr_decay: float | None = field(default=None, metadata=_help("layerwise_lr_decay"))
     grad_norm_steps: int = field(default=1, metadata=_help("grad_norm_steps"))
     grad_norm_group_by: str = field(default="layer", metadata=_help("grad_norm_group_by"))
+    record: list[str] = field(default_factory=lambda: ["gradients"], metadata=_help("record"))
     stop_on_signal: bool = field(default=False, metadata=_help("stop_on_signal"))
     guard: str = field(default="warn", metadata=_help("guard"))
     guard_max_rewinds: int = field(default=5, metadata=_help("guard_max_rewinds"))
@@ -189,6 +194,8 @@ class WarmupArgumentsMixin(_Base):
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, np.generic):  # 0.07 in 32 bits is 0.07, not 0.07000000029802322
             value = float(str(value)) if isinstance(value, np.floating) else value.item()
+        if name == "record":
+            value = re.split(r"[\s,]+", value) if isinstance(value, str) else list(value)
         if name == "optim" and value is not None:
             value = _optimizer_name(value)
         super().__setattr__(name, value)
@@ -231,6 +238,10 @@ class WarmupArgumentsMixin(_Base):
         for name, allowed in _RANGES.items():
             setattr(self, name, allowed.check(name, getattr(self, name)))
         self.optim = _optimizer_name(self.optim)  # `None` is no name
+        for each in self.record:
+            check_name("record", each, ("gradients", "updates"))
+        if "gradients" not in self.record:
+            raise ValueError(f"record={self.record!r}: expected gradients too. grad_norm_steps=0 records nothing.")
         if self.warmup_type == AUTO:
             self._check_auto()
         self.optim_args = _as_options(self.optim_args)

@@ -19,6 +19,7 @@ from hf_warmup.optim import (
     get_optimizer_spec,
     optimizer_kwargs,
     parse_optim_args,
+    update_norms,
 )
 
 from .reference import optimizers as reference
@@ -749,3 +750,40 @@ def test_every_name_sets_gradients_to_none_or_zero(name):
     before = p.detach().clone()
     optimizer.step()
     assert torch.equal(p, before)
+
+
+WD = {"weight_decay": 0.1}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True, **WD),
+        lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True, amsgrad=True, **WD),
+        lambda p: torch.optim.Adam(p, lr=0.1, **WD),
+        lambda p: torch.optim.RAdam(p, lr=0.1, decoupled_weight_decay=True, **WD),
+        lambda p: torch.optim.SGD(p, lr=0.1, **WD),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True, **WD),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, maximize=True, **WD),
+        lambda p: RAdam(p, lr=0.1, **WD),
+        lambda p: RAdam(p, lr=0.1, foreach=True, degenerated_to_sgd=True, **WD),
+        lambda p: RAdam(p, lr=0.1, decoupled_weight_decay=False, **WD),
+        lambda p: AdamWarmup(p, lr=0.1, warmup_steps=4, foreach=True, **WD),
+        lambda p: GIAdam(p, lr=0.1, **WD),
+    ],
+)
+def test_update_norms_are_those_of_the_difference_of_the_weights(make, monkeypatch):
+    monkeypatch.setattr("hf_warmup.optim.updates._PIECE", 5)  # several pieces for each parameter
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).double()) for shape in ((4, 3), (7,))]
+    optimizer = make(params)
+    for _ in range(9):
+        before = [p.detach().clone() for p in params]
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).double()
+        optimizer.step()
+        norms = update_norms(optimizer)
+        for p, old in zip(params, before, strict=True):
+            expected = (p - old).norm().item(), p.norm().item()
+            # 1e-5: the norms are computed in float32.
+            assert [each.item() for each in norms[p]] == pytest.approx(expected, rel=1e-5, abs=1e-7)

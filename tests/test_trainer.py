@@ -30,6 +30,7 @@ from hf_warmup import (
 )
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.report import read_run
+from hf_warmup.report.figures import panels_of
 from hf_warmup.report.run import read_run_settings
 from hf_warmup.schedules import linear_warmup
 
@@ -492,3 +493,21 @@ def test_warmup_trainer_mixin_arguments_of_another_class_train(tmp_path):
 
     args = arguments(tmp_path, Arguments, max_steps=2, optim="radam")
     assert len(train(Ours(model=tiny_bert(), args=args, train_dataset=examples()))) == 2
+
+
+def test_record_updates_logs_the_norm_of_each_layers_update(tmp_path):
+    log = run(tmp_path, max_steps=3, record=("gradients", "updates"), optim="radam", guard="off")
+    keys = [key for key in log[-1] if key.startswith("update_norm/")]
+    assert "update_norm/encoder.layer.0" in keys
+    rows = read_gradient_norms(tmp_path)
+    assert [row["update_norm/encoder.layer.0"] for row in rows] == [0.0] * 3  # RAdam makes no update before the sixth
+    log = run(tmp_path / "b", max_steps=2, record="gradients,updates", optim="adamw_torch", guard="off")
+    row = read_gradient_norms(tmp_path / "b")[1]
+    assert 0 < row["update_norm/encoder.layer.0"] == log[1]["update_norm/encoder.layer.0"]
+    assert 0 < row["update_ratio/encoder.layer.0"] < row["update_norm/encoder.layer.0"]
+    assert "update_ratio" in [panel.key for panel in panels_of([read_run(tmp_path / "b")])]
+
+
+def test_record_updates_is_refused_for_an_optimizer_whose_update_is_not_known(tmp_path):
+    with pytest.raises(ValueError, match="not possible for Adagrad"):
+        run(tmp_path, record=("gradients", "updates"), optim="adagrad", max_steps=1)

@@ -24,7 +24,7 @@ from .._validation import check_name, check_number
 from ..norms import GradientNormRecorder
 from ..optim import AdamFamily
 from ..report.findings import Finding, apply
-from ..report.run import LOG_PREFIX
+from ..report.run import LOG_PREFIX, UPDATE_PREFIXES
 from ..schedules import WithWarmupLR, linear_warmup, no_warmup, unwrap_optimizer
 from .rules import DANGER_RATIO, RULES, Records, smooth
 
@@ -592,7 +592,7 @@ class WarmupGuard(TrainerCallback):
 
     def _add_logs(self, logs: Mapping[str, Any], step: int) -> None:
         for key, value in logs.items() if step > self._start else ():
-            if isinstance(value, (int, float)) and key != "step" and not key.startswith(LOG_PREFIX):
+            if isinstance(value, (int, float)) and key != "step" and not key.startswith(_NORMS):
                 steps, values = self._log.setdefault(key, ([], []))
                 steps.append(step)
                 values.append(float(value))
@@ -610,4 +610,5 @@ def _unwrap_scheduler(lr_scheduler: Any) -> tuple[tuple[Any, str] | None, Any]:
     return outer, lr_scheduler
 
 
+_NORMS = (LOG_PREFIX, *UPDATE_PREFIXES)
 _ACTING = {rule.name for rule in RULES if rule.acts}

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .._deepspeed import before_engine_step, named_gradient_norms
 from .._validation import check_name, check_number
-from ..report.run import GRADIENT_NORMS_FILE, LOG_PREFIX, append_rows, iter_rows, truncate_rows
+from ..report.run import GRADIENT_NORMS_FILE, LOG_PREFIX, UPDATE_PREFIXES, append_rows, iter_rows, truncate_rows
 from .grouping import GROUPINGS, GroupBy, group_names
-from .measure import ClipNorms, measure
+from .measure import ClipNorms, group_norms, measure
 
 
 if TYPE_CHECKING:
@@ -153,6 +153,33 @@ class GradientNormRecorder:
             self._pending += [_Row(self.latest["step"])] if values else []
         if self._pending:
             self._pending[-1].values = values | self._pending[-1].values
+
+    def record_updates(
+        self, named_parameters: Iterable[tuple[str, Tensor]], norms: Mapping[Tensor, tuple[Tensor, Tensor]]
+    ) -> None:
+        """Add the norm of each group's update, and its ratio to the norm of the weights, to the row of this update.
+
+        Args:
+            named_parameters (`Iterable[tuple[str, Tensor]]`): As from `model.named_parameters()`.
+            norms (`Mapping[Tensor, tuple[Tensor, Tensor]]`): As from
+                [`update_norms`][hf_warmup.optim.update_norms], between `optimizer.step()` and
+                `optimizer.zero_grad()`.
+
+        Example:
+
+        ```py
+        optimizer.step()
+        recorder.record_updates(model.named_parameters(), update_norms(optimizer))
+        ```
+        """
+        present = [(self._groups[name], p) for name, p in named_parameters if name in self._groups and p in norms]
+        groups = list(dict.fromkeys(group for group, _ in present))
+        index = [groups.index(group) for group, _ in present]
+        updates, weights = (
+            group_norms([p for _, p in present], index, len(groups), [norms[p][i] for _, p in present]) for i in (0, 1)
+        )
+        for prefix, values in zip(UPDATE_PREFIXES, (updates, updates / weights), strict=True):
+            self.log(**{prefix + group: value for group, value in zip(groups, values, strict=True)})
 
     def clip_(self, model: nn.Module, max_norm: float, accelerator: Accelerator | None = None) -> Tensor | None:
         """Clip the gradients of `model` to a total norm of `max_norm`, and return the total norm before.

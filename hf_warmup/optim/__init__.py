@@ -15,6 +15,7 @@ from .adam_family import AdamFamily, effective_learning_rates
 from .adam_warmup import AdamWarmup
 from .gi_adam import GIAdam
 from .radam import RAdam
+from .updates import knows_updates_of, update_norms
 
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "RAdam",
     "effective_learning_rates",
     "get_optimizer_spec",
+    "knows_updates_of",
     "optimizer_kwargs",
     "parse_optim_args",
+    "update_norms",
 ]
 
 NUMBER, COUNT, FLAG, OPTIONAL_FLAG = "a number", "an integer", "true or false", "true, false or none"

@@ -15,9 +15,10 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from .._validation import check_name
+from ..norms.grouping import find_stacks
 from .comparison import by_configuration, common_metric, label, names_of
 from .findings import DANGER_RATIO, records_of
-from .run import Run, Series, as_runs
+from .run import UPDATE_PREFIXES, Run, Series, as_runs
 
 
 if TYPE_CHECKING:
@@ -91,11 +92,18 @@ def _ratio_lines(run: Run) -> list[tuple[str, Series]]:
     return [("", _ratio(run))]
 
 
+def _update_ratios(run: Run) -> list[tuple[str, Series]]:
+    """The ratio of update to weights of the first and last block of each stack."""
+    blocks = dict.fromkeys(block for stack in find_stacks(run.norms).values() for block in (stack[0], stack[-1]))
+    return [(f", {block}", run.recorded(f"{UPDATE_PREFIXES[1]}{block}")) for block in blocks] or [("", Series([], []))]
+
+
 PANELS = (
     Panel("learning_rate", "Effective learning rate", "learning rate", _rates),
     Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
     Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
     Panel("gradient_norm_ratio", "Gradient norm, last layer over first", "ratio", _ratio_lines, True),
+    Panel("update_ratio", "Update over weights, first and last block", "ratio of norms", _update_ratios, True, True),
 )  # fmt: skip
 
 

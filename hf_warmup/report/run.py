@@ -32,6 +32,7 @@ SETTINGS_FILE = "run_settings.json"
 GRADIENT_NORMS_FILE = "gradient_norms.jsonl"
 TRAINER_STATE_FILE = "trainer_state.json"
 RESULTS_FILE = "all_results.json"
+UPDATE_PREFIXES = ("update_norm/", "update_ratio/")  # keys of a layer's update, and of its ratio to the weights
 LOG_PREFIX = "grad_norm"  # of the log's and the recording's keys: `grad_norm`, `grad_norm/<layer>`
 PACKAGES = ("hf-warmup", "torch", "transformers", "accelerate", "datasets")
 

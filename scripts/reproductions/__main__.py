@@ -6,6 +6,8 @@
     python -m scripts.reproductions profile         # gradient norm over layers, at initialization and after the warmup
     python -m scripts.reproductions warmup          # which optimizer needs which warmup, at which learning rates
     python -m scripts.reproductions auto            # rewinding until the warmup is long enough, against fixed warmups
+    python -m scripts.reproductions ramps           # two published rules for a warmup without a length
+    python -m scripts.reproductions rules           # misses and false alarms of the rules on all finished runs
     python -m scripts.reproductions optimizers      # fifteen optimizers on one task, with and without warmup
     python -m scripts.reproductions scratch --data_dir path/to/texts      # Post-LN and Pre-LN on SST-2, from scratch
     python -m scripts.reproductions pretrain --data_dir path/to/texts     # Post-LN and Pre-LN on real text

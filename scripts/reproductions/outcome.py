@@ -26,6 +26,8 @@ REPRODUCTIONS = (
     "profile",
     "warmup",
     "auto",
+    "ramps",
+    "rules",
     "optimizers",
     "scratch",
     "pretrain",

@@ -75,7 +75,9 @@ class StopWhenSolved(TrainerCallback):
             control.should_training_stop = True
 
 
-def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run_one(
+    settings: dict[str, Any], folder: Path, trainer_class: type[WarmupTrainer] = WarmupTrainer
+) -> dict[str, Any]:
     """Train one configuration with one seed and return its result."""
     seed = settings["seed"]
     args = training_arguments(settings, folder)
@@ -92,7 +94,7 @@ def run_one(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     set_seed(seed)
     post, pre = make_pair(config, seed)
-    trainer = WarmupTrainer(
+    trainer = trainer_class(
         model=post if settings["norm_placement"] == "post" else pre,
         args=args,
         train_dataset=reversal_data(args.max_steps * args.per_device_train_batch_size, seed=seed),

@@ -102,7 +102,7 @@ def update_norms(optimizer: Any) -> dict[Tensor, tuple[Tensor, Tensor]]:
     >>> optimizer.step()
     >>> update, weight = update_norms(optimizer)[p]
     >>> round(update.item(), 4), round(weight.item(), 4)  # 0.1 sqrt(2), and the norm of (2.9, 3.9)
-    (0.1414, 4.8600)
+    (0.1414, 4.86)
 
     ```
     """
@@ -123,12 +123,16 @@ def update_norms(optimizer: Any) -> dict[Tensor, tuple[Tensor, Tensor]]:
 def _norms(p: Tensor, state: dict[str, Any], form: Form) -> tuple[Tensor, Tensor]:
     momentum, square = state.get("exp_avg", state.get("momentum_buffer")), state.get("exp_avg_sq")
     square = state.get("max_exp_avg_sq", square)
-    tensors = (p, momentum, square, p.grad)
-    columns = [None if each is None else _local(each.detach()).reshape(-1) for each in tensors]
-    size = max(1, columns[0].numel() if p.device.type != "cpu" else _PIECE)
+    columns = [each if each is None else _local(each.detach()).reshape(-1) for each in (momentum, square, p.grad)]
+    flat = _local(p.detach()).reshape(-1)
+    size = _PIECE if p.device.type == "cpu" else max(1, flat.numel())
     squares = [
-        _squares(*[None if each is None else each[i : i + size].float() for each in columns], form)
-        for i in range(0, columns[0].numel(), size)
+        _squares(
+            form,
+            flat[i : i + size].float(),
+            *(each if each is None else each[i : i + size].float() for each in columns),
+        )
+        for i in range(0, flat.numel(), size)
     ]
     if not squares:  # an empty shard
         return torch.zeros((), device=p.device), torch.zeros((), device=p.device)
@@ -136,7 +140,7 @@ def _norms(p: Tensor, state: dict[str, Any], form: Form) -> tuple[Tensor, Tensor
     return update, weight
 
 
-def _squares(p: Tensor, m: Tensor | None, v: Tensor | None, g: Tensor, form: Form) -> Tensor:
+def _squares(form: Form, p: Tensor, m: Tensor | None, v: Tensor | None, g: Tensor | None) -> Tensor:
     """Return the sums of squares of an update and of the values after it."""
     if v is not None and m is not None:
         update = m / v.sqrt().div_(form.root).add_(form.eps)
@@ -145,7 +149,7 @@ def _squares(p: Tensor, m: Tensor | None, v: Tensor | None, g: Tensor, form: For
         update = torch.zeros_like(p)
     if m is not None:
         update += m * form.momentum
-    if form.gradient:
+    if form.gradient and g is not None:
         update.add_(g, alpha=form.gradient)
     # `p` is the value after the update, `p_old (1 - decay) - update`, and the difference is `-(update + decay p_old)`.
     update.add_(p * form.decay).div_(1.0 - form.decay)

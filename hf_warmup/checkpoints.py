@@ -303,8 +303,6 @@ def _check_manifest(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {saved['bytes']}"
         if _digest(path) != saved["xxh3_128"]:
             return f"{name} is not what was saved"
-    if read_run_settings(folder).get("training_args", {}).get("save_only_model"):
-        return "optimizer.pt is missing because of save_only_model=True"
     return None
 
 

@@ -145,11 +145,12 @@ FIGURE = re.compile(r"(\d+(?:\.\d+)?)[^\d\n]*<!-- benchmark: (.+?) / (.+?) / (.+
 
 
 def too_good(text: str, results: dict) -> list[str]:
-    """Return the figures of a text that are better (smaller) than the measured ones, rounded alike."""
+    """Return the figures of a text that are better (smaller) than the measured ones, rounded alike; counts are equal."""
     found = []
     for value, section, title, name, column in FIGURE.findall(text):
         (row,) = (row for row in results[section]["tables"][title]["rows"] if row["name"] == name)
-        if float(value) < round(row[column], len(value.partition(".")[2])):
+        is_count = isinstance(row[column], int)
+        if int(value) != row[column] if is_count else float(value) < round(row[column], len(value.partition(".")[2])):
             found.append(f"{value} for {section} / {title} / {name} / {column}, measured {row[column]:.4g}")
     return found
 
@@ -160,6 +161,10 @@ def test_figures_in_readme_and_docs_are_no_better_than_measured():
     comment = "<!-- benchmark: optimizers / BERT-base shapes / RAdam / ratio -->"
     assert too_good(f"| 0.99 {comment} | and 1.0{comment}", results) == []
     assert len(too_good(f"0.98 times {comment}", results)) == 1
+    results = {"kills": {"tables": {"kills": {"rows": [{"name": "all", "kills": 120}]}}}}
+    comment = "<!-- benchmark: kills / kills / all / kills -->"
+    assert too_good(f"120{comment}", results) == []
+    assert len(too_good(f"119{comment} 121{comment}", results)) == 2
 
     path = ROOT / "docs" / "benchmarks.json"
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):

@@ -20,6 +20,7 @@ import pytest
 
 from hf_warmup.checkpoints import MANIFEST_FILE
 from hf_warmup.norms import GRADIENT_NORMS_FILE
+from scripts.benchmarks.reliability import damages, kills
 
 from .processes import ROOT, environment, torchrun
 from .testing_utils import FROM_SCRATCH, write_task
@@ -27,7 +28,7 @@ from .testing_utils import FROM_SCRATCH, write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
-UPDATES, EVERY, KILLS = 60, 4, 5
+UPDATES, EVERY, KILLS = 60, 4, 3
 COMMON = (*FROM_SCRATCH, "--learning_rate", 1e-2, "--optim", "radam", "--warmup_type", "linear")
 TRAINER = (
     "--do_train --use_cpu --report_to none --disable_tqdm true --dataloader_pin_memory false --logging_steps 1 "
@@ -123,7 +124,21 @@ def test_a_run_killed_at_random_moments_gives_the_same_curve(task, tmp_path, scr
     if process.returncode != 0:
         process = start(task, script, world, killed)
         assert process.wait(300) == 0, (tmp_path / "killed.log").read_text()[-3000:]
-    assert kills >= 3, f"seed {seed}"
+    assert kills >= 2, f"seed {seed}"
     assert result(killed) == result(whole), f"seed {seed}"
     assert len(result(whole)[0]) == UPDATES
     print(f"{script}, {world} processes: killed {kills} times, {during_saves} during a save (seed {seed})")
+
+
+def test_killed_runs_of_the_benchmark_give_the_same_result():
+    total = kills(12)["rows"][-1]
+    assert (total["same_result"], total["hang"], total["abort"]) == (total["chains"], 0, 0)
+
+
+def test_any_damage_to_any_file_is_named_and_the_resumed_run_has_the_same_result():
+    """Only a manifest that is gone is not named; the other files are sound then."""
+    (table,) = damages(1, ("Trainer",)).values()
+    total = table["rows"][-1]
+    assert total["damaged"] > 150
+    assert total["named"] == total["damaged"] - 1
+    assert total["same_result"] == total["damaged"]

@@ -145,7 +145,7 @@ FIGURE = re.compile(r"(\d+(?:\.\d+)?)[^\d\n]*<!-- benchmark: (.+?) / (.+?) / (.+
 
 
 def too_good(text: str, results: dict) -> list[str]:
-    """Return the figures of a text that are better (smaller) than the measured ones, rounded alike; counts are equal."""
+    """Return the figures of a text that are better (smaller) than the measured ones. Counts are equal."""
     found = []
     for value, section, title, name, column in FIGURE.findall(text):
         (row,) = (row for row in results[section]["tables"][title]["rows"] if row["name"] == name)

@@ -26,7 +26,7 @@ CASES = [
     pytest.param(cls, info, dict(each.kwargs), id=f"{cls.__name__}-{each.desc.replace(' ', '_')}")
     for cls, info in OURS
     for each in info.optim_inputs_func("cpu")
-    if "amsgrad" not in each.kwargs  # none of ours has it
+    if "amsgrad" not in each.kwargs  # an option that these classes do not have
 ]
 
 

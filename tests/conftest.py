@@ -22,6 +22,7 @@ from hf_warmup._logging import warn_once
 
 torch.set_num_threads(1)
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+collect_ignore_glob = ["workers/*.py"]  # programs that the tests start; one needs ray
 
 # The same examples on every machine, none of them timed.
 settings.register_profile(
@@ -51,7 +52,9 @@ def _own_caches(tmp_path_factory):
 def _logged():
     """`caplog` sees our messages, which otherwise go to the handlers of transformers, and advice is given again."""
     warn_once.cache_clear()
-    logging.getLogger("hf_warmup").parent = logging.getLogger()
+    package = logging.getLogger("hf_warmup")
+    package.parent = logging.getLogger()
+    package.setLevel(logging.NOTSET)  # forgets the levels that loggers below have looked up before
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from logging import getLogger
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -55,8 +54,7 @@ def prepare_folder(folder: Path, settings: Settings) -> None:
 def run_and_keep(run_one: RunOne, settings: Settings, folder: Path) -> Result:
     """Execute one run on one thread; store and return its settings with what it measured."""
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    getLogger("hf_warmup").setLevel("ERROR")  # the guard names no run; what it finds is in the report
+    logging.set_verbosity_error()  # the guard names no run; what it finds is in the report
     logging.disable_progress_bar()  # one bar counts the runs; the bars of loading and saving would overwrite it
     prepare_folder(folder, settings)
     result = {**settings, **run_one(settings, folder)}

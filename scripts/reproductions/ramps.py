@@ -14,9 +14,9 @@ from hf_warmup import WarmupTrainer
 
 from .auto import COLUMNS, STEPS, settings_of
 from .drawing import blank_axes, blank_figure
-from .kept_runs import Result, Settings, run_all
+from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import all_solved, draw_grid, folder_name, in_words, job, measures, select
+from .reversal import all_solved, draw_grid, folder_name, in_words, job, measures
 from .reversal import run_one as run_plain
 
 

@@ -366,6 +366,10 @@ def _check_state(path: Path) -> None:
     _require(state["train_batch_size"] or not (path.parent / "optimizer.pt").exists())
 
 
+def _check_config(path: Path) -> None:
+    _require(isinstance(json.loads(path.read_text(encoding="utf-8")), dict))
+
+
 def _check_index(path: Path) -> None:
     for name in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
         (path.parent / name).stat()
@@ -419,6 +423,7 @@ _CHECKS: dict[re.Pattern[str], Callable[[Path], object]] = {
     re.compile(pattern): check
     for pattern, check in {
         r"trainer_state\.json": _check_state,
+        r"config\.json": _check_config,
         r"(model\.safetensors|pytorch_model\.bin)\.index\.json": _check_index,
         r"model(_\d+|-\d+-of-\d+)?\.safetensors|adapter_model\.safetensors": _check_safetensors,
         r"pytorch_model(_\d+|-\d+-of-\d+)?\.bin|adapter_model\.bin": _load_state,

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hf_warmup.checkpoints import MANIFEST_FILE
 
 from .measure import Table
-from .runs import RESULT_FILE, Plan, Run, loop, result_of, train
+from .runs import RESULT_FILE, Plan, Run, joined_file, loop, result_of, train
 
 
 LAST = "checkpoint-4"  # of a run of the plan `SMALL`
@@ -60,15 +60,17 @@ def kill_and_restart(
     """Kill a run at up to three random moments within `seconds`, restart it each time, and let it end."""
     counts = Counter(chains=1, kills=0, during_a_save=0, same_result=0, hang=0, abort=0)
     while True:
+        joined_file(folder).unlink(missing_ok=True)
         run = Run(function, folder, plan, world=world)
         last = counts["kills"] == KILLS_PER_CHAIN
         ended = run.wait(HANG if last else random.uniform(0, seconds))
         if ended or last:
             break
         counts["during_a_save"] += is_saving(folder)
+        joined = joined_file(folder).exists()  # before, only a launcher can know that a process is gone
         run.kill(random.randrange(world))
         counts["kills"] += 1
-        counts["hang"] += not run.wait(HANG)  # another process has to end by itself
+        counts["hang"] += joined and not run.wait(HANG)  # the other process has to end by itself
         run.kill()
     counts["hang"] += not ended
     counts["abort"] += any(code is not None and code < 0 for code in run.exit_codes)

@@ -87,10 +87,10 @@ def train(folder: Path, plan: Plan, resume: str = "auto") -> None:
     data = [{"input_ids": x, "labels": x.flip(0)} for x in sequences(plan.updates).flatten(0, 1)]
     trainer = WarmupTrainer(model_of(plan), args, train_dataset=data)
     trainer.remove_callback(PrinterCallback)
+    joined_file(folder).touch()
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
-        rewinds = len(trainer.guard.rewinds) if trainer.guard else 0
-        write_result(folder, trainer.model, trainer.state.log_history, rewinds)
+        write_result(folder, trainer.model, trainer.state.log_history)
 
 
 class Averages:
@@ -137,13 +137,23 @@ def loop(folder: Path, plan: Plan, resume: str = "auto") -> None:
     write_result(folder, model, state.log_history)
 
 
-def write_result(folder: Path, model: Any, log: Sequence[dict[str, Any]], rewinds: int = 0) -> None:
+def write_result(folder: Path, model: Any, log: Sequence[dict[str, Any]]) -> None:
     """Write what has to be the same for two runs to be equal bit for bit: weights, curves and recording."""
     weights = b"".join(value.numpy().tobytes() for _, value in sorted(model.state_dict().items()))
     curve = [(entry["step"], entry["loss"], entry.get("learning_rate")) for entry in log if "loss" in entry]
     digests = [sha256(each).hexdigest() for each in (weights, (folder / GRADIENT_NORMS_FILE).read_bytes())]
-    result = {"weights": digests[0], "recording": digests[1], "curve": curve, "rewinds": rewinds}
+    result = {
+        "weights": digests[0],
+        "recording": digests[1],
+        "curve": curve,
+        "rewinds": sum("rewound_to" in entry for entry in log),
+    }
     (folder / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
+
+
+def joined_file(folder: Path) -> Path:
+    """Return the file that a run makes when all of its processes have found each other."""
+    return folder.with_name(f"{folder.name}.joined")
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

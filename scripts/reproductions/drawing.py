@@ -65,7 +65,7 @@ def draw_evaluations(results: Sequence[Result], rows: Sequence[Row], configurati
         if not any(drawn.values()):
             continue
         values = [each[row.column] for run in select(results, **row.only) for each in run["evaluations"]]
-        margin = 0.05 * (max(values) - min(values))
+        margin = 0.05 * (max(values) - min(values)) or 0.05
         title = " ".join([*row.only.values(), f"learning rate {lr:g}"])
         axes = blank_axes(figure, title, row.words, place=(len(rows), len(rates), i * len(rates) + j + 1))
         axes.set_ylim(min(values) - margin, max(values) + margin)  # one scale per row

@@ -200,8 +200,8 @@ def texts(tmp_path):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("\n".join(" ".join(WORDS) + " <unk>" for _ in range(60)))
     (folder / "mr").mkdir()
-    (folder / "mr" / "rt-polarity.pos").write_text("a good film\n" * 40)
-    (folder / "mr" / "rt-polarity.neg").write_text("a bad film\n" * 40)
+    (folder / "mr" / "rt-polarity.pos").write_text("a good film\na good good film\n" * 20)
+    (folder / "mr" / "rt-polarity.neg").write_text("a bad film\na bad bad film\n" * 20)
     for task, header in (("SST-2", "sentence\tlabel"), ("RTE", "index\tsentence1\tsentence2\tlabel")):
         (folder / "glue" / task).mkdir(parents=True)
         row = "a good film\t{}" if task == "SST-2" else "0\ta good film\ta film\t{}"

@@ -10,8 +10,8 @@ def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module. All loggers of this package follow `transformers.logging` from then on."""
     from transformers.utils.logging import get_logger as get_transformers_logger
 
-    package, host = logging.getLogger("hf_warmup"), get_transformers_logger("transformers")
-    package.parent = host  # type: ignore[assignment]  # gives level and handlers
+    package = logging.getLogger("hf_warmup")
+    package.parent = get_transformers_logger("transformers")  # type: ignore[assignment]  # gives level and handlers
     package.setLevel(package.level)  # forgets the levels that loggers below have looked up before
     return logging.getLogger(name)
 

@@ -168,7 +168,7 @@ def _unknown_flag(flag: str, known: Sequence[str]) -> str:
     renamed = next((name for name in _RENAMED_FLAGS.get(flag, ()) if name in known), None)
     if renamed and renamed.endswith("warmup_steps"):
         return f"{unknown}. Use {renamed}: a value below 1 is a share of the run."
-    names = {name.lstrip("-"): name for name in known}  # the dashes are no likeness
+    names = {name.lstrip("-"): name for name in known}  # without the dashes, which all flags share
     close = renamed or names.get(closest(flag.lstrip("-"), names) or "")
     return f"{unknown}. Did you mean {close}?" if close else f"{unknown}."
 
@@ -345,7 +345,7 @@ def check_process_count(num_processes: int) -> None:
 
 
 def warn_of_process_count(num_processes: int) -> None:
-    """Log a warning where [`check_process_count`] raises: a script of the user's own may mean to run like that."""
+    """Log the error of [`check_process_count`] as a warning: a user's own script may be meant to run like that."""
     try:
         check_process_count(num_processes)
     except ValueError as error:

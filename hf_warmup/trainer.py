@@ -405,7 +405,7 @@ class WarmupTrainerMixin(_TrainerBase):
         self._honor_item_count()
 
     def _check_plateau(self, lr_scheduler: Any) -> None:
-        """Check that a plateau that was passed via `optimizers=` has a metric, and that it follows its direction."""
+        """Set the metric of a plateau that was passed via `optimizers=`; warn if its mode contradicts the metric."""
         if self.args.metric_for_best_model is None:
             self.args.metric_for_best_model = "loss"  # as transformers does for its own name
         mode = getattr(lr_scheduler, "lr_scheduler", lr_scheduler).mode

@@ -237,7 +237,7 @@ class WarmupArgumentsMixin(_Base):
         """
         for name, allowed in _RANGES.items():
             setattr(self, name, allowed.check(name, getattr(self, name)))
-        self.optim = _optimizer_name(self.optim)  # `None` is no name
+        self.optim = _optimizer_name(self.optim)  # an error for `None` too
         for each in self.record:
             check_name("record", each, ("gradients", "updates"))
         if "gradients" not in self.record:

@@ -1,4 +1,4 @@
-"""An offline host, one thread a process, and caches in the tests' own folder."""
+"""No network, one thread per process, and caches in a folder of the tests."""
 
 from __future__ import annotations
 

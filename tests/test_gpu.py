@@ -95,7 +95,7 @@ def test_step_allocates_no_memory(cls):
 def test_step_in_a_cuda_graph_raises(cls):
     optimizer, _ = prepared(cls, [(3,)])
     with (
-        pytest.raises(RuntimeError, match=f"{cls.__name__}.step.. cannot be captured: updates are counted on the host"),
+        pytest.raises(RuntimeError, match=f"{cls.__name__}.step.. cannot be captured: updates are counted on the CPU"),
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         optimizer.step()

@@ -34,7 +34,7 @@ def trained_with_early_stopping(folder):
 
 
 def nested_seeds(folder):
-    """Three configurations of five seeds in nested folders that are called anything."""
+    """Three configurations of five seeds in nested folders with arbitrary names."""
     for name, rate, accuracy in (("low", 1e-4, 0.7), ("middle", 1e-3, 0.9), ("high", 1e-2, 0.5)):
         for seed in range(5):
             loss = (lambda t: 10.0**t) if name == "high" else (lambda t: 1 / t)

@@ -526,7 +526,7 @@ def test_step_in_a_cuda_graph_raises(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     p = OnCuda(torch.ones(1))
     p.grad = torch.ones(1)
-    with pytest.raises(RuntimeError, match=r"RAdam\.step\(\) cannot be captured: updates are counted on the host"):
+    with pytest.raises(RuntimeError, match=r"RAdam\.step\(\) cannot be captured: updates are counted on the CPU"):
         RAdam([p]).step()
 
 
@@ -592,7 +592,7 @@ def check_that_a_nonfinite_update_is_skipped(cls, form, device):
 @classes
 def test_grad_scaler_skips_an_update_that_is_not_finite(cls, form):
     # Without this attribute, a GradScaler divides the gradients and skips the call. With it, the kernel would skip on
-    # the device, and the count on the host would be wrong.
+    # the device, and the count on the CPU would be wrong.
     assert not getattr(cls(parameters([torch.ones(1)]), **form), "_step_supports_amp_scaling", False)
     check_that_a_nonfinite_update_is_skipped(cls, form, "cpu")
 

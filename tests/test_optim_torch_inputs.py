@@ -52,7 +52,7 @@ def values(optimizer):
 
 
 @pytest.mark.parametrize(("cls", "info", "kwargs"), CASES)
-def test_loss_goes_the_right_way_alone_in_groups_and_under_each_scheduler(cls, info, kwargs):
+def test_loss_decreases_alone_in_groups_and_under_each_scheduler(cls, info, kwargs):
     schedulers = {tuple(each) for each in info.scheduler_inputs} | {()}
     for groups in (False, True):
         for makers in schedulers:
@@ -112,7 +112,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("cls", "error"), ERRORS)
-def test_what_torch_refuses_is_refused(cls, error):
+def test_invalid_options_raise_the_errors_of_torch(cls, error):
     inputs = error.optimizer_error_input
     expected = Warning if issubclass(error.error_type, Warning) else (TypeError, ValueError)
     with warnings.catch_warnings():

@@ -508,6 +508,6 @@ def test_record_updates_logs_the_norm_of_each_layers_update(tmp_path):
     assert "update_ratio" in [panel.key for panel in panels_of([read_run(tmp_path / "b")])]
 
 
-def test_record_updates_is_refused_for_an_optimizer_whose_update_is_not_known(tmp_path):
+def test_record_updates_raises_for_an_optimizer_whose_update_is_not_known(tmp_path):
     with pytest.raises(ValueError, match="not possible for Adagrad"):
         run(tmp_path, record=("gradients", "updates"), optim="adagrad", max_steps=1)

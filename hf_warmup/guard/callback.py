@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from .._logging import get_logger
 from .._validation import check_name, check_number
 from ..norms import GradientNormRecorder
+from ..norms.measure import local_shard
 from ..optim import AdamFamily
 from ..report.findings import Finding, apply
 from ..report.run import LOG_PREFIX, UPDATE_PREFIXES
@@ -65,7 +66,7 @@ class RestartedWarmup:
 
 
 def _own_warmup(lr_scheduler: Any, group: int) -> tuple[Callable[[int], float], int]:
-    """Return the warmup of a scheduler alone, as far as its curves show it, and its number of updates."""
+    """Return the warmup of a scheduler without its decay, and its length in updates; no warmup if that is unknown."""
     curves = getattr(lr_scheduler, "warmups", None) or getattr(lr_scheduler, "lr_lambdas", None)
     curve = curves[group] if curves else no_warmup
     parts = getattr(curve, "keywords", {}).get("schedules")
@@ -77,7 +78,7 @@ def _own_warmup(lr_scheduler: Any, group: int) -> tuple[Callable[[int], float], 
 
 
 def _bound_length(curve: Any) -> int:
-    """Return the updates of warmup that a curve is bound to; 0 for a function that does not tell."""
+    """Return the warmup length that is bound to a curve, or 0 if the curve does not show one."""
     keywords = getattr(curve, "keywords", {})
     beta2, inner = keywords.get("beta2", 0), keywords.get("curve")
     own = keywords.get("num_warmup_steps") or (round(2 / (1 - beta2)) if beta2 else 0)
@@ -113,14 +114,9 @@ def _check_restorable(model: nn.Module, optimizer: Any) -> None:
         raise ValueError(_NOT_RESTORABLE.format("a layer-wise optimizer, which steps in the backward pass"))
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """Return the shard that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _local(value.detach()).clone()
+        return local_shard(value.detach()).clone()
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return deepcopy(value)
@@ -128,8 +124,8 @@ def _copy(value: Any) -> Any:
 
 def _restored(saved: Any, present: Any) -> Any:
     """Return a value of the optimizer's state, written into the tensor `present` where there is one."""
-    if isinstance(saved, Tensor) and isinstance(present, Tensor) and saved.shape == _local(present).shape:
-        _local(present).copy_(saved)
+    if isinstance(saved, Tensor) and isinstance(present, Tensor) and saved.shape == local_shard(present).shape:
+        local_shard(present).copy_(saved)
         return present
     return _copy(saved)
 
@@ -174,13 +170,13 @@ class Snapshot:
         for group, params, states, options in kept:
             group.update(_copy(options))
             for p, saved, saved_state in zip(group["params"], params, states, strict=False):
-                _local(p).copy_(saved)
+                local_shard(p).copy_(saved)
                 present = optimizer.state.pop(p, {})
                 if saved_state:
                     optimizer.state[p] = {key: _restored(v, present.get(key)) for key, v in saved_state.items()}
         for name, buffer in model.named_buffers():
             if name in self.buffers:
-                _local(buffer).copy_(self.buffers[name])
+                local_shard(buffer).copy_(self.buffers[name])
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +297,7 @@ class WarmupGuard(TrainerCallback):
         """Take the first snapshot, after `step` updates.
 
         Raises:
-            `ValueError`: If the guard is to rewind and cannot.
+            `ValueError`: If `action` is `rewind` and the run cannot be rewound.
         """
         self._model = model
         self._optimizer: Any = unwrap_optimizer(optimizer)  # `found_inf` is an attribute that kernels read
@@ -436,7 +432,7 @@ class WarmupGuard(TrainerCallback):
 
     def _add_rows(self, rows: list[dict[str, Any]]) -> None:
         self._rows += rows
-        self._rows[1:-KEPT_ROWS] = []  # the first record tells a ratio that is high by design
+        self._rows[1:-KEPT_ROWS] = []  # the first record shows whether a ratio is high by design
 
     def _judge(self, step: int) -> tuple[Records, list[Finding]]:
         records = self._records(step)

@@ -18,6 +18,11 @@ from .grouping import GroupBy, group_names
 Sharding = tuple[Any, tuple[int, ...]] | None
 
 
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return the part of `tensor` that this process holds."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def local_part(gradient: Tensor) -> tuple[Tensor, Sharding]:
     """Return the part of `gradient` that this process holds, and how the complete tensor is sharded."""
     if type(gradient) is Tensor:

@@ -240,7 +240,7 @@ class GradientNormRecorder:
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to the file, such as the note of a rewind."""
         if rows and self.path is not None:
-            with self._going_on_without_the_file():
+            with self._continue_without_file():
                 append_rows(self.path, rows)
 
     def norms_on_device(self, step: int) -> Tensor | None:
@@ -253,13 +253,13 @@ class GradientNormRecorder:
         self.latest, self.nonfinite_updates, self._for_clip = {}, 0, None
         if self.path is None:
             return
-        with self._going_on_without_the_file():
+        with self._continue_without_file():
             truncate_rows(self.path, step)
             if self.path.exists():
                 self.nonfinite_updates = sum("nonfinite" in row for row in iter_rows(self.path))
 
     @contextmanager
-    def _going_on_without_the_file(self) -> Iterator[None]:
+    def _continue_without_file(self) -> Iterator[None]:
         """Log a warning and write no more if the file cannot be written. Raise if the disk is full."""
         try:
             yield

@@ -23,7 +23,7 @@ from .._validation import check_flag, check_number, short_repr
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _UNSUPPORTED = {
-    "capturable": "updates are counted on the host, a CUDA graph would repeat one of them.",
+    "capturable": "updates are counted on the CPU, and a CUDA graph would repeat one of them.",
     "differentiable": "the kernels update the parameters in place.",
 }
 
@@ -138,7 +138,7 @@ class AdamFamily(Optimizer):
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])
         betas = group["betas"]
-        if not isinstance(betas, Sequence) or len(betas) != 2:  # Hydra's lists are no `list`
+        if not isinstance(betas, Sequence) or len(betas) != 2:  # Hydra passes another sequence than `list`
             raise ValueError(f"betas={short_repr(betas)}: expected two numbers in [0, 1).")
         group["betas"] = tuple(check_number(f"betas[{i}]", betas[i], 0.0, 1.0, open_high=True) for i in (0, 1))
         for key in ("maximize", "decoupled_weight_decay"):

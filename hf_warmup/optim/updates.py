@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, Optimizer, RAdam
 
+from ..norms.measure import local_shard
 from ..schedules import unwrap_optimizer
 from ..schedules.warmups import radam_warmup
 from .adam_family import AdamFamily
@@ -123,8 +123,8 @@ def update_norms(optimizer: Any) -> dict[Tensor, tuple[Tensor, Tensor]]:
 def _norms(p: Tensor, state: dict[str, Any], form: Form) -> tuple[Tensor, Tensor]:
     momentum, square = state.get("exp_avg", state.get("momentum_buffer")), state.get("exp_avg_sq")
     square = state.get("max_exp_avg_sq", square)
-    columns = [each if each is None else _local(each.detach()).reshape(-1) for each in (momentum, square, p.grad)]
-    flat = _local(p.detach()).reshape(-1)
+    columns = [each if each is None else local_shard(each.detach()).reshape(-1) for each in (momentum, square, p.grad)]
+    flat = local_shard(p.detach()).reshape(-1)
     size = _PIECE if p.device.type == "cpu" else max(1, flat.numel())
     squares = [
         _squares(
@@ -154,7 +154,3 @@ def _squares(form: Form, p: Tensor, m: Tensor | None, v: Tensor | None, g: Tenso
     # `p` is the value after the update, `p_old (1 - decay) - update`, and the difference is `-(update + decay p_old)`.
     update.add_(p * form.decay).div_(1.0 - form.decay)
     return torch.stack((torch.dot(update, update), torch.dot(p, p)))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -37,8 +37,11 @@ def summarize_run(run: Run) -> list[str]:
     The first says how the run ended and what its schedule was. The second says what went wrong and which evaluation is
     best. Further findings follow, and last what there was to judge by.
     """
-    said = [f"{'PROBLEM (' * each.is_problem}{each.rule}{')' * each.is_problem}: {each.text}" for each in find(run)]
-    if not said or not said[0].startswith("PROBLEM"):
+    findings = find(run)
+    said = [
+        f"PROBLEM ({each.rule}): {each.text}" if each.is_problem else f"{each.rule}: {each.text}" for each in findings
+    ]
+    if not any(each.is_problem for each in findings):
         said.insert(0, "No problem found." if judged(run) else "Too little was logged to judge the run.")
     skipped = f" {run.unreadable} log entries or values were skipped: they hold no number." if run.unreadable else ""
     return [

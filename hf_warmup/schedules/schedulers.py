@@ -592,8 +592,8 @@ class UpdateCounter:
         unwrap_optimizer(self.optimizer).register_step_post_hook(self._on_step)
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # GradScaler lets torch's fused optimizers skip an update by themselves: these attributes tell. An update that
-        # a guard skips is counted, as the Trainer counts it.
+        # GradScaler lets torch's fused optimizers skip an update by themselves, which these attributes show. An update
+        # that the guard skips is counted, as in the Trainer.
         found_inf = getattr(optimizer, "found_inf", None) if hasattr(optimizer, "grad_scale") else None
         if found_inf is None or not found_inf.item():
             self._after_update()

@@ -6,9 +6,9 @@
     python -m scripts.benchmarks imports                    # imports in new processes
     python -m scripts.benchmarks large-recording            # time and memory of reading a million updates, or 200 runs
     python -m scripts.benchmarks saves                      # saving and checking a checkpoint of BERT-base
-    python -m scripts.benchmarks kills                      # 120 kills at random moments: does the result change?
-    python -m scripts.benchmarks damages                    # files of checkpoints damaged in 15 ways: is it noticed?
-    python -m scripts.benchmarks all --json docs/benchmarks.json    # everything, in under 45 minutes
+    python -m scripts.benchmarks all --json docs/benchmarks.json      # all of these, in under MINUTES minutes
+    python -m scripts.benchmarks kills --json docs/benchmarks.json    # 120 kills at random moments: the same result?
+    python -m scripts.benchmarks damages --json docs/benchmarks.json  # files of checkpoints damaged: is it noticed?
 
 Candidates take turns in random order. The tables have medians, best values, and ratios to the first row; on a shared
 machine only the ratios mean something. `--quick` uses small sizes and one round. The results are stored in `--json`
@@ -31,14 +31,15 @@ from hf_warmup.cli import check_minimums, exit_on_user_error, parse_arguments, w
 from hf_warmup.model_card import environment
 
 from .measure import print_table
-from .sections import SECTIONS, BenchmarkArguments, processor, read_results
+from .sections import FAULTS, SECTIONS, BenchmarkArguments, processor, read_results
 
 
 def main() -> None:
     with exit_on_user_error("The same command continues with the next section."):
         (args,) = parse_arguments(HfArgumentParser(BenchmarkArguments), words_first("what"))
-        if args.what not in (*SECTIONS, "all"):
-            raise ValueError(f"what={args.what!r}: expected one of {', '.join(SECTIONS)}, all.")
+        measures = SECTIONS | FAULTS
+        if args.what not in (*measures, "all"):
+            raise ValueError(f"what={args.what!r}: expected one of {', '.join(measures)}, all.")
         check_minimums(args, rounds=0, threads=0)
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -54,7 +55,7 @@ def main() -> None:
         results = read_results(path, described, args.what)
         todo = [name for name in SECTIONS if name not in results] if args.what == "all" else [args.what]
         for name in tqdm(todo, desc="sections", unit="section"):
-            tables = SECTIONS[name](args)
+            tables = measures[name](args)
             today = date.today().isoformat()
             results[name] = {"environment": {**described, "date": today}, "tables": tables}
             path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

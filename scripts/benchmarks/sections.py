@@ -293,6 +293,9 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "large-recording": large_recording,
     "trainer": trainer,
     "saves": saves,
+}
+# Sections that count what happens to runs under faults, and take longer. `all` leaves them out.
+FAULTS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "kills": lambda args: {"kills": kills(4 if args.quick else 120)},
     "damages": lambda args: damages(1, ("Accelerate loop",)) if args.quick else damages(3),
 }
@@ -307,10 +310,16 @@ def processor() -> str:
 
 
 def read_results(path: Path, described: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return the sections in `path` to keep: for `all`, those of an incomplete file made under the same conditions."""
+    """Return the sections in `path` to keep.
+
+    For `all` these are the sections about faults, and those of an incomplete file made under the same conditions.
+    """
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if what != "all":
         return found
-    if found.keys() >= SECTIONS.keys():
-        return {}
-    return {name: section for name, section in found.items() if {**section["environment"], "date": ""} == described}
+    is_complete = found.keys() >= SECTIONS.keys()
+    return {
+        name: section
+        for name, section in found.items()
+        if name in FAULTS or (not is_complete and {**section["environment"], "date": ""} == described)
+    }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hf_warmup.guard.callback import KEPT_ROWS
 from hf_warmup.guard.rules import RULES, Records
 from hf_warmup.report import find, read_run
 from hf_warmup.report.findings import apply, records_of
@@ -26,20 +27,19 @@ ABOUT = About(
     "did not solve its task within its updates, slow ones included. Runs that a guard rewound are left out.",
 )
 EVERY = 5  # updates between two checks of a live guard
-WINDOW = 128  # records that it looks back on
 
 
 def until(records: Records, step: int) -> Records:
     """Return what a live guard sees after update `step`."""
     end = sum(each <= step for each in records.steps)
-    begin = max(0, end - WINDOW)
+    begin = max(0, end - KEPT_ROWS)
     log = {key: [(s, v) for s, v in zip(*series, strict=True) if s <= step] for key, series in records.log.items()}
     return replace(
         records,
         steps=records.steps[begin:end],
         norms={layer: values[begin:end] for layer, values in records.norms.items()},
         nonfinite={s: layers for s, layers in records.nonfinite.items() if s <= step},
-        log={key: tuple(map(list, zip(*pairs[-2 * WINDOW :], strict=True))) for key, pairs in log.items() if pairs},
+        log={key: tuple(map(list, zip(*pairs[-2 * KEPT_ROWS :], strict=True))) for key, pairs in log.items() if pairs},
         updates=step,
         ended=False,
         judged=step - EVERY,
@@ -73,7 +73,7 @@ def count(findings: Mapping[Path, Any], rule: str) -> int:
 
 
 def run(args: ReproduceArguments) -> Outcome:
-    """Read all finished runs, ask the rules, and draw the shares."""
+    """Read all finished runs, check the rules, and draw the shares."""
     labels = labelled_runs(args.folder.parent)
     if args.quick:
         labels = dict(list(labels.items())[:2])

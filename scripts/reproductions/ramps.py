@@ -177,7 +177,7 @@ def run(args: ReproduceArguments) -> Outcome:
     """Execute all runs, draw the figure and judge the claims."""
     results = run_all(run_one, planned(args), args.folder / "runs", args.num_workers)
     figure = blank_figure(8, 3)
-    axes = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "learning rate")
+    axes = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "learning rate", "warmup")
     cells = [[runs_of(results, lr, name) for name in NAMES] for lr in RATES]
     draw_grid(axes, cells, [f"{lr:g}" for lr in RATES], NAMES)
     rows = [[f"{lr:g}", *(in_words(runs_of(results, lr, name)) for name in NAMES)] for lr in RATES]

@@ -113,9 +113,9 @@ def run(args: ReproduceArguments) -> Outcome:
             stalls["failed, live"] >= 0.9 * failed if enough else None,
         ),
     ]  # fmt: skip
-    figure = blank_figure(7, 4)
+    figure = blank_figure(7, 3)
     axes = blank_axes(figure, "Runs in which a rule finds a problem", "", "share of the runs")
-    names = [rule.name for rule in RULES if rule.is_problem]
+    names = [rule.name for rule in RULES if rule.is_problem and any(numbers[rule.name].values())]
     for shift, (kind, color) in zip((-0.2, 0.2), {"failed": COLORS[0], "learned": COLORS[1]}.items(), strict=True):
         total = (failed if kind == "failed" else learned) or 1
         places = [i + shift for i in range(len(names))]

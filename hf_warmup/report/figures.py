@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
@@ -645,9 +645,12 @@ def _log10(value: float) -> float | None:
 
 
 def _coloraxis(runs: Sequence[Run]) -> dict[str, Any]:
-    norms = [norm for run in runs for column in run.norms.values() for norm in column if norm > 0] or [1.0]
-    high = log10(max(norms))
-    low = max(log10(min(norms)), high - DECADES)
+
+    def norms() -> Iterator[float]:  # no list: there may be fifty million
+        return (norm for run in runs for column in run.norms.values() for norm in column if norm > 0)
+
+    high = log10(max(norms(), default=1.0))
+    low = max(log10(min(norms(), default=1.0)), high - DECADES)
     powers = range(int(low // 1), int(-(-high // 1)) + 1)
     ticks = {float(power): f"10<sup>{power}</sup>" for power in powers}
     if high - low < 1.5:  # too few powers of ten to read a value from

@@ -168,7 +168,8 @@ def _unknown_flag(flag: str, known: Sequence[str]) -> str:
     renamed = next((name for name in _RENAMED_FLAGS.get(flag, ()) if name in known), None)
     if renamed and renamed.endswith("warmup_steps"):
         return f"{unknown}. Use {renamed}: a value below 1 is a share of the run."
-    names = {name.lstrip("-"): name for name in known}  # without the dashes, which all flags share
+    # Without the dashes, which all flags share, and without fields that are not meant as flags, such as `_n_gpu`.
+    names = {name.lstrip("-"): name for name in known if not name.startswith("--_")}
     close = renamed or names.get(closest(flag.lstrip("-"), names) or "")
     return f"{unknown}. Did you mean {close}?" if close else f"{unknown}."
 

@@ -182,10 +182,12 @@ def load_tokenizer(args: ModelArguments) -> Any:
         tokenizer = tokenizer_class.from_pretrained(name, cache_dir=args.cache_dir)
     except OSError:
         raise
+    except TypeError:
+        tokenizer = None  # transformers 4.57 found no file of a vocabulary
     except Exception as error:  # the parsers of the files raise errors of many kinds, and name no file
         raise ValueError(f"The tokenizer of {name} cannot be read: {error}") from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"{name} has no vocabulary that {type(tokenizer).__name__} can read: expected a vocab.txt.")
+    if tokenizer is None or len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{name} has no vocabulary that {tokenizer_class.__name__} can read: expected a vocab.txt.")
     return tokenizer
 
 

@@ -292,11 +292,12 @@ def _in_one_layout(p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> _Entry:
 
     torch's fused kernels walk through the memory of all four side by side. For a view they would be silently wrong.
     """
-    moments = state["exp_avg"], state["exp_avg_sq"]
-    for layout in (torch.contiguous_format, torch.channels_last):
-        if all(each.is_contiguous(memory_format=layout) for each in (p, grad, *moments)):
-            return p, grad, state
-    state["exp_avg"], state["exp_avg_sq"] = (each.contiguous() for each in moments)
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    if p.is_contiguous() and grad.is_contiguous() and m.is_contiguous() and v.is_contiguous():  # the usual case
+        return p, grad, state
+    if all(each.is_contiguous(memory_format=torch.channels_last) for each in (p, grad, m, v)):
+        return p, grad, state
+    state["exp_avg"], state["exp_avg_sq"] = m.contiguous(), v.contiguous()
     return p.contiguous(), grad.contiguous(), state
 
 

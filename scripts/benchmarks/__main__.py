@@ -6,7 +6,7 @@
     python -m scripts.benchmarks imports                    # imports in new processes
     python -m scripts.benchmarks large-recording            # time and memory of reading a million updates, or 200 runs
     python -m scripts.benchmarks saves                      # saving and checking a checkpoint of BERT-base
-    python -m scripts.benchmarks all --json docs/benchmarks.json      # all of these
+    python -m scripts.benchmarks all --json docs/benchmarks.json      # all of these, in 16 minutes
     python -m scripts.benchmarks kills --json docs/benchmarks.json    # 120 kills at random moments: the same result?
     python -m scripts.benchmarks damages --json docs/benchmarks.json  # files of checkpoints damaged: is it noticed?
 

@@ -145,7 +145,8 @@ def benchmarks() -> str:
                 [row["name"], *(number(row[key]) if key in row else "" for key in header[1:])] for row in table["rows"]
             ]
             names = ["", *(name.replace("_", " ") for name in header[1:])]
-            parts += [f"### {section}: {title}", f"Measured: {table['note']}.", table_of(names, rows)]
+            heading = title if title.startswith(section) else f"{section}: {title}"
+            parts += [f"### {heading}", f"Measured: {table['note']}.", table_of(names, rows)]
         environment = content["environment"]
         machine = ", ".join(str(environment[key]) for key in ("machine", "processor", "date"))
         parts.append(f"{machine}; torch {environment['torch']}, transformers {environment['transformers']}.")

@@ -58,7 +58,8 @@ def main() -> None:
             tables = measures[name](args)
             today = date.today().isoformat()
             results[name] = {"environment": {**described, "date": today}, "tables": tables}
-            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            ordered = {name: results[name] for name in measures if name in results}
+            path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
     for name in SECTIONS if args.what == "all" else [args.what]:
         for title, table in results[name]["tables"].items():
             print_table(f"{name}: {title}", table)

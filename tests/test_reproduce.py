@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from transformers import BertTokenizerFast
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM
-from scripts.reproductions import auto
+from scripts.reproductions import auto, rules
 
 from .testing_utils import WORDS, tiny_bert
 
@@ -36,7 +36,7 @@ def reproduce(script, tmp_path):
         assert (tmp_path / what / "figure.png").stat().st_size > 10_000
         results = json.loads((tmp_path / what / "results.json").read_text())
         assert {"torch", "transformers", "machine", "threads"} <= results["environment"].keys()
-        assert len(results["verdicts"]) == out.count("paper says") >= 2
+        assert len(results["verdicts"]) == out.count("=>  ") >= 2
         card = ModelCard.load(tmp_path / what / "README.md")
         assert card.data.eval_results
         assert card.text.count("](") == len(list((tmp_path / what).glob("*.png")))
@@ -149,6 +149,24 @@ def test_auto_verdicts_compare_with_the_best_fixed_warmup():
 @pytest.mark.parametrize("name", [path.stem for path in (SCRIPTS / "reproductions").glob("[a-z]*.py")])
 def test_docstring_examples_of_reproductions(name):
     assert doctest.testmod(import_module(f"scripts.reproductions.{name}")).failed == 0
+
+
+def test_rules_label_every_finished_run_by_its_own_result(tmp_path):
+    results = {
+        "auto/runs/solved": ({"steps_to_loss_0.5": 90}, ("reversal", True)),
+        "auto/runs/unsolved": ({"steps_to_loss_0.5": None, "rewinds": 0}, ("reversal", False)),
+        "auto/runs/rewound": ({"steps_to_loss_0.5": 90, "rewinds": 1}, None),
+        "pretrained/runs/learned": ({"task": "MR", "roc_auc": 0.6}, ("text", True)),
+        "finetune/finetuned/failed": ({"task": "SST-2", "roc_auc": 0.59}, ("text", False)),
+        "pretrained/runs/too_hard": ({"task": "RTE", "roc_auc": 0.5}, None),
+        "pretrained/runs/may_rewind": ({"task": "MR", "roc_auc": 0.9, "guard": "rewind"}, None),
+        "pretrain/runs/masked": ({"evaluations": []}, None),
+    }
+    for name, (result, _) in results.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    (tmp_path / "auto" / "runs" / "unfinished").mkdir()
+    assert rules.labelled_runs(tmp_path) == {tmp_path / name: kind for name, (_, kind) in results.items() if kind}
 
 
 def test_verdicts_of_warmup_follow_from_results():

@@ -1,4 +1,4 @@
-"""Test claims of papers about warmup again: what the paper says, what we measured, and whether the claim holds.
+"""Test claims about warmup: what a paper says, what is measured here, and whether the claim holds.
 
     python -m scripts.reproductions untuned         # effective lengths of the warmups that follow from beta2
     python -m scripts.reproductions variance        # variance of the adaptive learning rate of Adam and RAdam

@@ -30,9 +30,9 @@ def save_figures(outcome: Outcome, about: About, folder: Path) -> dict[str, str]
 def reproduction_card(about: About, question: str, outcome: Outcome, args: ReproduceArguments) -> ModelCard:
     """Return the card of a reproduction; its figures are saved in `args.folder`."""
     rows = [
-        f"| {verdict.paper} | {verdict.source} | {verdict.measured} | {verdict.word} |" for verdict in outcome.verdicts
+        f"| {verdict.claim} | {verdict.source} | {verdict.measured} | {verdict.word} |" for verdict in outcome.verdicts
     ]
-    table = "\n".join(["| the paper says | source | we measured | verdict |", "| --- | --- | --- | --- |", *rows])
+    table = "\n".join(["| claim | source | measured | verdict |", "| --- | --- | --- | --- |", *rows])
     flags = ["--quick"] if args.quick else []
     flags += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     flags += ["--max_steps", str(args.max_steps)] if args.max_steps else []

@@ -73,9 +73,9 @@ class ReproduceArguments:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A paper's claim compared with a measurement; `holds` is `None` if too little was run to decide."""
+    """A claim compared with a measurement; `holds` is `None` if too little was run to decide."""
 
-    paper: str
+    claim: str
     source: str
     measured: str
     holds: bool | None
@@ -85,7 +85,7 @@ class Verdict:
         return {True: "holds", False: "does not hold", None: "undecided: too few runs"}[self.holds]
 
     def __str__(self) -> str:
-        return f"paper says   {self.paper} ({self.source})\nwe measured  {self.measured}\n=>           {self.word}"
+        return f"claim     {self.claim} ({self.source})\nmeasured  {self.measured}\n=>        {self.word}"
 
 
 class About(NamedTuple):

@@ -42,8 +42,8 @@ def reproduce(script, tmp_path):
         assert card.text.count("](") == len(list((tmp_path / what).glob("*.png")))
         for verdict in results["verdicts"]:
             assert f"| {verdict['measured']} | {verdict['verdict']} |" in card.text
-            assert verdict.keys() == {"paper", "source", "measured", "holds", "verdict"}
-            assert verdict["paper"] in out
+            assert verdict.keys() == {"claim", "source", "measured", "holds", "verdict"}
+            assert verdict["claim"] in out
         return results, out
 
     return call

@@ -30,6 +30,7 @@ CONFIGURATIONS: dict[str, Settings] = {
     "Post-LN, no warmup": {"norm_placement": "post", "warmup_type": "none"},
     "Post-LN, linear warmup": {"norm_placement": "post", "warmup_type": "linear"},
     "Post-LN, RAdam": {"norm_placement": "post", "warmup_type": "none", "optim": "radam"},
+    "Post-LN, auto": {"norm_placement": "post", "warmup_type": "none", "guard": "rewind"},
     "Pre-LN, no warmup": {"norm_placement": "pre", "warmup_type": "none"},
 }
 LEARNED = 0.05  # a run has learned if its accuracy is this much above the majority class
@@ -43,6 +44,7 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
         "max_steps": steps,
         "batch_size": 64,
         "warmup_steps": min(WARMUP_STEPS, steps),
+        "grad_norm_steps": 1,
         **(QUICK_SIZE if args.quick else SIZE),
     }
     return {
@@ -75,12 +77,16 @@ def run(args: ReproduceArguments) -> Outcome:
 
 
 def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
-    """Judge the claims of the paper at the learning rate that separates the configurations."""
-    at_rate = {name: select(results, name=name, learning_rate=RATE) for name in CONFIGURATIONS}
-    counts = {name: sum(map(learned, runs)) for name, runs in at_rate.items()}
-    words = {name: f"{counts[name]} of {len(runs)} seeds learn" for name, runs in at_rate.items()}
-    all_learn = {name: counts[name] == len(runs) for name, runs in at_rate.items()}
-    plain, warmed, radam, pre = CONFIGURATIONS
+    """Judge the claims at the learning rate that separates the configurations, and `auto` at all learning rates."""
+    counts = {
+        (name, lr): (sum(map(learned, runs)), len(runs))
+        for name, lr in product(CONFIGURATIONS, RATES)
+        if (runs := select(results, name=name, learning_rate=lr))
+    }
+    words = {each: f"{count} of {total} seeds learn" for each, (count, total) in counts.items()}
+    every_seed = {each: count == total for each, (count, total) in counts.items()}
+    plain, warmed, radam, auto, pre = ((name, RATE) for name in CONFIGURATIONS)
+    rates = [lr for lr in RATES if every_seed.get((warmed[0], lr))]
 
     def decided(answer: bool) -> bool | None:
         return None if quick else answer
@@ -90,8 +96,19 @@ def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
             f"Post-LN needs a warmup (here: at {RATE:g} no seed learns without, every seed with warmup)",
             XIONG + ", section 3",
             f"{words[plain]} without, {words[warmed]} with warmup",
-            every(decided(counts[plain] == 0), decided(all_learn[warmed])),
+            every(decided(counts[plain][0] == 0), decided(every_seed[warmed])),
         ),
-        Verdict("Pre-LN needs no warmup", XIONG + ", section 4", words[pre], decided(all_learn[pre])),
-        Verdict("RAdam needs no warmup", "Liu et al. 2020, arXiv:1908.03265", words[radam], decided(all_learn[radam])),
+        Verdict("Pre-LN needs no warmup", XIONG + ", section 4", words[pre], decided(every_seed[pre])),
+        Verdict("RAdam needs no warmup", "Liu et al. 2020, arXiv:1908.03265", words[radam], decided(every_seed[radam])),
+        Verdict(
+            "a run that rewinds needs no warmup length (here: every seed learns at each learning rate at which every "
+            "seed does with the linear warmup)",
+            "hf_warmup",
+            "; ".join(
+                f"at {lr:g} {words[auto[0], lr]}, {words[warmed[0], lr]} with the linear warmup"
+                for lr in RATES
+                if (auto[0], lr) in words
+            ),
+            decided(all(every_seed[auto[0], lr] for lr in rates)) if rates else None,
+        ),
     ]

@@ -23,15 +23,11 @@ from transformers import TrainerState
 from ._deepspeed import check_deepspeed_config
 from ._validation import check_number
 from .checkpoints import (
-    NoUpdatesLeft,
-    check_same_kind,
-    check_updates_left,
     complete_with_manifest,
     copy_run_files,
     delete_checkpoint,
     delete_old_checkpoints,
     lock_output_dir,
-    prepare_resume,
     raise_on_full_disk,
 )
 from .cli import warn_of_process_count
@@ -39,6 +35,7 @@ from .norms import record_gradient_norms
 from .optim import get_optimizer_spec, optimizer_kwargs
 from .optim.parameter_groups import parameter_groups
 from .report.run import TRAINER_STATE_FILE
+from .resuming import NoUpdatesLeft, check_same_kind, check_updates_left, prepare_resume
 from .schedules import METRIC_SCHEDULERS, UpdateCounter, check_length, check_scheduler, get_scheduler
 
 

@@ -36,19 +36,12 @@ from ._deepspeed import check_deepspeed_config
 from ._logging import get_logger, warn_once
 from .callbacks import StopOnSignalCallback, WarmupUntilCallback
 from .checkpoints import (
-    NoUpdatesLeft,
-    check_same_kind,
-    check_updates_left,
-    checkpoints,
-    find_corruption,
-    keep_finished_warmup,
+    latest_complete,
     lock_output_dir,
-    move_former_run,
-    prepare_resume,
     raise_on_full_disk,
     save_trainer_checkpoint,
+    start_from_scratch,
     use_writable_output_dir,
-    warn_existing_checkpoints,
 )
 from .cli import warn_of_process_count
 from .guard.callback import WarmupGuard, check_guard
@@ -57,6 +50,7 @@ from .optim import effective_learning_rates, knows_updates_of, update_norms
 from .report.model_card import add_recording
 from .report.notebook import Report, show
 from .report.run import TRAINER_STATE_FILE, UPDATE_PREFIXES, write_run_end, write_run_settings
+from .resuming import NoUpdatesLeft, check_same_kind, check_updates_left, keep_finished_warmup, prepare_resume
 from .schedules import (
     METRIC_SCHEDULERS,
     PlateauWithWarmupLR,
@@ -613,8 +607,7 @@ class WarmupTrainerMixin(_TrainerBase):
 
     def _describe_interrupt(self) -> str:
         """Return where training stopped, what can be relied on, and the line that continues."""
-        complete = (path for path in checkpoints(self.args.output_dir)[::-1] if find_corruption(path) is None)
-        latest = next(complete, None)
+        latest, _ = latest_complete(self.args.output_dir)
         stopped = f"Training was interrupted at update {self.state.global_step} of {self.state.max_steps}."
         if latest is None:
             return f"{stopped} There is no checkpoint to continue from: set `save_steps` to have one next time."
@@ -664,8 +657,7 @@ class WarmupTrainerMixin(_TrainerBase):
                 model = self.model if as_transformers else None  # else the names in the file may be others
                 self._resumed_from = prepare_resume(resume_from_checkpoint, output_dir, model)
             if self._resumed_from is None and self.is_world_process_zero() and not searching:
-                warn_existing_checkpoints(output_dir)
-                move_former_run(output_dir)
+                start_from_scratch(output_dir)
             resume = str(self._resumed_from) if self._resumed_from else None
             if self.guard is not None:
                 self.guard.checkpoint = resume

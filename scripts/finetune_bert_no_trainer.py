@@ -45,7 +45,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import warn_existing_checkpoints
+from hf_warmup.checkpoints import start_from_scratch
 from hf_warmup.cli import (
     RESUME_HINT,
     check_minimums,
@@ -291,7 +291,7 @@ def main() -> None:
                 resume = args.resume_from_checkpoint
                 state = load_checkpoint(accelerator, resume, args.output_dir, model, max_steps)
             if accelerator.is_main_process and state.global_step == 0:
-                warn_existing_checkpoints(args.output_dir)
+                start_from_scratch(args.output_dir)
             state.max_steps = max_steps
             stop = StopOnSignalCallback() if args.stop_on_signal else None
             if state.global_step == max_steps:

@@ -23,20 +23,18 @@ from hf_warmup.checkpoints import (
     MANIFEST_FILE,
     UNFINISHED,
     _manifest_text,
-    check_same_kind,
     checkpoints,
     complete_with_manifest,
     delete_old_checkpoints,
     find_corruption,
-    keep_finished_warmup,
     lock_output_dir,
-    prepare_resume,
     raise_on_full_disk,
     read_manifest,
     resolve_checkpoint,
 )
 from hf_warmup.norms import GradientNormRecorder, read_gradient_norms
 from hf_warmup.report.run import write_run_settings
+from hf_warmup.resuming import check_same_kind, keep_finished_warmup, prepare_resume
 
 from .testing_utils import FROM_SCRATCH, arguments, column, examples, run, tiny_bert, train, write_task
 
@@ -227,7 +225,7 @@ def test_a_trainer_state_of_the_wrong_kind_is_named(plain_runs, text):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"global_step": "8"}, {"global_step": 6}, {"log_history": {}}, {"log_history": [1]}, {"epoch": "a"}, {"new": 1}],
+    [{"global_step": "8"}, {"global_step": 6}, {"log_history": {}}, {"epoch": "a"}, {"max_steps": []}, {"new": 1}],
 )
 def test_a_trainer_state_with_a_value_of_the_wrong_kind_is_named(plain_runs, wrong):
     path = plain_runs / "checkpoint-8" / "trainer_state.json"
@@ -269,7 +267,6 @@ def test_states_of_the_wrong_kind_are_named(plain_runs):
     wrong = [
         ("optimizer.pt", {"state": {}}),
         ("optimizer.pt", {"state": [], "param_groups": {}}),
-        ("optimizer.pt", {"state": {0: 1}, "param_groups": [{"params": [0]}]}),
         ("scheduler.pt", [1]),
         ("rng_state.pth", {"python": 0}),
         ("rng_state.pth", {"python": 1, "numpy": 1, "cpu": 1}),
@@ -558,7 +555,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").touch()
     with caplog.at_level("WARNING"):
         assert len(run(tmp_path / "file" / "out", max_steps=1)) == 1
-    assert "out cannot be written (Not a directory)" in caplog.text
+    assert "out cannot be written." in caplog.text
 
 
 def test_raise_on_full_disk_knows_the_words_of_any_library(runs):

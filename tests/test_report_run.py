@@ -229,14 +229,17 @@ def test_checkpoints_of_a_former_run_in_the_same_folder_are_not_read(tmp_path):
     assert read_run(tmp_path).updates == 3
 
 
-def test_set_aside_former_run_moves_its_files(tmp_path):
-    assert set_aside_former_run(tmp_path) is None
+def test_set_aside_former_run_moves_its_files(tmp_path, caplog):
+    set_aside_former_run(tmp_path)
+    assert not caplog.messages
     folder = write_run(tmp_path / "a", optim="adamw")
-    assert set_aside_former_run(folder) == folder / "former_run-1"
+    set_aside_former_run(folder)
+    assert caplog.messages == [f"The files of the former run in {folder} were moved to former_run-1."]
     assert read_run(folder / "former_run-1").losses.values[0] == 1.0
     assert [path.name for path in folder.iterdir()] == ["former_run-1"]
     write_state(folder, [{"step": 1, "loss": 3.0}], 1)
-    assert set_aside_former_run(folder) == folder / "former_run-2"
+    set_aside_former_run(folder)
+    assert (folder / "former_run-2" / "trainer_state.json").is_file()
 
 
 # --- inputs ---

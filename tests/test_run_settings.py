@@ -12,7 +12,6 @@ from hf_warmup.report import read_run
 from hf_warmup.report.run import (
     SETTINGS_FILE,
     command_line,
-    copy_run_settings,
     read_run_settings,
     write_run_settings,
 )
@@ -56,8 +55,7 @@ def test_write_run_settings_masks_tokens_of_the_arguments(tmp_path):
 
 
 def test_a_resumed_run_keeps_its_identifier_and_warns_of_other_settings(tmp_path, caplog):
-    first = write_run_settings(tmp_path / "checkpoint-4", {"learning_rate": 0.1, "logging_steps": 1}, {}, 8, 2)
-    copy_run_settings(tmp_path / "checkpoint-4", tmp_path)
+    first = write_run_settings(tmp_path, {"learning_rate": 0.1, "logging_steps": 1}, {}, 8, 2)
     again = {"learning_rate": 0.2, "logging_steps": 5}
     assert write_run_settings(tmp_path, again, {}, 8, 2, resumed=True, num_processes=2) == first
     (message,) = caplog.messages

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from math import inf, isclose, nan
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -97,17 +98,6 @@ def read_run_settings(folder: PathLike) -> dict[str, Any]:
     return described if isinstance(described, dict) else {}
 
 
-def copy_run_settings(source: PathLike, target: PathLike) -> None:
-    """Copy `run_settings.json` from one folder to another, such as from a run's folder to its new checkpoint.
-
-    Nothing happens if `source` has no such file.
-    """
-    path = Path(source) / SETTINGS_FILE
-    if path.is_file():
-        Path(target).mkdir(parents=True, exist_ok=True)
-        (Path(target) / SETTINGS_FILE).write_bytes(path.read_bytes())
-
-
 def _changes(before: Mapping[str, Any], training_args: Mapping[str, Any]) -> list[str]:
     """Return `"learning_rate was 0.001, is 0.002"` for each decisive argument that differs."""
     now = json.loads(json.dumps(dict(training_args), default=str))
@@ -133,7 +123,7 @@ def write_run_settings(
         num_training_steps (`int`): The number of updates that the run is planned to make.
         num_warmup_steps (`int`): The resolved length of the warmup in updates.
         resumed (`bool`, defaults to `False`): Whether the run continues from a checkpoint whose settings
-            [`copy_run_settings`] has copied to `folder`. It then keeps the identifier of that run.
+            were copied to `folder`. It then keeps the identifier of that run.
         num_processes (`int`, defaults to 1): The number of processes that train together.
 
     Returns:
@@ -180,26 +170,21 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def set_aside_former_run(folder: PathLike) -> Path | None:
+def set_aside_former_run(folder: PathLike) -> None:
     """Move the files of a former run in `folder` into a sub-folder, so that a new run does not mix with them.
 
-    Checkpoints stay: each holds the identifier of its run.
-
-    Returns:
-        `Path`, *optional*: The sub-folder `former_run-1`, `former_run-2`, ..., or `None` if there was nothing to move.
+    The sub-folder is `former_run-1`, `former_run-2`, ..., which a warning names. Checkpoints stay: each holds the
+    identifier of its run.
     """
     folder = Path(folder)
     names = (SETTINGS_FILE, GRADIENT_NORMS_FILE, TRAINER_STATE_FILE, RESULTS_FILE)
     found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        return None
-    number = 1
-    while (aside := folder / f"former_run-{number}").exists():
-        number += 1
-    aside.mkdir()
-    for path in found:
-        path.rename(aside / path.name)
-    return aside
+    if found:
+        aside = next(path for i in count(1) if not (path := folder / f"former_run-{i}").exists())
+        aside.mkdir()
+        for path in found:
+            path.rename(aside / path.name)
+        logger.warning(f"The files of the former run in {folder} were moved to {aside.name}.")
 
 
 # --- gradient_norms.jsonl ---

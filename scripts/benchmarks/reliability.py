@@ -42,7 +42,7 @@ KILLED = {
 def complete(function: Callable[..., None], folder: Path, plan: Plan, world: int = 1) -> float:
     """Train to the end, and return how many seconds it took."""
     start, run = perf_counter(), Run(function, folder, plan, world=world)
-    if not run.wait(HANG) or any(run.exit_codes):
+    if not run.wait(10 * HANG) or any(run.exit_codes):  # the first one starts the server
         raise RuntimeError(f"{folder} was not trained:\n{run.output[-3000:]}")
     return perf_counter() - start
 
@@ -89,7 +89,7 @@ def kills(wanted: int) -> Table:
     rows: dict[str, Counter[str]] = {}
     with TemporaryDirectory() as base, tqdm(total=wanted, desc="kills", unit="kill") as progress:
         for name, (function, plan, world, share) in KILLED.items():
-            complete(function, Path(base, f"{len(rows)}-first"), plan, world)  # also starts the server
+            complete(function, Path(base, f"{len(rows)}-first"), plan, world)
             whole = Path(base, f"{len(rows)}-whole")
             seconds, expected = complete(function, whole, plan, world), result_of(whole)
             assert expected is not None

@@ -403,13 +403,21 @@ def test_guard_in_a_loop_rewinds_on_recorded_norms(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_processes_rewind_alike_and_resume(tmp_path):
-    done = processes.run(*processes.torchrun(2), processes.ROOT / "tests/workers/guarded.py", tmp_path)
+@pytest.mark.parametrize("wrapping", ["ddp", "fsdp2"])
+def test_processes_rewind_alike_to_the_bits_of_their_snapshots(tmp_path, wrapping):
+    done = processes.run(*processes.torchrun(2), processes.ROOT / "tests/workers/guarded.py", tmp_path, wrapping)
     assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert results[0] == results[1]
-    assert results[0]["whole"] == results[0]["resumed"]
-    assert results[0]["whole"]["rewinds"] == [{"step": 10, "to": 0, "warmup_steps": 25}]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    whole = ranks[0]["whole"]
+    assert whole["rewinds"] == ranks[1]["whole"]["rewinds"] == [{"step": 10, "to": 5, "warmup_steps": 25}]
+    assert whole["weights"] == ranks[1]["whole"]["weights"]
+    assert all(rank["whole"]["restored"] == [True] for rank in ranks)
+    assert all(rank["whole"]["copied"] == rank["whole"]["local"] for rank in ranks)
+    copied = sum(rank["whole"]["copied"] for rank in ranks)
+    assert copied == whole["all"] * (2 if wrapping == "ddp" else 1)  # of sharded parameters each copies its part
+    if wrapping == "ddp":
+        keys = ("rewinds", "weights")
+        assert all({key: rank["resumed"][key] for key in keys} == {key: whole[key] for key in keys} for rank in ranks)
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from hf_warmup import GIAdam, get_scheduler
+from hf_warmup.guard import callback
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
+from hf_warmup.report.findings import Finding
 
 from .testing_utils import examples, tiny_bert
 
@@ -84,3 +86,60 @@ class TestLightning:
         assert again[:2] == (lrs[4:], norms[4:])
         assert (tmp_path / GRADIENT_NORMS_FILE).read_text() == records
         assert json.loads(records.splitlines()[-1])["step"] == 6
+
+    def fit_guarded(self, folder, guard, ckpt_path=None):
+        """Train 12 updates, 11 of them in the first epoch; return guard, Trainer, learning rates and weights."""
+        from hf_warmup.lightning import GradientNormCallback
+
+        L, rates = self.L, []
+
+        class Module(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.model = tiny_bert(0)
+
+            def training_step(self, batch, index):
+                return self.model(**batch).loss
+
+            def configure_optimizers(self):
+                optimizer = torch.optim.SGD(self.parameters(), lr=1e-2)
+                scheduler = get_scheduler("constant", optimizer)
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+            def on_train_batch_start(self, *args):
+                rates.append(self.optimizers().param_groups[0]["lr"])
+
+        norms = GradientNormCallback(guard=guard)
+        checkpoints = L.callbacks.ModelCheckpoint(folder, every_n_train_steps=11, save_top_k=-1, filename="{step}")
+        trainer = L.Trainer(
+            max_steps=12,
+            accelerator="cpu",
+            logger=False,
+            default_root_dir=folder,
+            callbacks=[norms, checkpoints],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        module = Module()
+        trainer.fit(module, torch.utils.data.DataLoader(examples(88), batch_size=8), ckpt_path=ckpt_path)
+        return norms.guard, trainer, rates, torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    def test_guard_stops(self, tmp_path, stalls_at_10):
+        guard, trainer, _, _ = self.fit_guarded(tmp_path, "stop")
+        assert (guard.stopped_by.rule, trainer.global_step) == ("stalling", 10)
+
+    def test_guard_rewinds_and_a_resumed_run_has_the_same_bits(self, tmp_path, stalls_at_10):
+        guard, _, rates, weights = self.fit_guarded(tmp_path, "rewind")
+        assert guard.rewinds == [{"step": 10, "to": 0, "warmup_steps": 25}]
+        assert rates == pytest.approx([1e-2] * 10 + [1e-2 / 25, 2e-2 / 25])
+        again, _, later, resumed = self.fit_guarded(tmp_path, "rewind", ckpt_path=tmp_path / "step=11.ckpt")
+        assert (again.rewinds, later) == (guard.rewinds, rates[11:])
+        assert torch.equal(resumed, weights)
+
+
+@pytest.fixture
+def stalls_at_10(monkeypatch):
+    stalling = Finding("stalling", True, "The run is stalling.", {"update": 10}, "", None, 30.0, "a test")
+    monkeypatch.setattr(
+        callback, "apply", lambda rules, records: [stalling] * (records.updates == 10 == len(records.steps))
+    )

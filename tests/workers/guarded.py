@@ -1,4 +1,8 @@
-"""Train with a guard that rewinds at update 10, then resume from a checkpoint; each process writes what it has."""
+"""Train with a guard that rewinds at update 10; each process writes what it has.
+
+torchrun --nproc_per_node 2 tests/workers/guarded.py FOLDER ddp      # resumes from a checkpoint behind the rewind, too
+torchrun --nproc_per_node 2 tests/workers/guarded.py FOLDER fsdp2
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,76 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
 from hf_warmup import WarmupTrainer
 from hf_warmup.guard import callback
+from hf_warmup.norms.measure import local_shard
 from hf_warmup.report.findings import Finding
 from tests.testing_utils import arguments, examples, tiny_bert
+from tests.workers.matrix import shard_on_cpu
 
 
 STALLING = Finding("stalling", True, "The run is stalling.", {"update": 10}, "", None, 30.0, "a test")
 
 
-def main(folder: Path) -> None:
+def tensors(value: Any) -> list[torch.Tensor]:
+    """Return all tensors in nested lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+class CheckedSnapshot(callback.Snapshot):
+    """A snapshot that tells whether a restored run has its bits."""
+
+    equal: ClassVar[list[bool]] = []
+
+    def restore(self, model: Any, optimizer: Any) -> None:
+        super().restore(model, optimizer)
+        restored = callback.Snapshot.take(self.step, model, optimizer)
+        pairs = zip(tensors(vars(self)), tensors(vars(restored)), strict=True)
+        self.equal.append(all(torch.equal(saved, present) for saved, present in pairs))
+
+
+def train(folder: Path, wrapping: str, checkpoint: str | None = None) -> dict[str, Any]:
+    saving = {"save_strategy": "steps", "save_steps": 15} if wrapping == "ddp" else {"save_strategy": "no"}
+    args = arguments(folder / "run", guard="rewind", max_steps=20, **saving)
+    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(320))
+    if wrapping == "fsdp2":
+        shard_on_cpu(trainer.accelerator.state)
+        trainer.is_fsdp_enabled = True
+    trainer.train(resume_from_checkpoint=checkpoint)
+    params = list(trainer.model_wrapped.parameters())
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in params]
+    assert trainer.guard is not None
+    assert trainer.guard.snapshot is not None
+    copied = sum(tensor.numel() for group in trainer.guard.snapshot.params for tensor in group)
+    return {
+        "rewinds": trainer.guard.rewinds,
+        "weights": torch.cat([p.detach().flatten() for p in weights]).double().sum().item().hex(),
+        "restored": CheckedSnapshot.equal,
+        "copied": copied,
+        "local": sum(local_shard(p).numel() for p in params),
+        "all": sum(p.numel() for p in params),
+    }
+
+
+def main(folder: Path, wrapping: str) -> None:
     callback.apply = lambda rules, records: [STALLING] * (records.updates == 10 == len(records.steps))
-    results = {}
-    for name, checkpoint in (("whole", None), ("resumed", str(folder / "run" / "checkpoint-15"))):
-        args = arguments(folder / "run", guard="rewind", max_steps=20, save_strategy="steps", save_steps=15)
-        trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(320))
-        trainer.train(resume_from_checkpoint=checkpoint)
-        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-        results[name] = {"rewinds": trainer.guard.rewinds, "weights": weights.double().sum().item().hex()}
+    callback.WarmupGuard.__init__.__kwdefaults__["snapshot_steps"] = 5  # so that it has moments to restore
+    taken = callback.Snapshot.take.__func__
+    callback.Snapshot.take = classmethod(lambda cls, *args: taken(CheckedSnapshot, *args))
+    results = {"whole": train(folder, wrapping)}
+    if wrapping == "ddp":
+        results["resumed"] = train(folder, wrapping, str(folder / "run" / "checkpoint-15"))
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(results))
     sys.stdout.flush()
     os._exit(0)  # gloo workers may abort at the interpreter's exit
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

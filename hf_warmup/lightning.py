@@ -53,7 +53,7 @@ class GradientNormCallback(Callback):
             configs = trainer.lr_scheduler_configs
             if len(configs) != 1 or configs[0].interval != "step":
                 raise ValueError("guard='rewind' needs one scheduler with \"interval\": \"step\". Use guard='stop'.")
-            configs[0].scheduler = self.guard.wrap_scheduler(configs[0].scheduler)  # type: ignore[arg-type, assignment]
+            configs[0].scheduler = self.guard.wrap_scheduler(configs[0].scheduler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the file of a resumed run at its checkpoint, and take the guard's first snapshot."""

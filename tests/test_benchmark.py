@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
 from scripts.benchmarks.contenders import OPTIMIZERS
 from scripts.benchmarks.measure import interleave, peak_extra_megabytes, table_of
-from scripts.benchmarks.sections import SECTIONS, read_results
+from scripts.benchmarks.sections import DEMO_BERT, SECTIONS, read_results
 
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +64,16 @@ def test_optimizers_measures_every_implementation(benchmark):
         assert len(table["rows"]) == len(steps) + 2
         assert all(row["extra_mb"] >= 0 and row["of_bandwidth"] > 0 for row in steps.values())
     assert "torch-optimi RAdam is left out" in out
+
+
+def test_guard_copies_parameters_and_moments(benchmark):
+    """12 bytes for each parameter and its two moments in float32, and 4 for the count of each tensor."""
+    rows = rows_of(benchmark("guard")[0]["guard"]["tables"]["BERT-base"])
+    assert list(rows) == ["a training update", "take a snapshot", "restore it", "norms of the updates"]
+    model = BertForMaskedLM(BertConfig(**DEMO_BERT))
+    count, tensors = sum(p.numel() for p in model.parameters()), len(list(model.parameters()))
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    assert rows["take a snapshot"]["extra_mb"] == pytest.approx((12 * count + 4 * tensors + buffers) / 1e6)
 
 
 @pytest.mark.slow

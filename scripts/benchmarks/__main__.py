@@ -2,6 +2,7 @@
 
     python -m scripts.benchmarks optimizers                 # one step() on BERT-base shapes and on small tensors
     python -m scripts.benchmarks gradient-norms             # gradient norms of one update, by themselves
+    python -m scripts.benchmarks guard                      # the snapshot of a rewind, and the norms of updates
     python -m scripts.benchmarks trainer                    # runs of Trainer and of WarmupTrainer
     python -m scripts.benchmarks imports                    # imports in new processes
     python -m scripts.benchmarks large-recording            # time and memory of reading a million updates, or 200 runs

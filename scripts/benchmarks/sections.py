@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,6 +32,8 @@ from transformers import (
 
 from hf_warmup import GradientNormRecorder, WarmupTrainer, WarmupTrainingArguments
 from hf_warmup.checkpoints import find_corruption
+from hf_warmup.guard.callback import Snapshot
+from hf_warmup.optim.updates import update_norms
 
 from .contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, REFERENCE, is_available
 from .measure import Table, interleave, peak_extra_megabytes, table_of
@@ -132,6 +135,32 @@ def gradient_norms(args: BenchmarkArguments) -> Tables:
         seconds = updates | interleave(alone, args.rounds_or(20), f"{case}, recording")
         tables[case] = table_of(f"norms of one update alone, batch of {batch} x {length} tokens", seconds)
     return tables
+
+
+def guard(args: BenchmarkArguments) -> Tables:
+    """Measure what a rewind needs, a snapshot of BERT-base with AdamW, and what the norms of an update cost."""
+    model = BertForMaskedLM(BertConfig(**(DEMO_BERT if args.quick else {}))).to(DEVICE)
+    tokens = torch.randint(5, 32, (8, 16 if args.quick else 64), device=DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+
+    update()
+    snapshot = Snapshot.take(0, model, optimizer)
+    tensors = [*chain(*snapshot.params), *(each for state in chain(*snapshot.state) for each in state.values())]
+    megabytes = sum(tensor.nbytes for tensor in [*tensors, *snapshot.buffers.values()]) / 1e6
+    calls = {
+        "a training update": update,
+        "take a snapshot": partial(Snapshot.take, 0, model, optimizer),
+        "restore it": partial(snapshot.restore, model, optimizer),
+        "norms of the updates": partial(update_norms, optimizer),
+    }
+    seconds = interleave(calls, args.rounds_or(8), "guard")
+    note = f"batch of {' x '.join(map(str, tokens.shape))} tokens, fused AdamW"
+    return {"BERT-base": table_of(note, seconds, extra_mb={"take a snapshot": megabytes})}
 
 
 class Stopwatch(TrainerCallback):
@@ -290,6 +319,7 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "imports": imports,
     "optimizers": optimizers,
     "gradient-norms": gradient_norms,
+    "guard": guard,
     "large-recording": large_recording,
     "trainer": trainer,
     "saves": saves,

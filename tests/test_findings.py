@@ -8,7 +8,7 @@ import pytest
 
 from compare_layer_norm import CompareArguments, plan, run_one
 from hf_warmup.report import DANGER_RATIO, find, read_run
-from hf_warmup.report.findings import describe_coverage, findings_as_dicts, group_findings, in_words
+from hf_warmup.report.findings import describe_coverage, findings_as_dicts, group_findings
 
 from .recorded import recorded, write_run
 
@@ -56,14 +56,12 @@ def test_group_findings_states_a_rule_once_per_configuration(tmp_path):
     runs += [recorded(tmp_path / f"{name}-seed{seed}", planned=9, stopped=True) for name in "xy" for seed in (0, 1)]
     runs.append(recorded(tmp_path / "x-seed2", steps=4, planned=9, stopped=True))
     stalled, x, y = group_findings(runs)
-    assert (stalled.configurations, stalled.rule.name, stalled.count, stalled.of) == (["stuck"], "stalling", 3, 3)
-    assert list(stalled.sentences.values()) == [["stuck-seed0"], ["stuck-seed1"], ["stuck-seed2"]]
-    assert list(x.sentences.values()) == [["x-seed0", "x-seed1"], ["x-seed2"]]
-    assert (y.configurations, y.whole, y.of) == (["y"], True, 2)
+    assert (stalled.whose, stalled.rule.name) == ("stuck (3 of 3 runs)", "stalling")
+    assert list(stalled.runs_by_text.values()) == [["stuck-seed0"], ["stuck-seed1"], ["stuck-seed2"]]
+    assert list(x.runs_by_text.values()) == [["x-seed0", "x-seed1"], ["x-seed2"]]
+    assert y.whose == "y (2 of 2 runs)"
     (both,) = group_findings(runs[3:-1])  # the same sentence about all runs of x and y
-    assert (both.configurations, both.count, both.of) == (["x", "y"], 4, 4)
-    assert [names for names, _ in in_words(runs[3:-1])] == ["x, y"]
-    assert [names for names, _ in in_words(runs[:2])] == ["stuck-seed0", "stuck-seed1"]
+    assert both.whose == "x, y (4 of 4 runs)"
 
 
 def test_findings_as_dicts_is_json(tmp_path):

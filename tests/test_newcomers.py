@@ -38,7 +38,7 @@ def nested_seeds(folder):
     for name, rate, accuracy in (("low", 1e-4, 0.7), ("middle", 1e-3, 0.9), ("high", 1e-2, 0.5)):
         for seed in range(5):
             loss = (lambda t: 10.0**t) if name == "high" else (lambda t: 1 / t)
-            evaluations = {5: {"eval_accuracy": accuracy + 0.01 * seed}}
+            evaluations = {2: {"eval_accuracy": 0.1}, 5: {"eval_accuracy": accuracy + 0.01 * seed}}
             write_run(
                 folder / name / "2026-11" / f"trial_{seed}", loss=loss, evaluations=evaluations, learning_rate=rate,
                 seed=seed,
@@ -52,14 +52,14 @@ def loop_on_two_processes(folder):
 
 PATHS = {
     trained_with_early_stopping: (
-        "1 run, stopped early at update 8 of 12. Best eval_accuracy: 0.7731 at update 4 (last: 0.7599 at 8); use "
-        "checkpoint-4."
+        "Stopped early at update 8 of 12. Best eval_accuracy: 0.7731 at update 4 (last: 0.7599 at 8); use "
+        "checkpoint-4. No problem found."
     ),
     nested_seeds: (
-        "15 runs of 3 configurations. Best eval_accuracy: 0.920 ± 0.016 with middle/2026-11 (0.720 ± 0.016 with "
-        "low/2026-11). Runs with a problem: high/2026-11 (5 of 5)."
+        "15 runs of 3 configurations. Best eval_accuracy: 0.920 ± 0.016 with middle; next 0.720 ± 0.016 with low. "
+        "Problems in 5 runs: high (5 of 5)."
     ),
-    loop_on_two_processes: "1 run, 8 updates.",
+    loop_on_two_processes: "8 updates. No problem found.",
 }
 
 
@@ -69,16 +69,16 @@ PATHS = {
 def test_the_report_of_a_newcomers_runs_is_right_in_numbers_and_on_the_first_screen(path, tmp_path, opened):  # noqa: F811
     path(tmp_path / "runs")
     runs = find_runs([tmp_path / "runs"])
-    failed = count_failures(runs, group_findings(runs))
-    assert headline(runs, failed) == PATHS[path]
+    groups = group_findings(runs)
+    assert headline(runs, groups) == PATHS[path]
     if path is trained_with_early_stopping:
         assert runs[0].results()["eval_accuracy"] == 0.7731
         assert list(runs[0].learning_rates.values[:3]) == pytest.approx([0.005, 0.01, 0.01])
     elif path is nested_seeds:
-        rows = configuration_table(runs, failed)["rows"]
-        assert {row["name"]: row["ends"] for row in rows} == {
-            f"{name}/2026-11": "5 finished" for name in ("low", "middle", "high")
-        }
+        rows = configuration_table(runs, count_failures(runs, groups))
+        assert [(row["name"], row["ends"]) for row in rows] == [
+            (name, "5 finished, 5 updates") for name in ("middle", "low", "high")
+        ]
     else:
         assert (len(runs[0].losses.steps), list(runs[0].steps)) == (8, list(range(1, 9)))  # 64 / (4 x 2 processes)
         assert list(runs[0].learning_rates.values[:4]) == pytest.approx([0.0025, 0.005, 0.0075, 0.01])

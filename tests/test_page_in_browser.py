@@ -105,11 +105,11 @@ def test_a_theme_that_changes_is_followed(opened):
 def test_the_answer_and_the_findings_come_first(opened):
     driver = opened()
     assert driver.find_element(By.ID, "answer").text == (
-        "3 runs of 2 configurations. Best eval_loss: 1.000 ± 0.000 with post-adamw-none (1.000 with pre-adamw-none). "
-        "Runs with a problem: post-adamw-none (2 of 2)."
+        "3 runs of 2 configurations. Best eval_loss: 1.000 ± 0.000 with post-adamw-none; next 1.000 with "
+        "pre-adamw-none. Problems in 2 runs: post-adamw-none (2 of 2)."
     )
     findings = driver.find_element(By.ID, "findings").text
-    assert findings.startswith("✖post-adamw-none, 2 of 2 runs: loss rises: The training loss rises")
+    assert findings.startswith("✖post-adamw-none (2 of 2 runs): loss rises: The training loss rises")
     table = driver.find_element(By.ID, "configurations").text
     assert "✖ 2 with a problem" in table
     assert "unfinished" in table

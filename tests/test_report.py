@@ -25,7 +25,7 @@ from hf_warmup.report import (
 )
 from hf_warmup.report.__main__ import main
 from hf_warmup.report.comparison import common_name, names_of
-from hf_warmup.report.figures import band, chosen_updates, draw_curves, draw_layers, draw_run, resolve_x, thin, x_values
+from hf_warmup.report.figures import band, draw_curves, draw_layers, draw_run, resolve_x, round_updates, thin, x_values
 from hf_warmup.report.findings import group_findings
 from hf_warmup.report.page import configuration_table, draw_page, sweep_grid
 from hf_warmup.report.text import count_failures, headline, summarize_run, write_text
@@ -59,7 +59,7 @@ def test_runs_of_one_folder_are_named_by_the_settings_that_differ(tmp_path):
 
 def test_runs_without_a_recorded_seed_are_told_apart_by_their_folders(tmp_path):
     runs = [recorded(tmp_path / where / f"a-seed{seed}") for where in ("x", "y") for seed in (0, 1)]
-    assert seeds_of(runs) == {"x/a": ["0", "1"], "y/a": ["0", "1"]}
+    assert seeds_of(runs) == {"x": ["0", "1"], "y": ["0", "1"]}
     assert list(names_of(runs).values()) == ["x/a-seed0", "x/a-seed1", "y/a-seed0", "y/a-seed1"]
     twice = [recorded(tmp_path / "twice" / name, seed=0) for name in ("base", "more-data")]  # not in the settings
     assert seeds_of(twice) == {"base": ["0"], "more-data": ["0"]}
@@ -69,7 +69,7 @@ def test_configurations_in_folders_of_the_same_name_stay_apart(tmp_path):
     for name, rate in (("a", 1e-3), ("b", 2e-3)):
         for seed in (0, 1):
             write_run(tmp_path / name / "out" / f"trial{seed}", learning_rate=rate, seed=seed)
-    assert seeds_of(read_runs(tmp_path)) == {"a/out": ["0", "1"], "b/out": ["0", "1"]}
+    assert seeds_of(read_runs(tmp_path)) == {"a": ["0", "1"], "b": ["0", "1"]}
     same = [recorded(tmp_path / "c" / f"x-seed{i}", learning_rate=i, seed=i) for i in (1, 2)]
     assert len(seeds_of(same)) == 2
 
@@ -129,18 +129,18 @@ def test_text_of_many_runs_begins_with_the_best_configuration(tmp_path):
                 loss=(lambda t: 10.0**t) if name == "high" else (lambda t: 1 / t),
             )
     runs = read_runs(tmp_path)
-    assert headline(runs, count_failures(runs, group_findings(runs))) == (
-        "4 runs of 2 configurations. Best eval_accuracy: 0.905 ± 0.007 with low (0.505 ± 0.007 with high). "
-        "Runs with a problem: high (2 of 2)."
+    assert headline(runs, group_findings(runs)) == (
+        "4 runs of 2 configurations. Best eval_accuracy: 0.905 ± 0.007 with low; next 0.505 ± 0.007 with high. "
+        "Problems in 2 runs: high (2 of 2)."
     )
     lines = write_text(runs, width=1000).splitlines()
-    assert "- low (2 runs): finished, 5 updates. No warmup: the rate is constant at 0.1." in lines
-    assert any(line.startswith("- high: PROBLEM (loss rises): The training loss rises") for line in lines)
+    assert "- low: 2 finished, 5 updates. No warmup: the rate is constant at 0.1." in lines
+    assert any(line.startswith("- high (2 of 2 runs): PROBLEM (loss rises): The training loss rises") for line in lines)
 
 
 def test_runs_of_different_tasks_are_not_ranked(tmp_path):
     runs = [recorded(tmp_path / "a", evaluations={5: {"eval_wer": 1.0}}), recorded(tmp_path / "b", evaluations=CURVE)]
-    assert headline(runs, {"a": 0, "b": 0}) == "2 runs of 2 configurations. Runs with a problem: none."
+    assert headline(runs, []) == "2 runs. No problem found."
 
 
 # --- the table ---
@@ -215,8 +215,8 @@ def test_configurations_look_the_same_in_figures_and_page(tmp_path):
     assert len({(line.get_color(), line.get_linestyle()) for line in lines[::2]}) == 20
     means = [trace for trace in draw_curves(runs).data if trace.yaxis == "y2" and trace.line.width == 2]
     assert [trace.line.color for trace in means] == [line.get_color() for line in lines[::2]]
-    rows = configuration_table(runs, dict.fromkeys(by_configuration(runs), 0))["rows"]
-    assert [(row["color"], row["dash"]) for row in rows] == [(trace.line.color, trace.line.dash) for trace in means]
+    rows = configuration_table(runs, dict.fromkeys(by_configuration(runs), 0))
+    assert [row["style"] for row in rows] == [(trace.line.color, trace.line.dash) for trace in means]
 
 
 def test_heat_maps_of_runs_that_ended_at_different_updates_share_an_axis(tmp_path):
@@ -251,11 +251,10 @@ def test_a_short_warmup_is_drawn_among_many_long_runs(tmp_path):
     assert sum(len(line.x) for line in lines) < 10_000
 
 
-def test_chosen_updates_are_dense_at_the_beginning(tmp_path):
-    updates = chosen_updates([recorded(tmp_path / "a", steps=5000)], 100)
-    assert len(updates) <= 100
-    assert updates[:5] == [1, 2, 3, 4, 5]
-    assert updates[-1] == 5000
+def test_round_updates_are_dense_at_the_beginning():
+    assert round_updates(1, 5000, 100)[:9] == [1, 2, 3, 4, 5, 6, 8, 10, 15]
+    assert round_updates(10, 5000, 6) == [10, 50, 200, 800, 4000, 5000]
+    assert round_updates(1, 1, 6) == [1]
 
 
 def test_heat_map_of_all_runs_at_an_update(tmp_path):
@@ -335,11 +334,10 @@ def test_names_are_text_in_the_page(tmp_path):
 def test_the_page_has_the_results_of_each_configuration(tmp_path):
     loss = {"a-seed0": 0.8, "a-seed1": 0.82, "b-seed0": 0.5}
     runs = [recorded(tmp_path / name, loss=lambda t, last=last: last) for name, last in loss.items()]
-    table = configuration_table(runs, {"a": 0, "b": 0})
-    assert table["columns"] == ["eval_loss", "loss"]
-    assert {row["name"]: row["cells"] for row in table["rows"]} == {
-        "a": ["1.000 ± 0.000", "0.810 ± 0.014"],
-        "b": ["1.000", "0.500"],
+    rows = configuration_table(runs, {"a": 0, "b": 0})
+    assert {row["name"]: row["results"] for row in rows} == {
+        "a": {"eval_loss": "1.000 ± 0.000", "loss": "0.810 ± 0.014"},
+        "b": {"eval_loss": "1.000", "loss": "0.500"},
     }
 
 

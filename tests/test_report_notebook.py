@@ -15,7 +15,8 @@ from .recorded import write_run, write_state
 
 @pytest.fixture
 def shown(tmp_path):
-    write_run(tmp_path / "<b>", loss=lambda t: 10.0**t, log={"odd/key": 1.0})
+    evaluations = {1: {"eval_loss": 2.0}, 5: {"eval_loss": 1.0}}
+    write_run(tmp_path / "<b>", loss=lambda t: 10.0**t, log={"odd/key": 1.0}, evaluations=evaluations)
     return hf_warmup.show(tmp_path / "<b>")
 
 
@@ -29,7 +30,7 @@ def test_show_takes_folders_runs_and_lists(tmp_path):
 
 def test_functions_of_report_take_a_folder_a_run_or_a_list(tmp_path):
     run = read_run(write_run(tmp_path / "a", loss=lambda t: 10.0**t))
-    takers = (report.find, report.in_words, report.by_configuration, report.differing_settings, report.shared_settings,
+    takers = (report.find, report.by_configuration, report.differing_settings, report.shared_settings,
               report.plot_loss, report.to_dataframe)  # fmt: skip
     for function in (*takers, report.find_runs):
         for given in (

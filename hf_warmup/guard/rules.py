@@ -17,7 +17,7 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
-from ..report.schedule import SCHEDULES_WITHOUT_WARMUP, LoggedSchedule, read_schedule
+from ..report.schedule import LoggedSchedule, planned_warmup, read_schedule
 from ..schedules.warmups import LEFT_BY_RADAM, describe_rectification
 
 
@@ -31,7 +31,6 @@ AS_GOOD = 0.01  # share by which a metric may lie below its best and be called a
 LONG_ENOUGH = 100  # updates after which a flat loss means something
 
 ADAM = ("adam", "adamw", "adam_warmup", "adamw_torch", "adamw_torch_fused", "adamw_hf", "nadam")
-WARMUPS_FROM_BETA2 = ("untuned_linear", "untuned_exponential", "radam")
 SCHEDULES_FROM_ZERO = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt")
 RESTARTING_SCHEDULES = ("cosine_with_restarts", "greedy", "reduce_lr_on_plateau")
 # Model types whose configuration does not say that they are Post-LN.
@@ -117,17 +116,8 @@ class Records:
     def warmup_length(self) -> int | None:
         """Updates of warmup after the last rewind, else as the settings ask for; `None` if they do not say or the
         length follows from beta2."""
-        if self.rewinds[0]:
-            return int(self.rewinds[1][-1])
-        kind, decay = self.settings.get("warmup_type"), self.settings.get("lr_scheduler_type")
-        length = self.setting("num_warmup_steps" if "num_warmup_steps" in self.settings else "warmup_steps")
-        if kind in WARMUPS_FROM_BETA2 or length is None:
-            return None
-        if self.settings.get("optim") == "adam_warmup":
-            return int(length) or None  # 0: the length is among `optim_args`
-        if kind == "none" or (kind is None and decay in SCHEDULES_WITHOUT_WARMUP):
-            return 0
-        return round(length * (self.num_training_steps or 0)) if 0 < length < 1 else int(length)
+        rewound = self.rewinds[1]
+        return int(rewound[-1]) if rewound else planned_warmup(self.settings, self.num_training_steps)
 
     @property
     def untuned_length(self) -> int | None:

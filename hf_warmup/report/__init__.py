@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .findings import RULES as RULES
     from .findings import Finding as Finding
     from .findings import find as find
-    from .findings import in_words as in_words
     from .notebook import Report as Report
     from .notebook import show as show
     from .run import Run as Run
@@ -43,7 +42,6 @@ _MODULE_OF = {
     "draw_comparison": "figures",
     "find": "findings",
     "find_runs": "run",
-    "in_words": "findings",
     "mean_and_spread": "comparison",
     "plot_gradient_norms": "figures",
     "plot_learning_rate": "figures",

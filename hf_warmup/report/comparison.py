@@ -21,6 +21,7 @@ _INCIDENTAL = re.compile(
     "report_to|disable_tqdm|overwrite_output_dir|use_cpu|num_training_steps|debug|_attn_implementation\\w*|"
     "enable_jit_checkpoint|skip_memory_metrics|prediction_loss_only|restore_callback_states_from_checkpoint)$"
 )
+_NUMBERED = re.compile(r"[a-z]*[-_. ]?\d+", re.IGNORECASE)  # names of folders that say nothing: trial_3, run-12
 MAIN_SETTINGS = (
     "model_type", "norm_placement", "num_hidden_layers", "hidden_size", "optim", "optim_args", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_type", "warmup_steps", "num_warmup_steps", "max_steps",
@@ -45,6 +46,30 @@ def differing_settings(runs: Any) -> list[str]:
     known = [known_settings(run) for run in as_runs(runs)]
     names = dict.fromkeys(key for settings in known for key in (*MAIN_SETTINGS, *sorted(settings)))
     return [key for key in names if len({settings[key] for settings in known if key in settings}) > 1]
+
+
+def independent_settings(runs: Any) -> list[str]:
+    """Return [`differing_settings`] without those that follow from another, as the warmup's length from its type.
+
+    Of fewer than four configurations, in which each setting follows from any other, all are returned.
+    """
+    known = [known_settings(run) for run in as_runs(runs)]
+    columns = {key: [settings.get(key, "") for settings in known] for key in differing_settings(runs)}
+    if len({*zip(*columns.values(), strict=True)}) < 4:
+        return list(columns)
+    for key in sorted(columns, key=lambda key: -max(map(by_number, columns[key]))[0]):  # words before numbers
+        others = [columns[other] for other in columns if other != key]
+        if any(len({*zip(other, columns[key], strict=True)}) == len({*other}) for other in others):
+            del columns[key]
+    return list(columns)
+
+
+def by_number(text: str) -> tuple[int, float, str]:
+    """Return a sorting key that takes text of a number as a number, before any word."""
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
 
 
 def shared_settings(runs: Any) -> dict[str, str]:
@@ -84,21 +109,25 @@ def _fingerprint(run: Run) -> tuple[str, ...]:
 
 def _configuration_names(groups: Sequence[list[Run]]) -> list[str]:
     """Return a name for each group that no other has: of the folders, else by the settings that differ."""
-    differing = differing_settings([members[0] for members in groups])
+    firsts = [members[0] for members in groups]
+    settings = [known_settings(run) for run in firsts]
+    keys = independent_settings(firsts)
+    by_settings = [", ".join(f"{key}={known[key]}" for key in keys if key in known) for known in settings]
     parents = [{run.folder.resolve().parent for run in members} for members in groups]
     names, folders = [], []
-    for members, own in zip(groups, parents, strict=True):
+    for members, own, said in zip(groups, parents, by_settings, strict=True):
         folders.append(min(own) / members[0].name)
         stems = {run.stem for run in members}
-        settings = known_settings(members[0])
-        if len(stems) == 1:
+        if len(stems) == 1 and not (said and by_settings.count(said) == 1 and _NUMBERED.fullmatch(min(stems))):
             names.append(min(stems))
         elif len(own) == 1 and len(groups) > 1 and sum(bool(own & each) for each in parents) == 1:
             names.append(min(own).name)  # the folder that holds this configuration alone
             folders[-1] = min(own)
         else:
-            names.append(", ".join(f"{key}={settings[key]}" for key in differing if key in settings) or members[0].stem)
+            names.append(said or members[0].stem)
     names = _qualified(names, folders)
+    while len(names) > 1 and len({"/" in name and name.rpartition("/")[2] for name in names}) == 1 and "/" in names[0]:
+        names = [name.rpartition("/")[0] for name in names]  # the last folder has the same name in all
     return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
 
 
@@ -147,6 +176,21 @@ def label(configuration: str) -> str:
         return configuration
     words = ["no warmup" if part == "none" else re.sub(r"^lr(?=\d)", "lr ", part) for part in rest]
     return ", ".join([f"{placement.capitalize()}-LN", *words])
+
+
+def short_label(configuration: str) -> str:
+    """Return [`label`] for a figure with little room: of settings only the values.
+
+    Example:
+
+    ```python
+    >>> short_label("learning_rate=0.001, warmup_type=none")
+    '0.001, none'
+
+    ```
+    """
+    name = re.sub(r"\w+=", "", label(configuration))
+    return name if len(name) <= 32 else f"{name[:31]}…"
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:

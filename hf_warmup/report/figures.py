@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._validation import check_name
 from ..norms.grouping import find_stacks
-from .comparison import by_configuration, common_metric, label, names_of
+from .comparison import by_configuration, common_metric, label, names_of, short_label
 from .findings import DANGER_RATIO, records_of
 from .run import UPDATE_PREFIXES, Run, Series, as_runs
 
@@ -32,6 +32,8 @@ COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F
 # plotly's name of a dash -> matplotlib's.
 DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3))}
 ZONE = "#888888"  # marks the ratios of runs that stall; no configuration has this colour
+STALLING = "early sign of stalling"
+NORM = "gradient norm (dark: vanishing)"
 
 
 def line_style(i: int) -> tuple[str, str]:
@@ -111,7 +113,9 @@ def panels_of(runs: Sequence[Run], keys: Sequence[str] = ()) -> list[Panel]:
     """Return the panels for which `runs` have values, with the common evaluation metric and further log `keys`."""
     metric = common_metric(runs)
     more = [Panel(re.sub(r"\W+", "_", key), key, key, _series_of(key)) for key in keys]
-    if metric is not None and metric != "loss":
+    if metric is not None and any(
+        len({*run.evaluations[metric].steps}) > 1 for run in runs if metric in run.evaluations
+    ):
         more.insert(0, Panel("evaluation", f"Evaluation: {metric}", metric, _series_of(metric)))
     panels = [*PANELS[:2], *more, *PANELS[2:]]
     return [panel for panel in panels if any(panel.lines(run)[0][1] for run in runs)]
@@ -124,11 +128,10 @@ def _series_of(key: str) -> Callable[[Run], list[tuple[str, Series]]]:
 def is_logarithmic(panel: Panel, runs: Sequence[Run]) -> bool:
     """Return whether a panel needs a logarithmic axis: always, or because losses or peak rates differ by orders."""
     columns = [[value for value in panel.lines(run)[0][1].values if isfinite(value)] for run in runs]
-    if panel.key == "loss":
-        values = [value for column in columns for value in column]
-        return bool(values) and min(values) > 0 and max(values) > 300 * min(values)
-    peaks = [max(column) for column in columns if column]
-    return panel.log or (panel.key == "learning_rate" and max(peaks, default=0.0) > 300 * min(peaks, default=1.0) > 0)
+    if panel.key == "learning_rate":
+        columns = [[max(column)] for column in columns if column]
+    values = [value for column in columns for value in column]
+    return panel.log or (bool(values) and 0 < 300 * min(values) < max(values))
 
 
 X_AXES = {"update": "update", "epoch": "epoch", "share": "share of the planned updates"}
@@ -164,6 +167,16 @@ def x_values(run: Run, steps: Sequence[int], x: str) -> list[float]:
 
 # --- thinning ---
 
+Point = tuple[float, float]
+Band = tuple[list[float], list[float], list[float], list[float]]
+
+
+def _stretches(steps: Sequence[float], values: Sequence[float], count: int) -> list[list[Point]]:
+    """Return the finite points of a series in at most `count` stretches of the same number of points."""
+    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
+    width = -(-len(points) // max(count, 1)) or 1
+    return [points[i : i + width] for i in range(0, len(points), width)]
+
 
 def thin(steps: Sequence[float], values: Sequence[float], limit: int) -> tuple[list[float], list[float]]:
     """Return about `limit` points of a series at most: the lowest and the highest of each stretch, so that spikes stay.
@@ -176,17 +189,53 @@ def thin(steps: Sequence[float], values: Sequence[float], limit: int) -> tuple[l
 
     ```
     """
-    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
-    width = -(-2 * len(points) // max(limit, 2))
-    if width > 2:
-        stretches = [points[i : i + width] for i in range(0, len(points), width)]
-        kept = {point for part in stretches for point in (min(part, key=_value), max(part, key=_value))}
-        points = sorted(kept | {points[0], points[-1]})
-    return [step for step, _ in points], [value for _, value in points]
+    parts = _stretches(steps, values, max(limit // 2, 1))
+    kept = {point for part in parts for point in (min(part, key=_value), max(part, key=_value))}
+    if parts:
+        kept |= {parts[0][0], parts[-1][-1]}
+    return [step for step, _ in sorted(kept)], [value for _, value in sorted(kept)]
 
 
-def _value(point: tuple[float, float]) -> float:
+def _value(point: Point) -> float:
     return point[1]
+
+
+def envelope(steps: Sequence[float], values: Sequence[float], limit: int) -> Band:
+    """Return positions, lowest, median and highest value of at most `limit` stretches of a series.
+
+    Example:
+
+    ```python
+    >>> envelope(range(6), [1, 2, 9, 4, 5, 6], 2)
+    ([1, 4], [1, 4], [2, 5], [9, 6])
+
+    ```
+    """
+    parts = _stretches(steps, values, limit)
+    columns = [[value for _, value in part] for part in parts]
+    positions = [part[len(part) // 2][0] for part in parts]
+    return positions, [*map(min, columns)], [*map(median, columns)], [*map(max, columns)]
+
+
+def band(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
+    """Return positions, lowest, mean and highest value of several series, where at least half of them have one.
+
+    Example:
+
+    ```python
+    >>> band([([1, 2], [1.0, 3.0]), ([1, 2], [2.0, 5.0])])
+    ([1, 2], [1.0, 3.0], [1.5, 4.0], [2.0, 5.0])
+
+    ```
+    """
+    at: dict[float, list[float]] = {}
+    for steps, values in series:
+        for step, value in zip(steps, values, strict=True):
+            if isfinite(value):
+                at.setdefault(step, []).append(value)
+    steps = sorted(step for step, values in at.items() if 2 * len(values) >= len(series))
+    columns = [at[step] for step in steps]
+    return steps, [*map(min, columns)], [*map(fmean, columns)], [*map(max, columns)]
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -208,55 +257,21 @@ def spread(length: int, count: int) -> list[int]:
     )
 
 
-Band = tuple[list[float], list[float], list[float], list[float]]
-
-
-def envelope(steps: Sequence[float], values: Sequence[float], limit: int) -> Band:
-    """Return positions, lowest, median and highest value of at most `limit` stretches of a series.
+def round_updates(first: int, last: int, count: int) -> list[int]:
+    """Return at most about `count` round numbers from `first` to `last`, denser at the beginning, and `last`.
 
     Example:
 
     ```python
-    >>> envelope(range(6), [1, 2, 9, 4, 5, 6], 2)
-    ([1, 4], [1, 4], [2, 5], [9, 6])
+    >>> round_updates(1, 400, 20)
+    [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 400]
 
     ```
     """
-    points = [(step, value) for step, value in zip(steps, values, strict=True) if isfinite(value)]
-    width = -(-len(points) // max(limit, 1)) or 1
-    parts = [points[i : i + width] for i in range(0, len(points), width)]
-    columns = [[value for _, value in part] for part in parts]
-    return (
-        [part[len(part) // 2][0] for part in parts],
-        [*map(min, columns)],
-        [*map(median, columns)],
-        [*map(max, columns)],
-    )
-
-
-def band(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
-    """Return positions, lowest, mean and highest value of several series, where at least half of them have one.
-
-    Example:
-
-    ```python
-    >>> band([([1, 2], [1.0, 3.0]), ([1, 2], [2.0, 5.0])])
-    ([1, 2], [1.0, 3.0], [1.5, 4.0], [2.0, 5.0])
-
-    ```
-    """
-    at: dict[float, list[float]] = {}
-    for steps, values in series:
-        for step, value in zip(steps, values, strict=True):
-            if isfinite(value):
-                at.setdefault(step, []).append(value)
-    steps = sorted(step for step, values in at.items() if 2 * len(values) >= len(series))
-    return (
-        steps,
-        [min(at[step]) for step in steps],
-        [fmean(at[step]) for step in steps],
-        [max(at[step]) for step in steps],
-    )
+    powers = range(len(str(last)))
+    numbers = [int(digit * 10**power) for power in powers for digit in (1, 1.5, 2, 3, 4, 5, 6, 8)]
+    found = sorted({each for each in numbers if first <= each < last})
+    return [*found[:: -(-len(found) // max(1, count - 1)) or 1], last]
 
 
 # --- matplotlib ---
@@ -298,22 +313,21 @@ def blank_axes(
 def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
     """Draw a panel with matplotlib: one line per run, one colour per configuration."""
     runs = as_runs(runs)
-    x = resolve_x(runs, x)
-    configurations = by_configuration(runs)
+    x, configurations = resolve_x(runs, x), by_configuration(runs)
     has_legend = len(configurations) <= LEGEND
     figure = blank_figure(8, max(3.6, 0.18 * len(configurations) * has_legend + 0.3))  # as high as the legend
     axes = blank_axes(figure, panel.title, panel.unit, X_AXES[x])
     for i, (name, members) in enumerate(configurations.items()):
         color, dash = line_style(i)
         for j, run in enumerate(members):
-            steps, values = panel.lines(run)[0][1]
-            at, values = thin(x_values(run, steps, x), values, 2000)
+            series = panel.lines(run)[0][1]
+            at, values = thin(x_values(run, series.steps, x), series.values, 2000)
             axes.plot(
                 at, values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
-                marker="." if len(at) < 3 else None, label=None if j else label(name).replace("$", r"\$"),
+                marker="." if len(at) < 3 else None, label=None if j else plain(label(name)),
             )  # fmt: skip
-            if marks := _rewinds(run, panel.lines(run)[0][1], x):
-                axes.plot(*zip(*marks, strict=True), "v", color=color, markersize=6)
+            if marks := _rewinds(run, series, x):
+                axes.plot(*_columns(marks), "v", color=color, markersize=6)
             if panel.key == "evaluation" and (best := run.best(panel.unit)):
                 axes.plot(x_values(run, [best.step], x), [best.value], "*", color=color, markersize=9)
     if is_logarithmic(panel, runs):
@@ -323,16 +337,25 @@ def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
     low, high = axes.get_ylim()
     if panel.key == "gradient_norm_ratio" and high > DANGER_RATIO:
         axes.axhspan(DANGER_RATIO, high, color=ZONE, alpha=0.15, linewidth=0)
-        axes.text(0.01, 0.97, "early sign of stalling", transform=axes.transAxes, va="top", fontsize=8, color="#555555")
+        axes.text(0.01, 0.97, STALLING, transform=axes.transAxes, va="top", fontsize=8, color="#555555")
         axes.set_ylim(low, high)
     return figure
 
 
-def _rewinds(run: Run, series: Series, x: str) -> list[tuple[float, float]]:
+def plain(name: str) -> str:
+    """Return a name for matplotlib, which sets text between dollar signs as a formula."""
+    return name.replace("$", r"\$")
+
+
+def _rewinds(run: Run, series: Series, x: str) -> list[Point]:
     """Return the points of a line at which the guard rewound the run."""
-    at = [bisect_right(series.steps, step) - 1 for step in run.recorded("rewound_to").steps]
-    steps = [series.steps[i] for i in at if i >= 0]
-    return list(zip(x_values(run, steps, x), [series.values[i] for i in at if i >= 0], strict=True))
+    found = (bisect_right(series.steps, step) - 1 for step in run.recorded("rewound_to").steps)
+    at = [i for i in found if i >= 0]
+    return list(zip(x_values(run, [series.steps[i] for i in at], x), [series.values[i] for i in at], strict=True))
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [at for at, _ in points], [value for _, value in points]
 
 
 def plot_learning_rate(runs: Any, x: str = "auto") -> Figure:
@@ -360,37 +383,33 @@ def plot_ratio(runs: Any, x: str = "auto") -> Figure:
     return plot_panel(runs, PANELS[3], x)
 
 
-def plot_gradient_norms(runs: Any, columns: int = 3) -> Figure:
+def plot_gradient_norms(runs: Any) -> Figure:
     """Draw a heat map (layer over update) of the gradient norms before clipping, of each configuration's first run.
 
     Of more than 24 configurations the first 24 are drawn.
 
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to draw.
-        columns (`int`, defaults to 3): Heat maps side by side.
     """
     need("matplotlib")
     from matplotlib.colors import LogNorm
 
-    firsts = {name: members[0] for name, members in by_configuration(as_runs(runs)).items() if members[0].blocks}
+    firsts = {name: members[0] for name, members in by_configuration(runs).items() if members[0].blocks}
     firsts = dict(list(firsts.items())[:HEAT_MAPS])
-    columns = max(1, min(columns, len(firsts)))
-    rows = -(-len(firsts) // columns) or 1
+    rows = -(-len(firsts) // 3) or 1
     columns = max(1, -(-len(firsts) // rows))  # four are two and two, not three and one
     figure = blank_figure(3.3 * columns + 1.2, 2.3 * rows + 0.4)
     if not firsts:
         figure.text(0.5, 0.5, "no gradient norms were recorded", ha="center")
         return figure
-    tables = {
-        name: [[value or nan for value in run.norms[block]] for block in run.blocks] for name, run in firsts.items()
-    }
-    finite = [value for table in tables.values() for row in table for value in row if value == value]
+    tables = [[[value or nan for value in run.norms[block]] for block in run.blocks] for run in firsts.values()]
+    finite = [value for table in tables for row in table for value in row if value == value]
     norm = LogNorm(min(finite), max(finite)) if finite else None
     ends = [(run.steps[0] - 0.5, run.steps[-1] + 0.5) for run in firsts.values()]
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(firsts) :]:
         axes.set_axis_off()
-    for i, (axes, (name, table), extent) in enumerate(zip(grid.flat, tables.items(), ends, strict=False)):
+    for i, (axes, name, table, extent) in enumerate(zip(grid.flat, firsts, tables, ends, strict=False)):
         layers = len(table)
         image = axes.imshow(
             table, aspect="auto", norm=norm, cmap="viridis", origin="lower", interpolation="nearest",
@@ -398,14 +417,12 @@ def plot_gradient_norms(runs: Any, columns: int = 3) -> Figure:
         )  # fmt: skip
         # The same axis for all: a run that ended early leaves the rest of its heat map blank.
         axes.set_xlim(min(start for start, _ in ends), max(end for _, end in ends))
-        axes.set_title(label(name).replace("$", r"\$"), loc="left", fontsize=8)
+        axes.set_title(plain(label(name)), loc="left", fontsize=8)
         axes.set_yticks(range(1, layers + 1, -(-layers // 12)))
         axes.tick_params(labelsize=8)
-        if i % columns == 0:
-            axes.set_ylabel("layer", fontsize=9)
-        if i + columns >= len(firsts):
-            axes.set_xlabel("update", fontsize=9)
-    figure.colorbar(image, ax=grid, label="gradient norm (dark: vanishing)", shrink=0.8)
+        axes.set_ylabel("layer" if i % columns == 0 else "", fontsize=9)
+        axes.set_xlabel("update" if i + columns >= len(firsts) else "", fontsize=9)
+    figure.colorbar(image, ax=grid, label=NORM, shrink=0.8)
     return figure
 
 
@@ -440,7 +457,7 @@ POINTS = 40_000  # of all curves together
 MANY = 60  # runs beyond which single runs are not drawn beside their mean
 CELLS = 100_000  # of each set of heat maps
 PANEL_HEIGHT = 260  # pixels
-LABELLED = 8  # configurations whose names are written at the ends of their lines
+LABELLED = 8  # configurations that have their names at the ends of their lines, and bands around them
 SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are easiest to tell apart
 DECADES = 8  # below the highest value, that a logarithmic axis or a heat map shows
 CLEAR = "rgba(0,0,0,0)"
@@ -469,39 +486,19 @@ def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) 
     )  # fmt: skip
     figure.update_annotations(x=0, xanchor="left", font_size=14)
     configurations = by_configuration(runs)
-    drawn_lines = 3 * len(configurations) + (len(runs) if len(runs) <= MANY else 0)
-    limit = min(600, max(24, POINTS // (drawn_lines * len(panels))))
-    names = names_of(runs)
+    lines = 3 * len(configurations) + (len(runs) if len(runs) <= MANY else 0)
+    limit = min(600, max(24, POINTS // (lines * len(panels))))
+    names = {run: _text(name) for run, name in names_of(runs).items()} if len(runs) <= MANY else {}
+    labels = [_text(label(name)) for name in configurations]
     for row, panel in enumerate(panels, 1):
-        ends = {}
-        for i, (name, members) in enumerate(configurations.items()):
-            painter = _Painter(figure, row, i, _text(label(name)), limit)
-            drawn = [
-                (run, suffix, x_values(run, s.steps, x), s.values) for run in members for suffix, s in panel.lines(run)
-            ]
-            drawn = [each for each in drawn if each[2]]
-            first = [(at, values) for _, suffix, at, values in drawn if not suffix]
-            if not first:
-                continue
-            if len(members) > 1:
-                ends[i] = painter.add_band(band(first), "mean")
-            elif panel.noisy and len(first[0][0]) > 2 * limit // 3:
-                ends[i] = painter.add_band(envelope(*first[0], limit // 3), "median")
-            for run, suffix, at, values in drawn:
-                hidden = i in ends and not suffix
-                if hidden and len(runs) > MANY:
-                    continue
-                end = painter.add_line(at, values, _text(names[run] + suffix), single=hidden, dotted=bool(suffix))
-                ends.setdefault(i, end)
-            if panel.key == "evaluation":
-                at, _, middle, _ = band(first)
-                pick = max if members[0].greater_is_better(panel.unit) else min
-                best = [pick(zip(at, middle, strict=True), key=_value)] if at else []
-                painter.add_marks(best, "best", symbol="star", size=11)
-            for run in members if len(runs) <= MANY else ():
-                marks = _rewinds(run, panel.lines(run)[0][1], x)
-                painter.add_marks(marks, f"{names[run]} is rewound", symbol="triangle-down", size=9)
-        _lay_out_panel(figure, row, panel, runs, ends, list(configurations))
+        traces = [
+            trace
+            for i, members in enumerate(configurations.values())
+            for trace in _traces(panel, i, labels, members, names, x, limit)
+        ]
+        for trace in traces:
+            figure.add_scatter(row=row, col=1, **trace)
+        _lay_out_panel(figure, row, panel, is_logarithmic(panel, runs), traces, [*configurations])
     figure.update_xaxes(title_text=X_AXES[x], row=len(panels))
     figure.update_xaxes(showticklabels=True, automargin=False)
     figure.update_layout(
@@ -511,58 +508,65 @@ def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) 
     return figure
 
 
-@dataclass
-class _Painter:
-    """Adds the lines of one configuration to one panel."""
+def _traces(
+    panel: Panel, i: int, labels: list[str], members: list[Run], names: Mapping[Run, str], x: str, limit: int
+) -> list[dict[str, Any]]:
+    """Return what a panel shows of configuration `i`: middle line and range, the runs' lines, marks.
 
-    figure: PlotlyFigure
-    row: int
-    index: int
-    name: str
-    limit: int
+    Runs that have no name in `names` are not drawn beside their mean.
+    """
+    color, dash = line_style(i)
 
-    def _add(self, x: Sequence[float], y: Sequence[float], said: str, single: bool = False, **style: Any) -> None:
-        self.figure.add_scatter(
-            x=[_rounded(value) for value in x], y=[_rounded(value) for value in y],
-            meta={"configuration": self.index, "single": single, "name": said},
-            hovertemplate="%{meta.name}<br>%{x}: %{y:.4g}<extra></extra>", row=self.row, col=1, **style,
-        )  # fmt: skip
+    def trace(at: Sequence[float], values: Sequence[float], name: str, **style: Any) -> dict[str, Any]:
+        return {
+            "x": [_rounded(value) for value in at], "y": [_rounded(value) for value in values],
+            "mode": "lines" if len(at) > 2 else "lines+markers",
+            "meta": {"configuration": i, "single": style.get("visible") is False, "name": name},
+            "hovertemplate": "%{meta.name}<br>%{x}: %{y:.4g}<extra></extra>", **style,
+        }  # fmt: skip
 
-    def add_line(self, x: Sequence[float], y: Sequence[float], name: str, single: bool, dotted: bool) -> float:
-        """Add a line of a run; returns its last value."""
-        at, values = thin(x, y, self.limit)
-        color, dash = line_style(self.index)
-        line = {"color": color, "dash": "dot" if dotted else dash, "width": 1 if single or dotted else 1.8}
-        self._add(
-            at, values, name, single, mode="lines" if len(at) > 2 else "lines+markers", line=line,
-            visible=not single, opacity=0.6 if single else 1,
-        )  # fmt: skip
-        return values[-1] if values else nan
+    found = [(run, suffix, series) for run in members for suffix, series in panel.lines(run) if series]
+    drawn = [
+        (names.get(run, labels[i]) + _text(suffix), x_values(run, s.steps, x), s.values) for run, suffix, s in found
+    ]
+    first = [each[1:] for each, (_, suffix, _) in zip(drawn, found, strict=True) if not suffix]
+    traces, middle, what = [], _middle(panel, first, limit), "mean" if len(first) > 1 else "median"
+    if middle:
+        kept = spread(len(middle[0]), limit)
+        at, low, line, high = ([column[k] for k in kept] for column in middle)
+        if low != high and len(labels) <= LABELLED:
+            shape = {"fill": "toself", "fillcolor": color, "opacity": 0.18, "line": {"width": 0}, "hoverinfo": "skip"}
+            traces.append(trace([*at, *reversed(at)], [*high, *reversed(low)], labels[i], **shape))
+        traces.append(trace(at, line, f"{labels[i]}, {what}", line={"color": color, "dash": dash, "width": 2}))
+    for (run, suffix, _), (name, at, values) in zip(found, drawn, strict=True):
+        single = middle is not None and not suffix
+        style = {"color": color, "dash": "dot" if suffix else dash, "width": 1 if single or suffix else 1.8}
+        if run in names or not single:
+            opacity = 0.6 if single else 1
+            traces.append(trace(*thin(at, values, limit), name, line=style, visible=not single, opacity=opacity))
+    if panel.key == "evaluation":
+        pick = max if members[0].greater_is_better(panel.unit) else min
+        for at, values in [(middle[0], middle[2])] if middle else first:
+            best = pick(zip(at, values, strict=True), key=_value)
+            marker = {"color": color, "symbol": "star", "size": 11}
+            traces.append(trace(*_columns([best]), f"{labels[i]}, best", mode="markers", marker=marker))
+    for run, suffix, series in found:
+        if run in names and not suffix and (marks := _rewinds(run, series, x)):
+            marker = {"color": color, "symbol": "triangle-down", "size": 9}
+            traces.append(trace(*_columns(marks), f"{names[run]} is rewound", mode="markers", marker=marker))
+    return traces
 
-    def add_band(self, columns: Band, what: str) -> float:
-        """Add the middle line and the range around it; returns its last value."""
-        at, low, middle, high = columns
-        kept = spread(len(at), self.limit)
-        at, low, middle, high = ([column[i] for i in kept] for column in (at, low, middle, high))
-        color, dash = line_style(self.index)
-        if any(a != b for a, b in zip(low, high, strict=True)):
-            fill: dict[str, Any] = {
-                "fill": "toself",
-                "fillcolor": color,
-                "opacity": 0.18,
-                "line": {"width": 0},
-                "hoverinfo": "skip",
-            }
-            self._add([*at, *reversed(at)], [*high, *reversed(low)], self.name, mode="lines", **fill)
-        line = {"color": color, "dash": dash, "width": 2}
-        self._add(at, middle, f"{self.name}, {what}", mode="lines" if len(at) > 2 else "lines+markers", line=line)
-        return middle[-1] if middle else nan
 
-    def add_marks(self, points: Sequence[tuple[float, float]], what: str, **marker: Any) -> None:
-        """Add a marker for each point."""
-        for x, y in points:
-            style = {"color": line_style(self.index)[0], **marker}
-            self._add([x], [y], f"{self.name}, {_text(what)}", mode="markers", marker=style)
+def _middle(panel: Panel, series: Sequence[tuple[Sequence[float], Sequence[float]]], limit: int) -> Band | None:
+    """Return the mean of several series, the running median of a noisy one, or `None` if the lines themselves say more.
+
+    They do for runs that were evaluated at different updates, of which there is hardly a mean.
+    """
+    longest = max((len(at) for at, _ in series), default=0)
+    if len(series) > 1:
+        middle = band(series)
+        return middle if 2 * len(middle[0]) > longest else None
+    return envelope(*series[0], limit // 3) if panel.noisy and longest > 2 * limit // 3 else None
 
 
 def _rounded(value: float) -> float | None:
@@ -570,49 +574,41 @@ def _rounded(value: float) -> float | None:
 
 
 def _lay_out_panel(
-    figure: PlotlyFigure, row: int, panel: Panel, runs: Sequence[Run], ends: dict[int, float], names: list[str]
+    figure: PlotlyFigure, row: int, panel: Panel, log: bool, traces: list[dict[str, Any]], names: list[str]
 ) -> None:
     """Set the axis of a panel, and write the configurations' names at the ends of their lines."""
-    log = is_logarithmic(panel, runs)
-    values = [
-        v for trace in figure.data if trace.yaxis == f"y{row if row > 1 else ''}" for v in trace.y if v is not None
-    ]
-    values = [log10(value) if log else value for value in values if isfinite(value) and (value > 0 or not log)] or [0.0]
+    scale = log10 if log else float
+    known = [value for trace in traces for value in trace["y"] if value is not None]
+    values = [scale(value) for value in known if value > 0 or not log] or [0.0]
     low, high = min(values), max(values)
     low = max(low, high - DECADES) if log else low  # a rate that decays to 0 has no lowest power of ten
     if panel.key == "gradient_norm_ratio":
         low, high = min(low, log10(0.5)), max(high, log10(3 * DANGER_RATIO))
-    elif not log and low >= 0 and low < 0.5 * high:
+    elif not log and 0 <= low < 0.5 * high:
         low = 0.0
     room = 0.06 * (high - low) or abs(high) or 1.0
     low, high = (low if low == 0 and not log else low - room), high + room
     figure.update_yaxes(
-        title_text=_text(panel.unit),
-        type="log" if log else "linear",
-        dtick=1 if log and high - low > 1.2 else None,
-        exponentformat="power",
-        range=[low, high],
-        row=row,
-    )
+        title_text=_text(panel.unit), type="log" if log else "linear", dtick=1 if log and high - low > 1.2 else None,
+        exponentformat="power", range=[low, high], row=row,
+    )  # fmt: skip
+    note = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": ZONE}}
     if panel.key == "gradient_norm_ratio":
-        zone = {"fillcolor": ZONE, "opacity": 0.15, "line_width": 0, "layer": "below"}
-        figure.add_hrect(y0=DANGER_RATIO, y1=10**high, row=row, col=1, **zone)
-        figure.add_hline(y=DANGER_RATIO, row=row, col=1, line={"color": ZONE, "width": 1, "dash": "dot"})
-        figure.add_annotation(
-            text="stalling", x=0, xref="x domain", xanchor="left", y=log10(DANGER_RATIO), yanchor="bottom",
-            showarrow=False, font={"size": 11, "color": ZONE}, row=row, col=1,
+        figure.add_hrect(
+            y0=DANGER_RATIO, y1=10**high, row=row, col=1, fillcolor=ZONE, opacity=0.15, line_width=0, layer="below",
         )  # fmt: skip
-    if not 1 < len(names) <= LABELLED:
-        return
-    axis = "" if row == 1 else str(row)
-    at = {
-        i: log10(end) if log and end > 0 else end for i, end in ends.items() if isfinite(end) and (end > 0 or not log)
-    }
-    for i, y in spread_labels(at, 15 * (high - low) / (PANEL_HEIGHT - 60), low, high).items():
-        figure.add_annotation(
-            text=_text(label(names[i])), x=1.005, xref="paper", xanchor="left", y=y, yref=f"y{axis}", showarrow=False,
-            font={"size": 12, "color": line_style(i)[0]}, name=f"end-{i}",
-        )  # fmt: skip
+        figure.add_annotation(note, text=STALLING, x=0, y=high, xref="x domain", yanchor="top", row=row, col=1)
+    ends: dict[int, float] = {}
+    for trace in traces:
+        if "fill" not in trace and not trace["meta"]["single"] and trace["y"] and trace["y"][-1] is not None:
+            ends.setdefault(trace["meta"]["configuration"], trace["y"][-1])
+    if 1 < len(names) <= LABELLED:
+        at = {i: scale(end) for i, end in ends.items() if end > 0 or not log}
+        for i, y in spread_labels(at, 15 * (high - low) / (PANEL_HEIGHT - 60), low, high).items():
+            figure.add_annotation(
+                note, text=_text(short_label(names[i])), x=1.005, xref="paper", y=y, yref=f"y{row if row > 1 else ''}",
+                font_color=line_style(i)[0], name=f"end-{i}",
+            )  # fmt: skip
 
 
 def spread_labels(positions: dict[int, float], gap: float, low: float, high: float) -> dict[int, float]:
@@ -640,10 +636,6 @@ def spread_labels(positions: dict[int, float], gap: float, low: float, high: flo
 # --- heat maps ---
 
 
-def _log10(value: float) -> float | None:
-    return round(log10(value), 2) if value > 0 and isfinite(value) else None
-
-
 def _coloraxis(runs: Sequence[Run]) -> dict[str, Any]:
 
     def norms() -> Iterator[float]:  # no list: there may be fifty million
@@ -660,7 +652,7 @@ def _coloraxis(runs: Sequence[Run]) -> dict[str, Any]:
         "colorbar": {
             "orientation": "h", "y": 1.0, "yanchor": "bottom", "thickness": 12, "tickvals": list(ticks),
             "ticktext": list(ticks.values()), "ticklabelposition": "outside top",
-            "title": {"text": "gradient norm (dark: vanishing)", "side": "top"},
+            "title": {"text": NORM, "side": "top"},
         },
     }  # fmt: skip
 
@@ -671,22 +663,16 @@ def _all_layers(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(layer for run in ordered for layer in run.layers))
 
 
-def chosen_updates(runs: Sequence[Run], count: int) -> list[int]:
-    """Return at most `count` of the recorded updates, denser at the beginning."""
-    steps = sorted({step for run in runs for step in run.steps})
-    return [steps[i] for i in spread(len(steps), count)]
-
-
-def _rows_at(run: Run, updates: Sequence[int]) -> list[int | None]:
-    """Return the index of the last row at or before each update, and `None` after the run's end."""
+def _cells(run: Run, layers: Sequence[str], updates: Sequence[int]) -> list[list[float | None]]:
+    """Return each layer's norm, as a power of ten, at or last before each update; `None` after the run's end."""
     end = max(run.steps[-1], run.updates)
-    rows = (bisect_right(run.steps, update) - 1 for update in updates)
-    return [row if row >= 0 and update <= end else None for row, update in zip(rows, updates, strict=True)]
+    rows = [bisect_right(run.steps, update) - 1 if update <= end else -1 for update in updates]
+    columns = [run.norms.get(layer) for layer in layers]
+    return [[_power(column[row]) if column and row >= 0 else None for row in rows] for column in columns]
 
 
-def _norms_at(run: Run, layer: str, rows: Sequence[int | None]) -> list[float | None]:
-    column = run.norms.get(layer)
-    return [None if row is None or column is None else _log10(column[row]) for row in rows]
+def _power(value: float) -> float | None:
+    return round(log10(value), 2) if value > 0 and isfinite(value) else None
 
 
 def draw_layers(runs: Sequence[Run]) -> tuple[PlotlyFigure, dict[str, Any]] | None:
@@ -703,12 +689,12 @@ def draw_layers(runs: Sequence[Run]) -> tuple[PlotlyFigure, dict[str, Any]] | No
     layers = _all_layers(runs)
     if len(runs) < 2 or len(layers) < 2:
         return None
-    updates = chosen_updates(runs, max(6, min(60, CELLS // (len(layers) * len(runs)))))
-    rows = [_rows_at(run, updates) for run in runs]
-    columns = [[_norms_at(run, layer, each) for run, each in zip(runs, rows, strict=True)] for layer in layers]
-    tables = [[[values[i] for values in layer] for layer in columns] for i in range(len(updates))]
+    last = max(run.steps[-1] for run in runs)
+    updates = round_updates(min(run.steps[0] for run in runs), last, max(6, CELLS // (len(layers) * len(runs))))
+    columns = [_cells(run, layers, updates) for run in runs]
+    tables = [[[column[j][k] for column in columns] for j in range(len(layers))] for k in range(len(updates))]
     shown = max((i for i, update in enumerate(updates) if update <= SHOWN_FIRST), default=0)
-    names = names_of(runs)
+    names, groups = names_of(runs), by_configuration(runs)
     figure = Figure(
         Heatmap(
             x=[_text(names[run]) for run in runs], y=[_text(layer) for layer in layers], z=tables[shown],
@@ -716,24 +702,14 @@ def draw_layers(runs: Sequence[Run]) -> tuple[PlotlyFigure, dict[str, Any]] | No
         )
     )  # fmt: skip
     # One label per configuration, in the middle of its runs, and a line between configurations.
-    groups = by_configuration(runs)
     ends = list(accumulate(map(len, groups.values())))
     middles = [end - (len(members) + 1) / 2 for end, members in zip(ends, groups.values(), strict=True)]
-    labels = [_text(_shortened(label(name))) for name in groups]
-    figure.update_layout(
-        shapes=[_line_after(end) for end in ends[:-1]], **_lay_out_layers(runs, layers, 6 * max(map(len, labels)) + 30)
-    )
+    labels = [_text(short_label(name)) for name in groups]
+    for end in ends[:-1]:
+        figure.add_vline(end - 0.5, line={"color": ZONE, "width": 1})
+    figure.update_layout(_lay_out_layers(runs, layers, 6 * max(map(len, labels)) + 30))
     figure.update_xaxes(tickangle=-90, type="category", tickvals=middles, ticktext=labels, showgrid=False)
     return figure, {"updates": updates, "tables": tables, "shown": shown}
-
-
-def _shortened(name: str, length: int = 32) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
-def _line_after(run: int) -> dict[str, Any]:
-    ends = {"x0": run - 0.5, "x1": run - 0.5, "y0": 0, "y1": 1, "yref": "paper"}
-    return {"type": "line", **ends, "line": {"color": ZONE, "width": 1}}
 
 
 def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
@@ -744,19 +720,18 @@ def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
     runs = [run for run in runs if len(run.layers) > 1]
     if not runs:
         return None
-    names, figure = names_of(runs), Figure()
-    cells = CELLS // (len(_all_layers(runs)) * len(runs))
-    for i, run in enumerate(runs):
-        updates = chosen_updates([run], max(12, min(200, cells)))
-        rows = _rows_at(run, updates)
+    names, layers, figure = names_of(runs), _all_layers(runs), Figure()
+    count = max(12, min(200, CELLS // (len(layers) * len(runs))))
+    for run in runs:
+        updates = [run.steps[i] for i in spread(len(run.steps), count)]
         figure.add_trace(
             Heatmap(
-                x=updates, y=[_text(layer) for layer in run.layers],
-                z=[_norms_at(run, layer, rows) for layer in run.layers], name=_text(names[run]), coloraxis="coloraxis",
-                hovertemplate="update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>", visible=i == 0,
+                x=updates, y=[_text(layer) for layer in run.layers], z=_cells(run, run.layers, updates),
+                name=_text(names[run]), coloraxis="coloraxis", visible=run is runs[0],
+                hovertemplate="update %{x}<br>%{y}: 10<sup>%{z:.2f}</sup><extra></extra>",
             )
         )  # fmt: skip
-    figure.update_layout(**_lay_out_layers(runs, _all_layers(runs), 60))
+    figure.update_layout(_lay_out_layers(runs, layers, 60))
     # An annotation, because plotly puts the axis title over the tick labels of a heat map that becomes visible later.
     figure.add_annotation(text="update", x=0.5, y=0, xref="paper", yref="paper", yshift=-40, showarrow=False)
     return figure
@@ -765,8 +740,8 @@ def draw_run(runs: Sequence[Run]) -> PlotlyFigure | None:
 def _lay_out_layers(runs: Sequence[Run], layers: list[str], below: int) -> dict[str, Any]:
     return {
         "coloraxis": _coloraxis(runs),
-        "height": max(240, 16 * len(layers)) + 80 + below,
-        "margin": {"l": 10, "r": 10, "t": 80, "b": below},
+        "height": max(240, 16 * len(layers)) + 60 + below,
+        "margin": {"l": 10, "r": 10, "t": 60, "b": below},
         "yaxis": {"type": "category", "automargin": True, "autorange": "reversed"},
         **_BACKGROUND,
     }

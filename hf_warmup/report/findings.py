@@ -14,7 +14,7 @@ from .run import Run, as_runs
 
 __all__ = [
     "DANGER_RATIO", "RULES", "Finding", "Group", "describe_coverage", "find", "findings_as_dicts", "group_findings",
-    "in_words", "records_of",
+    "records_of",
 ]  # fmt: skip
 
 
@@ -116,66 +116,71 @@ class Group:
     Args:
         rule ([`Rule`][hf_warmup.guard.rules.Rule]): The rule.
         configurations (`list[str]`): Names of the configurations.
-        sentences (`dict[str, list[str]]`): What is said -> the names of the runs that it is said of.
-        count (`int`): The number of runs that it is said of.
+        findings (`dict[str, Finding]`): Name of a run -> what the rule says about it.
         of (`int`): The number of runs of these configurations.
-        findings (`list[Finding]`): The findings themselves.
     """
 
     rule: Rule
     configurations: list[str] = field(default_factory=list)
-    sentences: dict[str, list[str]] = field(default_factory=dict)
-    count: int = 0
+    findings: dict[str, Finding] = field(default_factory=dict)
     of: int = 0
-    findings: list[Finding] = field(default_factory=list)
 
     @property
     def level(self) -> str:
         """`"problem"`, `"advice"` (something to change) or `"note"`."""
-        return "problem" if self.rule.is_problem else "advice" if any(each.advice for each in self.findings) else "note"
+        advice = any(each.advice for each in self.findings.values())
+        return "problem" if self.rule.is_problem else "advice" if advice else "note"
 
     @property
-    def whole(self) -> bool:
-        """Whether the same is said of every run of these configurations."""
-        return len(self.sentences) == 1 and self.count == self.of
+    def advice(self) -> str:
+        """What to change in the first run."""
+        return next(iter(self.findings.values())).advice
+
+    @property
+    def runs_by_text(self) -> dict[str, list[str]]:
+        """What is said -> the names of the runs that it is said of."""
+        found: dict[str, list[str]] = {}
+        for name, finding in self.findings.items():
+            found.setdefault(finding.text, []).append(name)
+        return found
+
+    @property
+    def whose(self) -> str:
+        """The configurations, with the number of runs if a configuration has several."""
+        counted = f" ({len(self.findings)} of {self.of} runs)" if self.of > len(self.configurations) else ""
+        return ", ".join(self.configurations) + counted
+
+    @property
+    def text(self) -> str:
+        """What is said of the first run, and the range of its first number over several runs."""
+        first, *others = self.findings.values()
+        key = next(iter(first.numbers), "")
+        values = [each.numbers[key] for each in (first, *others) if key in each.numbers]
+        if not others or not values or min(values) == max(values):
+            return first.text
+        low, high = (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" for value in (min(values), max(values)))
+        return f"{first.text} ({key} {low} to {high} over {len(self.findings)} runs)"
 
 
-def group_findings(runs: Sequence[Run], rules: Iterable[Rule] = RULES) -> list[Group]:
+def group_findings(runs: Sequence[Run]) -> list[Group]:
     """Return the findings of many runs by rule and configuration, problems first.
 
     Configurations of whose runs the same sentence is said share a group.
     """
-    names, rules = names_of(runs), list(rules)
-    configurations = by_configuration(runs)
-    found = {run: {finding.rule: finding for finding in find(run, rules)} for run in runs}
+    names, configurations = names_of(runs), by_configuration(runs)
+    found = {run: {finding.rule: finding for finding in find(run)} for run in runs}
     groups: dict[tuple[str, str], Group] = {}
-    for rule in sorted(rules, key=lambda rule: not rule.is_problem):
+    for rule in sorted(RULES, key=lambda rule: not rule.is_problem):
         for configuration, members in configurations.items():
-            texts = {run: found[run][rule.name].text for run in members if rule.name in found[run]}
-            if not texts:
-                continue
-            whole = len(texts) == len(members) and len(set(texts.values())) == 1
-            key = min(texts.values()) if whole else f"{configuration}\n"
-            group = groups.setdefault((rule.name, key), Group(rule))
-            group.configurations.append(configuration if len(members) > 1 else names[members[0]])
-            for run, text in texts.items():
-                group.sentences.setdefault(text, []).append(names[run])
-            group.findings += [found[run][rule.name] for run in texts]
-            group.count += len(texts)
-            group.of += len(members)
+            said = {names[run]: found[run][rule.name] for run in members if rule.name in found[run]}
+            texts = {finding.text for finding in said.values()}
+            alike = len(said) == len(members) and len(texts) == 1
+            if said:
+                group = groups.setdefault((rule.name, min(texts) if alike else f"{configuration}\n"), Group(rule))
+                group.configurations.append(configuration)
+                group.findings |= said
+                group.of += len(members)
     return list(groups.values())
-
-
-def in_words(runs: Any) -> list[tuple[str, str]]:
-    """Return the findings of many runs as pairs of names and a sentence, problems first.
-
-    The names are those of configurations if all their runs share the sentence, else those of runs.
-    """
-    return [
-        (", ".join(group.configurations if group.whole else runs_said), text)
-        for group in group_findings(as_runs(runs))
-        for text, runs_said in group.sentences.items()
-    ]
 
 
 def findings_as_dicts(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -32,10 +32,10 @@ from .comparison import (
     shared_settings,
 )
 from .figures import draw_comparison, plot_gradient_norms
-from .findings import describe_coverage, find, in_words
+from .findings import describe_coverage, find, group_findings
 from .run import Run, as_runs, environment, find_runs, read_run
 from .schedule import describe_schedule
-from .text import describe_evaluations, judged
+from .text import describe_evaluations, without_problem
 
 
 if TYPE_CHECKING:
@@ -221,13 +221,13 @@ def _count(number: int, noun: str) -> str:
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
     """Return an [`Experiment`] in the words that the runs give: settings, findings, and how they ended."""
     groups, differing, names = by_configuration(runs), differing_settings(runs), names_of(runs)
-    said = [f"- {code(which)}: {escape(text)}" for which, text in in_words(runs)]
+    said = [f"- {code(group.whose)}: {escape(group.text)}" for group in group_findings(runs)]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
     question = [
         f"{_count(len(runs), 'run')} of {_count(len(groups), 'configuration')}"
         + (f", which differ in {escape(', '.join(differing))}." if differing else ".")
         + (f" All have {escape(shared)}." if shared else ""),
-        "What the recordings say:\n\n" + ("\n".join(said) or f"- {_without_findings(runs)}"),
+        "What the recordings say:\n\n" + ("\n".join(said) or f"- {without_problem(runs)}"),
     ]
     fewest = min(map(len, groups.values()))
     limits = [f"{'At least ' * (len(groups) > 1)}{_count(fewest, 'run')} per configuration; no other settings."]
@@ -251,10 +251,6 @@ def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: st
         license=license,
         tags=[*(["hf-warmup"] if recorded else []), "learning-rate", *(["gradient-norm"] if norms else [])],
     )
-
-
-def _without_findings(runs: Sequence[Run]) -> str:
-    return "No rule found a problem." if any(map(judged, runs)) else "Too little was logged to judge the runs by."
 
 
 def write_card(runs: Any, output_dir: str | os.PathLike[str], experiment: Experiment) -> Path:
@@ -294,7 +290,7 @@ def add_recording(folder: str | os.PathLike[str], state: TrainerState) -> None:
 
 
 def _recording_section(run: Run) -> str:
-    sentences = [f"- {escape(finding.text)}" for finding in find(run)] or [f"- {_without_findings([run])}"]
+    sentences = [f"- {escape(finding.text)}" for finding in find(run)] or [f"- {without_problem([run])}"]
     words = [f"{run.status.capitalize()}.", describe_schedule(run), describe_evaluations(run)]
     parts = ["## Warmup and gradient norms", escape(" ".join(filter(None, words))), "\n".join(sentences)]
     parts.append(escape(describe_coverage(run)))

@@ -7,7 +7,7 @@ import json
 import secrets
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 from .. import __version__
 from .comparison import (
     by_configuration,
+    by_number,
     common_metric,
     decimals,
     differing_settings,
+    independent_settings,
     known_settings,
     label,
     mean_and_spread,
@@ -28,14 +30,18 @@ from .figures import draw_curves, draw_layers, draw_run, line_style, need
 from .findings import RULES, describe_coverage, group_findings
 from .run import Run, as_runs
 from .schedule import describe_schedule
-from .text import by_rule, count_failures, describe_evaluations, describe_group, headline, rank_configurations
+from .text import (
+    by_rule,
+    count_failures,
+    describe_ends,
+    describe_schedules,
+    headline,
+    rank_configurations,
+    without_problem,
+)
 
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
 
 
 def run_table(runs: Sequence[Run]) -> dict[str, Any]:
@@ -44,24 +50,24 @@ def run_table(runs: Sequence[Run]) -> dict[str, Any]:
     results = list(dict.fromkeys(key for run in runs for key in run.results()))[:12]
     rows = []
     for run in runs:
-        found, known = run.results(), known_settings(run)
-        best = run.best()
+        found, known, best = run.results(), known_settings(run), run.best()
         rows.append(
             {
                 "name": names[run],
                 "status": run.status,
                 "cut_short": run.cut_short,
-                "results": [_number(found[key]) if key in found else "" for key in results],
-                "best": f"{_number(best.value)} at {best.step}" if best else "",
+                "results": [f"{found[key]:.4g}" if key in found else "" for key in results],
+                "best": f"{best.value:.4g} at {best.step}" if best else "",
                 "settings": [known.get(key, "") for key in settings],
             }
         )
     return {"results": results, "settings": settings, "rows": rows, "best": any(row["best"] for row in rows)}
 
 
-def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any]:
-    """Return the table of configurations: colour, mean and spread of each result over the runs, how they ended."""
-    groups = by_configuration(runs)
+def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return a row for each configuration, best first: colour, mean and spread of each result, how its runs ended."""
+    groups, ranked = by_configuration(runs), rank_configurations(runs)
+    order = [name for name, _ in ranked[1]] if ranked else []
     found = {name: [run.results() for run in members] for name, members in groups.items()}
     keys = list(dict.fromkeys(key for results in found.values() for result in results for key in result))
     keys = [key for key in keys if 3 * sum(any(key in each for each in found[name]) for name in found) >= len(found)]
@@ -71,74 +77,49 @@ def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[
     rows = []
     for i, (name, members) in enumerate(groups.items()):
         values = {key: [result[key] for result in found[name] if key in result] for key in keys}
-        ends = [run.end for run in members]
         rows.append(
             {
+                "index": i,
+                "rank": order.index(name) if name in order else len(order),
                 "name": label(name),
-                "color": line_style(i)[0],
-                "dash": line_style(i)[1],
-                "cells": [mean_and_spread(values[key], digits[key]) if values[key] else "" for key in keys],
-                "updates": mean_and_spread([run.updates for run in members], 0).removesuffix(" ± 0"),
+                "style": line_style(i),
+                "results": {key: mean_and_spread(each, digits[key]) if each else "" for key, each in values.items()},
                 "failed": failed[name],
-                "ends": ", ".join(f"{ends.count(end)} {end}" if len(ends) > 1 else end for end in dict.fromkeys(ends)),
-                "schedule": describe_schedule(members[0]),
+                "ends": describe_ends(members),
+                "schedule": describe_schedules(members),
             }
         )
-    return {"columns": keys, "rows": rows}
+    return sorted(rows, key=lambda row: row["rank"])
 
 
 def sweep_grid(runs: Sequence[Run], failed: Mapping[str, int]) -> dict[str, Any] | None:
     """Return the grid of a sweep if exactly two settings vary: one cell per pair of values, shaded by the metric."""
-    groups, ranked = by_configuration(runs), rank_configurations(runs)
-    known = {name: known_settings(members[0]) for name, members in groups.items()}
-    differing = _independent(differing_settings(runs), list(known.values()))
+    groups, ranked, differing = by_configuration(runs), rank_configurations(runs), independent_settings(runs)
     if len(differing) != 2 or len(groups) < 4 or ranked is None:
         return None
     metric, order = ranked
-    rows, columns = (
-        sorted({settings[key] for settings in known.values() if key in settings}, key=_as_number) for key in differing
-    )
+    places = {name: [known_settings(members[0]).get(key, "") for key in differing] for name, members in groups.items()}
+    rows, columns = (sorted({*values}, key=by_number) for values in zip(*places.values(), strict=True))
     if min(len(rows), len(columns)) < 2 or 2 * len(groups) < len(rows) * len(columns):
         return None
     values = {name: mean(each) for name, each in order}
-    best, digits = order[0][0], decimals(values.values())
-    # Failed cells stay white, so that the shades tell the others apart.
-    sound = [values[name] for name, _ in order if isfinite(values[name]) and not failed[name]] or [values[best]]
-    worst, top = sound[-1], sound[0]
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, settings in known.items():
-        value = values.get(name)
-        share = 0.0
-        if value is not None and isfinite(value) and not failed[name]:
-            share = 0.15 + 0.85 * ((value - worst) / (top - worst) if top != worst else 1.0)
-        cells[settings.get(differing[0], ""), settings.get(differing[1], "")] = {
-            "text": f"{value:.{digits}f}" if value is not None else "",
-            "share": round(share, 2),
+    digits = decimals(values.values())
+    # By rank, so that one bad value does not make all others alike. Failed cells stay white.
+    sound = dict.fromkeys(values[name] for name in values if isfinite(values[name]) and not failed[name])
+    shares = {value: round(1 - i / len(sound), 2) for i, value in enumerate(sound)}
+    cells: dict[tuple[str, ...], dict[str, Any]] = {
+        tuple(place): {
+            "text": f"{values[name]:.{digits}f}" if name in values else "",
+            "share": 0 if failed[name] else shares.get(values.get(name, nan), 0),
             "failed": failed[name],
-            "best": name == best,
+            "best": name == order[0][0],
         }
+        for name, place in places.items()
+    }
     return {
-        "row": differing[0], "column": differing[1], "metric": metric, "columns": columns, "best": label(best),
+        "row": differing[0], "column": differing[1], "metric": metric, "columns": columns,
         "rows": [(row, [cells.get((row, column)) for column in columns]) for row in rows],
     }  # fmt: skip
-
-
-def _independent(keys: Sequence[str], known: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return `keys` without those whose values follow from another key's, as `warmup_type` from the warmup's length."""
-    columns = {key: [settings.get(key, "") for settings in known] for key in keys}
-    words_first = sorted(keys, key=lambda key: -max(map(_as_number, columns[key]))[0])
-    for key in words_first:
-        others = [columns[other] for other in columns if other != key]
-        if any(len({*zip(other, columns[key], strict=True)}) == len(set(other)) for other in others):
-            del columns[key]
-    return list(columns)
-
-
-def _as_number(text: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(text), text
-    except ValueError:
-        return 1, 0.0, text
 
 
 def draw_page(runs: Any, title: str = "Runs compared", x: str = "auto", keys: Sequence[str] = ()) -> str:
@@ -178,13 +159,13 @@ def draw_page(runs: Any, title: str = "Runs compared", x: str = "auto", keys: Se
         .render(
             title=title,
             version=__version__,
-            headline=headline(runs, failed),
-            single=single and [describe_schedule(single), describe_evaluations(single), describe_coverage(single)],
+            headline=headline(runs, groups),
+            without_problem=without_problem(runs),
+            single=single and [describe_schedule(single), describe_coverage(single)],
             configurations=configuration_table(runs, failed),
             grid=sweep_grid(runs, failed),
             levels={level: by_rule([group for group in groups if group.level == level]) for level in ICONS},
             icons=ICONS,
-            line=describe_group,
             table=run_table(runs),
             shared=shared_settings(runs),
             rules=RULES,

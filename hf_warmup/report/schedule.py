@@ -5,12 +5,12 @@ Any Trainer's log carries the rates. [`describe_schedule`] reads them together w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import cos, log, pi, sqrt
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _SAME = 1e-4  # relative difference below which two logged rates are equal: logs
 _FITS = 0.02  # of the peak: largest difference between logged rates and a decay that is named
 _PAST_PEAK = 0.8  # a rise slower than this share of the warmup's slope includes the peak
 _OPTIMIZERS = {"radam": "RAdam", "adam_warmup": "AdamWarmup", "gi_adam": "GI-Adam"}  # with a warmup of their own
-SCHEDULES_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # of transformers
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # schedules of transformers
+_FROM_BETA2 = ("untuned_linear", "untuned_exponential", "radam")  # warmups whose length follows from beta2
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class LoggedSchedule:
         warmup (`str`): `"seen"`, `"none"`, `"none logged"` (none from the first logged rate on), `"between"` (it ended
             between the first two logged rates), `"never left"`, `"constant"`, `"optimizer"` (built into the optimizer)
             or `"unknown"`.
-        length (`int`, *optional*): Updates of warmup, if it was seen.
+        length (`int`, *optional*): Updates of warmup, if it was seen and does not follow from beta2.
         first (`int`): The first update whose rate was logged.
         last (`int`): The last one.
         peak (`float`, *optional*): The highest rate; of a run without warmup the first.
@@ -249,28 +250,42 @@ def _shape(points: _Points, warmup: float | None, peak: float, total: int | None
     return f"falling to {rate_text(r1) if r1 > 1e-3 * peak else 0}"
 
 
+def planned_warmup(settings: Mapping[str, Any], num_training_steps: int | None) -> int | None:
+    """Return the updates of warmup that `settings` ask for; `None` if they do not say or it follows from beta2."""
+    kind, decay = settings.get("warmup_type"), settings.get("lr_scheduler_type")
+    length = settings.get("num_warmup_steps", settings.get("warmup_steps"))
+    if kind in _FROM_BETA2 or not isinstance(length, (int, float)):
+        return None
+    if settings.get("optim") == "adam_warmup":
+        return int(length) or None  # 0: the length is among `optim_args`
+    if kind == "none" or (kind is None and decay in _WITHOUT_WARMUP):
+        return 0
+    return round(length * (num_training_steps or 0)) if 0 < length < 1 else int(length)
+
+
 def logged_schedule(run: Run) -> LoggedSchedule:
     """Return what the settings of `run`, or else its logged rates, say about its schedule."""
+    settings, total = run.settings, run.num_training_steps
     rates = run.scheduled_rates or run.learning_rates
-    found = read_schedule(*rates, run.num_training_steps)
+    found = read_schedule(*rates, total)
     logged = run.series("learning_rate").steps or rates.steps
     if logged:  # by the log's own steps, which are earlier by one where the next update's rate was logged
         found = replace(found, first=logged[0], last=logged[-1])
-    length, decay = run.settings.get("num_warmup_steps"), run.settings.get("lr_scheduler_type")
-    kind, optim = run.settings.get("warmup_type"), str(run.settings.get("optim"))
-    peak = run.settings.get("learning_rate")
-    if not isinstance(length, int) or decay is None or found.restarts:
+    rewound = run.recorded("rewound_warmup_steps").values
+    length = int(rewound[-1]) if rewound else planned_warmup(settings, total)
+    decay, kind, optim = settings.get("lr_scheduler_type"), settings.get("warmup_type"), str(settings.get("optim"))
+    if decay is None or (found.restarts and not rewound):
         return found
-    peak = peak if isinstance(peak, (int, float)) and decay != "noam" else found.peak
-    none = not length or kind == "none" or (kind is None and decay in SCHEDULES_WITHOUT_WARMUP)
-    known = replace(found, peak=peak, shape=str(decay), exact=True)
-    if optim in _OPTIMIZERS and none:
+    peak = settings.get("learning_rate") if decay != "noam" else None
+    known = replace(found, exact=True, shape=str(decay), peak=peak if isinstance(peak, (int, float)) else found.peak)
+    if kind in _FROM_BETA2:
+        return replace(known, warmup="seen", length=None, by=str(kind))
+    if optim in _OPTIMIZERS and not length:
         return replace(known, warmup="optimizer", by=_OPTIMIZERS[optim])
-    if kind in ("untuned_linear", "untuned_exponential", "radam"):  # their length follows from beta2
+    if length is None:
         return found
-    if none:
-        return replace(known, warmup="none")
-    return replace(known, warmup="seen", length=length, by=str(kind or "linear"))
+    by = "found by rewinding, linear" if rewound else str(kind or "linear")
+    return replace(known, warmup="seen", length=length, by=by) if length else replace(known, warmup="none")
 
 
 def describe_schedule(run: Run) -> str:
@@ -283,17 +298,15 @@ def describe_schedule(run: Run) -> str:
     total = run.num_training_steps or run.updates
     then = f", then {found.shape}" if found.shape else ""
     again = ""
-    if rewound := run.recorded("rewound_warmup_steps"):
-        again = f" The guard rewound the run after update {', '.join(map(str, rewound.steps))} and warmed up again."
-    elif found.restarts:
+    if found.restarts and not found.exact:
         shown = ", ".join(map(str, found.restarts[:3])) + (", ..." if len(found.restarts) > 3 else "")
         again = f" The rate rises again after update {shown}: restarts, or a run that was resumed with another plan."
     first = f"at update {found.first}, the first that was logged"
     match found.warmup:
         case "seen":
-            share = f" ({100 * (found.length or 0) / total:.2g} %)" if total else ""
-            length = f"{'' if found.exact else 'about '}{found.length} of {total} updates{share}"
-            text = f"Warmup: {length}, {found.by or 'rising'} to {rate}{then}."
+            share = f" ({100 * found.length / total:.2g} %)" if total and found.length else ""
+            length = f"{'' if found.exact else 'about '}{found.length} of {total} updates{share}, "
+            text = f"Warmup: {length if found.length else ''}{found.by or 'rising'} to {rate}{then}."
         case "optimizer":
             text = f"Warmup: built into {found.by}; the schedule has none and starts at {rate}{then}."
         case "none":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from statistics import mean
 
 from .comparison import by_configuration, common_metric, decimals, differing_settings, mean_and_spread, names_of
-from .findings import Group, describe_coverage, find, group_findings
+from .findings import Finding, Group, Rule, describe_coverage, find, group_findings
 from .run import Run
 from .schedule import describe_schedule
 
@@ -31,6 +30,16 @@ def describe_evaluations(run: Run) -> str:
     return f"Best {best.key}: {best.value:.4g} at update {best.step} (last: {last.value:.4g} at {last.step}){use}."
 
 
+def without_problem(runs: Sequence[Run]) -> str:
+    """Return what is said of runs in which no rule found a problem; praise only if there was enough to judge by."""
+    enough = any(len(run.losses.steps) >= 3 or run.layers for run in runs)
+    return "No problem found." if enough else "Too little was logged to judge by."
+
+
+def _label(rule: Rule | Finding, name: str) -> str:
+    return f"PROBLEM ({name})" if rule.is_problem else name
+
+
 def summarize_run(run: Run) -> list[str]:
     """Return the report on one run as paragraphs.
 
@@ -38,11 +47,9 @@ def summarize_run(run: Run) -> list[str]:
     best. Further findings follow, and last what there was to judge by.
     """
     findings = find(run)
-    said = [
-        f"PROBLEM ({each.rule}): {each.text}" if each.is_problem else f"{each.rule}: {each.text}" for each in findings
-    ]
+    said = [f"{_label(each, each.rule)}: {each.text}" for each in findings]
     if not any(each.is_problem for each in findings):
-        said.insert(0, "No problem found." if judged(run) else "Too little was logged to judge the run.")
+        said.insert(0, without_problem([run]))
     skipped = f" {run.unreadable} log entries or values were skipped: they hold no number." if run.unreadable else ""
     return [
         f"{run.name}: {run.status}. {describe_schedule(run)}",
@@ -50,11 +57,6 @@ def summarize_run(run: Run) -> list[str]:
         *said[1:],
         describe_coverage(run) + skipped,
     ]
-
-
-def judged(run: Run) -> bool:
-    """Return whether there was enough to judge a run by: losses or recorded norms."""
-    return len(run.losses.steps) >= 3 or bool(run.layers)
 
 
 def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[float]]]] | None:
@@ -73,38 +75,60 @@ def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[
     return metric, sorted(known, key=lambda item: (mean(item[1]) != mean(item[1]), sign * mean(item[1])))
 
 
-def headline(runs: Sequence[Run], failed: Mapping[str, int]) -> str:
-    """Return the answer in one or two sentences: which configuration is best by which metric, and what failed.
+def headline(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+    """Return the answer in two or three sentences: what is best by which metric, and what failed.
 
     Args:
         runs (`Sequence[Run]`): The runs.
-        failed (`Mapping[str, int]`): Configuration -> the number of its runs with a problem.
+        groups (`Sequence[Group]`): Their findings.
     """
+    if len(runs) == 1:
+        rules = ", ".join(dict.fromkeys(group.rule.name for group in groups if group.rule.is_problem))
+        problems = f"Problems: {rules}." if rules else without_problem(runs)
+        sentences = [f"{runs[0].status[0].upper()}{runs[0].status[1:]}.", describe_evaluations(runs[0]), problems]
+        return " ".join(filter(None, sentences))
     configurations = by_configuration(runs)
-    text = f"{len(runs)} runs of {len(configurations)} configurations" if len(runs) > 1 else f"1 run, {runs[0].status}"
+    of = f" of {len(configurations)} configurations" if len(configurations) < len(runs) else ""
+    text = f"{len(runs)} runs{of}"
     ranked = rank_configurations(runs)
     if ranked and len(ranked[1]) > 1:
         metric, order = ranked
         (best, values), (second, others) = order[:2]
         digits = decimals(values)
         text += f". Best {metric}: {mean_and_spread(values, digits)} with {best}"
-        text += f" ({mean_and_spread(others, digits)} with {second})"
-    elif len(runs) == 1:
-        text += f". {describe_evaluations(runs[0])}".rstrip(". ")
-    if len(runs) > 1:
-        named = [f"{name} ({count} of {len(configurations[name])})" for name, count in failed.items() if count]
-        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
-        text += f". Runs with a problem: {shown or 'none'}"
-    return f"{text}."
+        text += f"; next {mean_and_spread(others, digits)} with {second}"
+    failed = {name: count for name, count in count_failures(runs, groups).items() if count}
+    named = [
+        f"{name} ({count} of {len(configurations[name])})" if len(configurations[name]) > 1 else name
+        for name, count in failed.items()
+    ]
+    shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if named[3:] else "")
+    return f"{text}. " + (f"Problems in {sum(failed.values())} runs: {shown}." if failed else without_problem(runs))
 
 
 def count_failures(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, int]:
     """Return configuration -> the number of its runs in which a rule found a problem."""
+    bad = {name for group in groups if group.rule.is_problem for name in group.findings}
     names = names_of(runs)
-    bad = {
-        name for group in groups if group.rule.is_problem for said_of in group.sentences.values() for name in said_of
-    }
     return {name: sum(names[run] in bad for run in members) for name, members in by_configuration(runs).items()}
+
+
+def describe_ends(runs: Sequence[Run]) -> str:
+    """Return how the runs of one configuration ended: the status of a single run, else how many ended how."""
+    if len(runs) == 1:
+        return runs[0].status
+    ends = [run.end for run in runs]
+    updates = sorted({run.updates for run in runs})
+    planned = f" of {runs[0].num_training_steps}" if "finished" not in ends and runs[0].num_training_steps else ""
+    counted = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
+    return f"{counted}, {' to '.join(map(str, dict.fromkeys([updates[0], updates[-1]])))}{planned} updates"
+
+
+def describe_schedules(runs: Sequence[Run]) -> str:
+    """Return the sentence about the schedule of most runs of a configuration, and how many that are if not all."""
+    said = [describe_schedule(run) for run in runs]
+    usual = max(said, key=said.count)
+    return usual if said.count(usual) == len(runs) else f"{usual} (So in {said.count(usual)} of {len(runs)} runs.)"
 
 
 def by_rule(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -115,39 +139,19 @@ def by_rule(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def describe_group(group: Group) -> str:
-    """Return one line about a group of findings: its sentence, and the range of its number over several runs."""
-    text, *others = group.sentences
-    key = next(iter(group.findings[0].numbers), "")
-    values = [finding.numbers[key] for finding in group.findings if key in finding.numbers]
-    if not others or not values:
-        return text
-    low, high = (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" for value in (min(values), max(values)))
-    return text if low == high else f"{text} ({key} {low} to {high} over {group.count} runs)"
-
-
 def summarize_runs(runs: Sequence[Run]) -> list[str]:
     """Return the report on several runs as paragraphs: the answer, each configuration, the findings."""
-    names = names_of(runs)
     groups = group_findings(runs)
-    lines = [headline(runs, count_failures(runs, groups))]
+    lines = [headline(runs, groups)]
     if differing := differing_settings(runs):
         lines[0] += f" They differ in {', '.join(differing[:6])}{', ...' if differing[6:] else ''}."
     for configuration, members in by_configuration(runs).items():
-        said: dict[str, list[Run]] = {}
-        for run in members:
-            said.setdefault(f"{run.status}. {describe_schedule(run)}", []).append(run)
-        for text, alike in said.items():
-            whose = configuration if len(alike) == len(members) > 1 else ", ".join(names[run] for run in alike)
-            lines.append(f"- {whose}{f' ({len(alike)} runs)' if len(alike) > 1 else ''}: {text}")
+        lines.append(f"- {configuration}: {describe_ends(members)}. {describe_schedules(members)}")
     for rule, own in by_rule(sorted(groups, key=lambda group: LEVELS.index(group.level))).items():
-        level = f"PROBLEM ({rule})" if own[0].rule.is_problem else rule
-        for group in own[:SHOWN]:
-            every = group.count == group.of
-            which = group.configurations if every else list(dict.fromkeys(chain(*group.sentences.values())))
-            lines.append(f"- {', '.join(which)}: {level}: {describe_group(group)}")
+        level = _label(own[0].rule, rule)
+        lines += [f"- {group.whose}: {level}: {group.text}" for group in own[:SHOWN]]
         if more := own[SHOWN:]:
-            count = sum(group.count for group in more)
+            count = sum(len(group.findings) for group in more)
             lines.append(f"- {level}: in {count} further runs. --json FILE and the page name them.")
     return lines
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from .comparison import by_configuration, common_metric, decimals, differing_settings, mean_and_spread, names_of
-from .findings import Finding, Group, Rule, describe_coverage, find, group_findings
+from .findings import Group, describe_coverage, find, group_findings
 from .run import Run
 from .schedule import describe_schedule
 
@@ -36,8 +36,8 @@ def without_problem(runs: Sequence[Run]) -> str:
     return "No problem found." if enough else "Too little was logged to judge by."
 
 
-def _label(rule: Rule | Finding, name: str) -> str:
-    return f"PROBLEM ({name})" if rule.is_problem else name
+def _label(rule: str, is_problem: bool) -> str:
+    return f"PROBLEM ({rule})" if is_problem else rule
 
 
 def summarize_run(run: Run) -> list[str]:
@@ -47,7 +47,7 @@ def summarize_run(run: Run) -> list[str]:
     best. Further findings follow, and last what there was to judge by.
     """
     findings = find(run)
-    said = [f"{_label(each, each.rule)}: {each.text}" for each in findings]
+    said = [f"{_label(each.rule, each.is_problem)}: {each.text}" for each in findings]
     if not any(each.is_problem for each in findings):
         said.insert(0, without_problem([run]))
     skipped = f" {run.unreadable} log entries or values were skipped: they hold no number." if run.unreadable else ""
@@ -148,7 +148,7 @@ def summarize_runs(runs: Sequence[Run]) -> list[str]:
     for configuration, members in by_configuration(runs).items():
         lines.append(f"- {configuration}: {describe_ends(members)}. {describe_schedules(members)}")
     for rule, own in by_rule(sorted(groups, key=lambda group: LEVELS.index(group.level))).items():
-        level = _label(own[0].rule, rule)
+        level = _label(rule, own[0].rule.is_problem)
         lines += [f"- {group.whose}: {level}: {group.text}" for group in own[:SHOWN]]
         if more := own[SHOWN:]:
             count = sum(len(group.findings) for group in more)

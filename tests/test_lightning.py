@@ -1,4 +1,4 @@
-"""Lightning's own loop with an optimizer, a schedule and the recording of hf_warmup."""
+"""Lightning's and Fabric's own loops with an optimizer, a schedule and the recording of hf_warmup."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import json
 import pytest
 import torch
 
-from hf_warmup import GIAdam, get_scheduler
+from hf_warmup import GIAdam, GradientNormRecorder, get_scheduler
 from hf_warmup.guard import callback
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.report.findings import Finding
 
-from .testing_utils import examples, tiny_bert
+from .testing_utils import examples, run, tiny_bert
 
 
 SCHEDULED = [1e-2 * min(t / 3, (3 / t) ** 0.5) for t in range(1, 7)]  # Noam's curve with peak 1e-2 at update 3
@@ -86,6 +86,33 @@ class TestLightning:
         assert again[:2] == (lrs[4:], norms[4:])
         assert (tmp_path / GRADIENT_NORMS_FILE).read_text() == records
         assert json.loads(records.splitlines()[-1])["step"] == 6
+
+    def test_fabric_loop_has_the_rates_layers_and_norms_of_lightning_and_the_trainer(self, tmp_path):
+        from lightning.fabric import Fabric
+
+        fabric, model = Fabric(accelerator="cpu", devices=1), tiny_bert()
+        optimizer = GIAdam(model.parameters(), lr=1e-2)
+        scheduler = get_scheduler("noam", optimizer, 3)
+        recorder = GradientNormRecorder(None)
+        model, optimizer = fabric.setup(model, optimizer)
+        loader = fabric.setup_dataloaders(torch.utils.data.DataLoader(examples(32), batch_size=8))
+        lrs = []
+        for step, batch in enumerate([*loader, *loader][:6], 1):
+            fabric.backward(model(**batch).loss)
+            recorder.record(model.named_parameters(), step)
+            fabric.clip_gradients(model, optimizer, max_norm=0.01)
+            lrs.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        assert lrs == pytest.approx(SCHEDULED, rel=1e-12)
+        norms = [{k: v for k, v in row.items() if k.startswith("grad_norm")} for row in recorder.flush()]
+        self.fit(tmp_path / "lightning")
+        for ours, theirs in zip(norms, read_gradient_norms(tmp_path / "lightning"), strict=True):
+            assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-4)  # float32, other order of sums
+        run(tmp_path / "trainer", max_steps=1)
+        (row,) = read_gradient_norms(tmp_path / "trainer")
+        assert {key for key in row if key.startswith("grad_norm")} == norms[0].keys()
 
     def fit_guarded(self, folder, guard, ckpt_path=None):
         """Train 12 updates, 11 of them in the first epoch; return guard, Trainer, learning rates and weights."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from accelerate import PartialState
 from accelerate.utils import load
 from torch import nn
@@ -181,3 +185,58 @@ def _check_keys(path: Path, held: set[str], needed: set[str], by: str, kind: str
 def _listed(keys: set[str], most: int = 4) -> str:
     public = sorted(key for key in keys if not key.startswith("_"))
     return ", ".join(public[:most]) + (", ..." if len(public) > most else "")
+
+
+class BatchRandomStates:
+    """A batch sampler that lets a resumed run draw the batches that are random in the dataset or the collator again.
+
+    A data loader draws one batch ahead: when a checkpoint is saved, the next batch has been drawn already, with earlier
+    random states than the checkpoint's. They are saved too. The resumed run sets them before it draws that batch, and
+    those of the checkpoint before the batch after it. Worker processes have random states of their own, and a dataset
+    without a length has no batch sampler: nothing is done for them.
+
+    Args:
+        loader (`DataLoader`): Its batch sampler is replaced by this one.
+        process_index (`int`): The process that draws.
+        checkpoint (`Path`, *optional*): The checkpoint that the run resumes from.
+        load_checkpoint (`Callable[[str], None]`): Sets the random states of a checkpoint.
+    """
+
+    def __init__(
+        self, loader: Any, process_index: int, checkpoint: Path | None, load_checkpoint: Callable[[str], None]
+    ):
+        self._file, self._load_checkpoint = f"batch_rng_state_{process_index}.pth", load_checkpoint
+        self._ahead: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+        self.has_resumed = False
+        self._batches = loader.batch_sampler
+        if self._batches is not None and loader.num_workers == 0:
+            if checkpoint is not None and (checkpoint / self._file).is_file():
+                self._resumed = load(checkpoint / self._file, map_location="cpu") | {"checkpoint": str(checkpoint)}
+            # Past the check of torch, which forbids to replace it, and inside Accelerate's wrapper.
+            vars(getattr(loader, "base_dataloader", loader))["batch_sampler"] = self
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, batch in enumerate(self._batches):  # the resumed run skips batches without drawing them
+            if self._resumed and index == self._resumed["index"]:
+                random.setstate(self._resumed["python"])
+                numpy.random.set_state(self._resumed["numpy"])
+                torch.set_rng_state(self._resumed["cpu"])
+            elif self._resumed and index > self._resumed["index"]:
+                self._load_checkpoint(self._resumed["checkpoint"])
+                self._resumed, self.has_resumed = None, True
+            states = {"python": random.getstate(), "numpy": numpy.random.get_state(), "cpu": torch.get_rng_state()}
+            self._ahead = {"index": index, **states}
+            yield batch
+        self._ahead = self._resumed = None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+    def save(self, folder: Path) -> None:
+        """Save the random states from before the batch that was drawn ahead, if the epoch has one."""
+        if self._ahead is not None:
+            torch.save(self._ahead, folder / self._file)

@@ -50,7 +50,14 @@ from .optim import effective_learning_rates, knows_updates_of, update_norms
 from .report.model_card import add_recording
 from .report.notebook import Report, show
 from .report.run import TRAINER_STATE_FILE, UPDATE_PREFIXES, write_run_end, write_run_settings
-from .resuming import NoUpdatesLeft, check_same_kind, check_updates_left, keep_finished_warmup, prepare_resume
+from .resuming import (
+    BatchRandomStates,
+    NoUpdatesLeft,
+    check_same_kind,
+    check_updates_left,
+    keep_finished_warmup,
+    prepare_resume,
+)
 from .schedules import (
     METRIC_SCHEDULERS,
     PlateauWithWarmupLR,
@@ -351,6 +358,7 @@ class WarmupTrainerMixin(_TrainerBase):
 
     _default_args: type[TrainingArguments] | None = None
     _resumed_from: Path | None = None
+    _batch_states: BatchRandomStates | None = None
     _before_search: dict[str, Any] = {}  # noqa: RUF012 - replaced by each search
     _worst_objective = inf
 
@@ -527,6 +535,18 @@ class WarmupTrainerMixin(_TrainerBase):
         self.objective = self._worst_objective
         return TrainOutput(0, 0.0, {})
 
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of the Trainer, made to draw the same random batches in a resumed run."""
+        loader = super().get_train_dataloader()
+        index, load_checkpoint = self.args.process_index, super()._load_rng_state
+        self._batch_states = BatchRandomStates(loader, index, self._resumed_from, load_checkpoint)
+        return loader
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load the random states of a checkpoint unless the batches after it have been drawn with them."""
+        if self._batch_states is None or not self._batch_states.has_resumed:
+            super()._load_rng_state(checkpoint)
+
     @_as_in(Trainer.training_step)
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run a training step and measure the gradient, complete and not yet clipped."""
@@ -593,6 +613,8 @@ class WarmupTrainerMixin(_TrainerBase):
             super(WarmupTrainerMixin, self)._save_checkpoint(model, trial)
             if self.guard is not None:
                 self.guard.save(checkpoint)
+            if self._batch_states is not None and not self.args.save_only_model:
+                self._batch_states.save(checkpoint)
 
         save_trainer_checkpoint(self, trial, save)
 

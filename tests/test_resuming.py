@@ -1,15 +1,18 @@
-"""Resuming with another optimizer or schedule: those that share a state can, all others are refused before training."""
+"""Resuming with data drawn at random, and with another optimizer or schedule."""
 
 from __future__ import annotations
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from hf_warmup import RAdam, WarmupTrainer, WarmupUntilCallback
 
-from .testing_utils import arguments, examples, run, tiny_bert, train
+from .testing_utils import TINY, arguments, examples, run, tiny_bert, tiny_tokenizer, train
 
 
 def resumed(folder, checkpoint, **kwargs):
@@ -109,3 +112,38 @@ def test_resuming_with_another_kind_of_schedule_is_refused_before_training(tmp_p
     ):
         train(again, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert again.state.global_step in (0, 2)  # before 5.0 the optimizer is made before the state is loaded
+
+
+class Crops(torch.utils.data.Dataset):
+    """Sequences cut at random by Python's and by NumPy's generator."""
+
+    def __len__(self):
+        return 36
+
+    def __getitem__(self, index):
+        start = index + random.randrange(8) + np.random.randint(8)
+        return {"input_ids": [2 + (each % 5) for each in range(start, start + 8)]}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_run_draws_the_same_crops_masks_and_dropout(tmp_path, accumulation):
+    tokenizer = tiny_tokenizer()
+    tokenizer.mask_token = "</s>"
+
+    def weights(folder, checkpoint=None):
+        model = BertForMaskedLM(BertConfig(**TINY | {"hidden_dropout_prob": 0.1}))
+        args = arguments(
+            folder, max_steps=-1, num_train_epochs=2, per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation, save_strategy="no" if checkpoint else "steps", save_steps=1,
+        )  # fmt: skip
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
+        train(
+            WarmupTrainer(model, args, train_dataset=Crops(), data_collator=collator), resume_from_checkpoint=checkpoint
+        )
+        return torch.nn.utils.parameters_to_vector(model.parameters())
+
+    complete = weights(tmp_path)
+    for update in (1, 5, 7):  # five updates an epoch
+        resumed = weights(tmp_path / "resumed", str(tmp_path / f"checkpoint-{update}"))
+        assert torch.equal(resumed, complete), update
+        assert (tmp_path / f"checkpoint-{update}" / "batch_rng_state_0.pth").exists() == (update != 5)

@@ -20,7 +20,15 @@ from torch.optim import Adam, NAdam, Optimizer, RAdam
 from ._logging import get_logger
 from .checkpoints import copy_run_files, decide_once, read_manifest, resolve_checkpoint
 from .optim.adam_family import AdamFamily
-from .report.run import SETTINGS_FILE, TRAINER_STATE_FILE, read_run_settings, set_aside_former_run
+from .report.run import (
+    GRADIENT_NORMS_FILE,
+    SETTINGS_FILE,
+    TRAINER_STATE_FILE,
+    append_rows,
+    read_run_settings,
+    set_aside_former_run,
+    truncate_rows,
+)
 from .schedules import unwrap_optimizer
 
 
@@ -32,8 +40,8 @@ def prepare_resume(
 ) -> Path | None:
     """Resolve the checkpoint on the main process, for all, and bring its settings and recording to `output_dir`.
 
-    Args and errors as in [`~hf_warmup.checkpoints.resolve_checkpoint`]. Logs a warning if the checkpoint was saved by
-    another number of processes.
+    Args and errors as in [`~hf_warmup.checkpoints.resolve_checkpoint`]. If the checkpoint was saved by
+    another number of processes, a warning is logged and the recording notes it.
     """
 
     def prepare() -> Path | None:
@@ -43,12 +51,18 @@ def prepare_resume(
             if len(ids - {None}) > 1:  # the files in the folder are of another run than the checkpoint
                 set_aside_former_run(output_dir)
             copy_run_files(checkpoint, output_dir)
-            saved, now = read_manifest(checkpoint).get("num_processes"), PartialState().num_processes
+            manifest, now = read_manifest(checkpoint), PartialState().num_processes
+            saved = manifest.get("num_processes")
             if saved not in (None, now):
+                if (recording := Path(output_dir) / GRADIENT_NORMS_FILE).is_file():
+                    truncate_rows(recording, manifest["global_step"])
+                    changed = {"former_num_processes": saved, "num_processes": now}
+                    append_rows(recording, [{"step": manifest["global_step"], **changed}])
                 logger.warning(
-                    f"{checkpoint} was saved by {saved} processes and is resumed by {now}. With the same batch size "
-                    f"per process an update averages {now / saved:g} times as many examples at the same learning rate; "
-                    "gradient_accumulation_steps can make up for it. Random states of new processes are new."
+                    f"{checkpoint} was saved by {saved} process{'es' * (saved > 1)} and is resumed by {now}. With the "
+                    f"same batch size per process an update averages {now / saved:g} times as many examples at the same "
+                    "learning rate; gradient_accumulation_steps can make up for it. Random states of new processes are "
+                    "new."
                 )
         return checkpoint
 

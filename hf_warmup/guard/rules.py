@@ -17,7 +17,8 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
-from ..report.schedule import LoggedSchedule, planned_warmup, read_schedule
+from ..report.run import describe_gaps
+from ..report.schedule import LoggedSchedule, find_decay_end, planned_warmup, read_schedule
 from ..schedules.warmups import LEFT_BY_RADAM, describe_rectification
 
 
@@ -60,6 +61,7 @@ class Records:
         start (`int`): Update from which the columns begin: 0, or the update after which the run was rewound last.
         judged (`int`): Update up to which the live guard has judged before.
         rewinds (`Series`): Updates after which the run was rewound, and the updates of warmup from there.
+        gaps (`Sequence[tuple[int, int]]`): First and last update of each gap in the recorded gradient norms.
     """
 
     steps: Sequence[int] = ()
@@ -74,6 +76,7 @@ class Records:
     start: int = 0
     judged: int = 0
     rewinds: Series = ((), ())
+    gaps: Sequence[tuple[int, int]] = ()
 
     def series(self, key: str) -> Series:
         """Return updates and finite values of a log key."""
@@ -594,13 +597,26 @@ def check_rectification(records: Records, threshold: float) -> Verdict | None:
 
 def check_planned_length(records: Records, threshold: float) -> Verdict | None:
     planned = records.num_training_steps
-    if not planned or not records.ended or records.updates >= threshold * planned:
+    if not planned:
+        return _check_decay_end(records)
+    if not records.ended or records.updates >= threshold * planned:
         return None
     text = f"The run ended at update {records.updates} of {planned} planned"
     rates = records.series("learning_rate")[1]
     if rates and 0 < rates[-1] < max(rates):
         text += f", where the decay had reached {percent(rates[-1] / max(rates))} of the peak learning rate"
     return Verdict(f"{text}.", {"update": records.updates, "planned": planned})
+
+
+def _check_decay_end(records: Records) -> Verdict | None:
+    """Judge a run whose plan is not known, such as a loop that records only its gradient norms, by its decay."""
+    steps, rates = records.series("learning_rate" if "learning_rate" in records.log else "effective_learning_rate")
+    if (end := find_decay_end(steps, rates)) is None:
+        return None
+    share = percent(rates[-1] / max(rates))
+    text = f"The rate is {share} of its peak at the last update, {steps[-1]}: the decay was planned to end at {end}."
+    advice = "If the run has ended, num_training_steps was too high. Count it after accelerator.prepare."
+    return Verdict(text, {"update": steps[-1], "planned": end}, advice)
 
 
 def check_rewinds(records: Records, threshold: float) -> Verdict | None:
@@ -612,6 +628,20 @@ def check_rewinds(records: Records, threshold: float) -> Verdict | None:
     return Verdict(
         text, {"rewinds": len(steps), "warmup": lengths[-1]}, "Start with this warmup to save the lost updates."
     )
+
+
+def check_num_processes(records: Records, threshold: float) -> Verdict | None:
+    (steps, now), (_, before) = records.series("num_processes"), records.series("former_num_processes")
+    if len(steps) <= threshold:
+        return None
+    changes = [f"{a:.0f} to {b:.0f} after update {step}" for step, a, b in zip(steps, before, now, strict=True)]
+    return Verdict(f"The number of processes changed from {', and from '.join(changes)}.", {"update": steps[0]})
+
+
+def check_recording(records: Records, threshold: float) -> Verdict | None:
+    if len(records.gaps) <= threshold:
+        return None
+    return Verdict(f"The recording lacks {describe_gaps(records.gaps)}.", {"update": records.gaps[0][0]})
 
 
 def check_reward_log(records: Records, threshold: float) -> Verdict | None:
@@ -635,6 +665,7 @@ def check_little_logged(records: Records, threshold: float) -> Verdict | None:
 
 
 DEMO = "49 recorded runs of the demo and of SST-2"
+CHECKPOINTS = "hf_warmup.checkpoints"
 LOGS = "79 logs of public runs"
 RULES = (
     Rule(
@@ -722,6 +753,8 @@ RULES = (
     ),
     Rule("planned length", False, "share of the planned updates taken, below", 1.0, "max_steps", check_planned_length),
     Rule("rewound", False, "rewinds by the guard, more than", 0, "hf_warmup.guard", check_rewinds),
+    Rule("number of processes", False, "changes of it, more than", 0, CHECKPOINTS, check_num_processes),
+    Rule("incomplete recording", False, "gaps in the recorded updates, more than", 0, CHECKPOINTS, check_recording),
     Rule("reward log", False, "logged keys such as reward or kl, more than", 0, "TRL", check_reward_log),
     Rule("little logged", False, "logged training losses, fewer than", 3, LOGS, check_little_logged),
 )  # fmt: skip

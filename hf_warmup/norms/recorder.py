@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,16 @@ from torch import Tensor, nn
 
 from .._deepspeed import before_engine_step, named_gradient_norms
 from .._validation import check_name, check_number
-from ..report.run import GRADIENT_NORMS_FILE, LOG_PREFIX, UPDATE_PREFIXES, append_rows, iter_rows, truncate_rows
+from ..report.run import (
+    GRADIENT_NORMS_FILE,
+    LOG_PREFIX,
+    UPDATE_PREFIXES,
+    append_rows,
+    describe_gaps,
+    find_gaps,
+    iter_rows,
+    truncate_rows,
+)
 from .grouping import GROUPINGS, GroupBy, group_names
 from .measure import ClipNorms, group_norms, measure
 
@@ -248,15 +258,22 @@ class GradientNormRecorder:
         return self._pending[-1].norms if self._pending and self._pending[-1].step == step else None
 
     def resume(self, step: int) -> None:
-        """Remove the rows after update `step` from the file: a run that is resumed there records them again."""
+        """Remove the rows after update `step` from the file: a run that is resumed there records them again.
+
+        Logs a warning if the file lacks updates before.
+        """
         self._pending.clear()
         self.latest, self.nonfinite_updates, self._for_clip = {}, 0, None
         if self.path is None:
             return
         with self._continue_without_file():
             truncate_rows(self.path, step)
-            if self.path.exists():
-                self.nonfinite_updates = sum("nonfinite" in row for row in iter_rows(self.path))
+            recorded = array("q")
+            for row in iter_rows(self.path) if self.path.exists() else ():
+                self.nonfinite_updates += "nonfinite" in row
+                recorded.extend([row["step"]] if LOG_PREFIX in row else [])
+            if step and (gaps := find_gaps(recorded, self.every, last=step)):
+                logger.warning(f"{self.path} lacks {describe_gaps(gaps)}, which the checkpoint has made.")
 
     @contextmanager
     def _continue_without_file(self) -> Iterator[None]:

@@ -326,8 +326,9 @@ def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
                 at, values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
                 marker="." if len(at) < 3 else None, label=None if j else plain(label(name)),
             )  # fmt: skip
-            if marks := _rewinds(run, series, x):
-                axes.plot(*_columns(marks), "v", color=color, markersize=6)
+            for key, (symbol, _, _) in MARKS.items():
+                if marks := _marks(run, key, series, x):
+                    axes.plot(*_columns(marks), symbol, color=color, markersize=6)
             if panel.key == "evaluation" and (best := run.best(panel.unit)):
                 axes.plot(x_values(run, [best.step], x), [best.value], "*", color=color, markersize=9)
     if is_logarithmic(panel, runs):
@@ -347,9 +348,16 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _rewinds(run: Run, series: Series, x: str) -> list[Point]:
-    """Return the points of a line at which the guard rewound the run."""
-    found = (bisect_right(series.steps, step) - 1 for step in run.recorded("rewound_to").steps)
+# Recorded keys of updates that are marked on a line: symbols of matplotlib and plotly, and what happened.
+MARKS = {
+    "rewound_to": ("v", "triangle-down", "is rewound"),
+    "num_processes": ("D", "diamond", "changes its number of processes"),
+}
+
+
+def _marks(run: Run, key: str, series: Series, x: str) -> list[Point]:
+    """Return the points of a line at the updates where `key` was recorded."""
+    found = (bisect_right(series.steps, step) - 1 for step in run.recorded(key).steps)
     at = [i for i in found if i >= 0]
     return list(zip(x_values(run, [series.steps[i] for i in at], x), [series.values[i] for i in at], strict=True))
 
@@ -550,10 +558,11 @@ def _traces(
             best = pick(zip(at, values, strict=True), key=_value)
             marker = {"color": color, "symbol": "star", "size": 11}
             traces.append(trace(*_columns([best]), f"{labels[i]}, best", mode="markers", marker=marker))
-    for run, suffix, series in found:
-        if run in names and not suffix and (marks := _rewinds(run, series, x)):
-            marker = {"color": color, "symbol": "triangle-down", "size": 9}
-            traces.append(trace(*_columns(marks), f"{names[run]} is rewound", mode="markers", marker=marker))
+    for run, series in ((run, series) for run, suffix, series in found if run in names and not suffix):
+        for key, (_, symbol, event) in MARKS.items():
+            if marks := _marks(run, key, series, x):
+                marker = {"color": color, "symbol": symbol, "size": 9}
+                traces.append(trace(*_columns(marks), f"{names[run]} {event}", mode="markers", marker=marker))
     return traces
 
 

@@ -66,6 +66,7 @@ def records_of(run: Run) -> Records:
     log: dict[str, Any] = {key: series for key in keys if (series := run.series(key))}
     log |= {"loss": run.losses, "learning_rate": run.scheduled_rates, "grad_norm": run.total_norm}
     log["effective_learning_rate"] = run.learning_rates
+    log |= {key: run.recorded(key) for key in ("former_num_processes", "num_processes")}
     rewinds = run.recorded("rewound_warmup_steps")
     start = max(rewinds.steps, default=0)
     begin = sum(step <= start for step in run.steps)
@@ -81,6 +82,7 @@ def records_of(run: Run) -> Records:
         ended=run.end in ("finished", "stopped early", "interrupted"),
         start=start,
         rewinds=rewinds,
+        gaps=run.gaps,
     )
 
 

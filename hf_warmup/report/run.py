@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
+from itertools import count, pairwise
 from math import inf, isclose, nan
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -334,6 +334,47 @@ def read_columns(path: PathLike) -> Columns:
     return columns
 
 
+def find_gaps(steps: Sequence[int], every: int = 1, last: int | None = None) -> list[tuple[int, int]]:
+    """Return the first and the last update of each gap in a recording.
+
+    Args:
+        steps (`Sequence[int]`): The recorded updates, ascending.
+        every (`int`, defaults to 1): One of so many updates is recorded. An interval is a gap only if the intervals
+            around it are shorter too, since a resumed run may record at other intervals.
+        last (`int`, *optional*): The update up to which the recording should reach.
+
+    Example:
+
+    ```python
+    >>> find_gaps([5, 6, 9, 10]), find_gaps([1, 11, 21], every=10), find_gaps([], last=4)
+    ([(1, 4), (7, 8)], [], [(1, 4)])
+
+    ```
+    """
+    points = [0, *steps] if last is None else [0, *steps, last + 1]
+    lengths = [every, *(b - a for a, b in pairwise(points)), every]
+    return [
+        (a + 1, b - 1)
+        for i, (a, b) in enumerate(pairwise(points), 1)
+        if lengths[i] > max(every, lengths[i - 1], lengths[i + 1])
+    ]
+
+
+def describe_gaps(gaps: Sequence[tuple[int, int]]) -> str:
+    """Return the gaps in a recording in words.
+
+    Example:
+
+    ```python
+    >>> describe_gaps([(1, 4), (7, 7)])
+    'updates 1 to 4, 7'
+
+    ```
+    """
+    spans = [f"{first} to {last}" if first < last else str(first) for first, last in gaps]
+    return f"updates {', '.join(spans[:4])}{', ...' if len(spans) > 4 else ''}"
+
+
 # --- a run ---
 
 
@@ -477,6 +518,12 @@ class Run:
     def nonfinite(self) -> dict[int, list[str]]:
         """Update -> the layers whose gradient norm was not finite."""
         return self.recording.nonfinite
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """The first and the last update of each gap in the recorded gradient norms."""
+        recorded = sorted({*self.recorded(LOG_PREFIX).steps, *self.nonfinite})
+        return find_gaps(recorded, _integer(self.settings.get("grad_norm_steps")) or 1)
 
     @property
     def layers(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import cos, log, pi, sqrt
+from math import acos, cos, log, pi, sqrt
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -261,6 +261,33 @@ def planned_warmup(settings: Mapping[str, Any], num_training_steps: int | None) 
     if kind == "none" or (kind is None and decay in _WITHOUT_WARMUP):
         return 0
     return round(length * (num_training_steps or 0)) if 0 < length < 1 else int(length)
+
+
+def find_decay_end(steps: Sequence[int], rates: Sequence[float]) -> int | None:
+    """Return the update at which a linear or a cosine decay to 0 was planned to end, if the rates stop long before.
+
+    Example:
+
+    ```python
+    >>> find_decay_end(range(1, 51), [1 - t / 100 for t in range(50)])
+    100
+    >>> find_decay_end(range(1, 101), [1 - t / 100 for t in range(100)])
+
+    ```
+    """
+    peak = max(rates, default=0.0)
+    if not peak > 0 or rates[-1] < 0.1 * peak:
+        return None
+    top = len(rates) - 1 - list(reversed(rates)).index(peak)
+    if len(rates) - top < 5 or rates[-1] > 0.99 * peak:
+        return None
+    length = steps[-1] - steps[top]
+    for progress in (lambda share: 1 - share, lambda share: acos(2 * share - 1) / pi):  # linear, cosine
+        at = [progress(max(0.0, rate / peak)) for rate in rates[top:]]
+        line = [at[-1] * (step - steps[top]) / length for step in steps[top:]]
+        if all(abs(a - b) < 0.01 * at[-1] for a, b in zip(at, line, strict=True)):
+            return round(steps[top] - 1 + length / at[-1])
+    return None
 
 
 def logged_schedule(run: Run) -> LoggedSchedule:

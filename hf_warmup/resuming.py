@@ -60,9 +60,9 @@ def prepare_resume(
                     append_rows(recording, [{"step": manifest["global_step"], **changed}])
                 logger.warning(
                     f"{checkpoint} was saved by {saved} process{'es' * (saved > 1)} and is resumed by {now}. With the "
-                    f"same batch size per process an update averages {now / saved:g} times as many examples at the same "
-                    "learning rate; gradient_accumulation_steps can make up for it. Random states of new processes are "
-                    "new."
+                    f"same batch size per process an update averages {now / saved:g} times as many examples at the "
+                    "same learning rate; gradient_accumulation_steps can make up for it. Random states of new "
+                    "processes are new."
                 )
         return checkpoint
 

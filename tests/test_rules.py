@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from math import inf, nan
+from math import cos, inf, nan, pi
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,12 @@ def logged(losses, every=10, settings=None, ended=True, metric=None, **columns):
     log = {key.replace("__", "/"): (steps[: len(values)], list(values)) for key, values in log.items()}
     known = {"settings": settings or {}, "metric": metric, "ended": ended}
     return Records(log=log, num_training_steps=steps[-1], updates=steps[-1], **known)
+
+
+def decayed(rate):
+    """A loop without a known plan, with four updates of warmup."""
+    rates = [min(rate(t), (t + 1) / 4) for t in range(60)]
+    return Records(log={"effective_learning_rate": (range(1, 61), rates)}, updates=60)
 
 
 def used(*rates):
@@ -174,9 +180,20 @@ FOUND = [
     ("little logged", logged([1.0, 0.9]), "Only 2 training losses"),
     ("little logged", logged([1.0]), "Only 1 training loss was logged"),
     ("rewound", Records(rewinds=([10, 39], [25, 50])), "after update 10, 39; the last warmup takes 50 updates"),
+    (
+        "number of processes",
+        Records(log={"former_num_processes": ([4, 9], [2, 1]), "num_processes": ([4, 9], [1, 3])}),
+        "from 2 to 1 after update 4, and from 1 to 3 after update 9.",
+    ),
+    ("incomplete recording", Records(gaps=[(1, 4), (7, 7)]), "The recording lacks updates 1 to 4, 7."),
+    ("planned length", decayed(lambda t: 1 - t / 100), "The rate is 42.3 % of its peak at the last update, 60: the decay"),
+    ("planned length", decayed(lambda t: (1 + cos(pi * t / 100)) / 2), "was planned to end at 100."),
 ]  # fmt: skip
 # Rule, records that look alike but are sound.
 SOUND = [
+    ("planned length", decayed(lambda t: 1 - t / 60)),
+    ("planned length", decayed(lambda t: (t + 1) ** -0.5)),
+    ("planned length", decayed(lambda t: 1.0)),
     ("loss not finite", logged([2.0, 0.0, 0.0], grad_norm=[1.0, 0.1, 0.0])),
     ("nothing trained", logged([0.0] * 10, grad_norm=[0.1] * 10)),
     ("loss rises", logged([1.6, 10.4, 1.5, 1.4, 1.3, 1.2])),

@@ -8,6 +8,7 @@ import pytest
 
 from compare_layer_norm import CompareArguments, plan, run_one
 from hf_warmup.report import DANGER_RATIO, find, read_run
+from hf_warmup.report.figures import panels_of, plot_panel
 from hf_warmup.report.findings import describe_coverage, findings_as_dicts, group_findings
 
 from .recorded import recorded, write_run
@@ -38,6 +39,22 @@ def test_norms_before_the_last_rewind_are_not_judged(tmp_path):
             norms = {f"grad_norm/encoder.layer.{i}": 1.0 for i in range(3)}
             file.write(json.dumps({"step": t, "grad_norm": 1.0, **norms}) + "\n")
     assert [finding.rule for finding in find(read_run(folder))] == ["rewound"]
+
+
+def test_change_of_processes_and_gap_are_noted_and_marked(tmp_path):
+    folder = write_run(tmp_path / "a", steps=9)
+    rows = [json.loads(line) for line in (folder / "gradient_norms.jsonl").read_text().splitlines()]
+    rows[4:4] = [{"step": 4, "former_num_processes": 2, "num_processes": 1}]
+    (folder / "gradient_norms.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows if row["step"] not in (7, 8))
+    )
+    run = read_run(folder)
+    assert [finding.text for finding in find(run)] == [
+        "The number of processes changed from 2 to 1 after update 4.", "The recording lacks updates 7 to 8."
+    ]  # fmt: skip
+    loss = next(panel for panel in panels_of([run]) if panel.key == "loss")
+    (mark,) = [line for line in plot_panel(run, loss).axes[0].lines if line.get_marker() == "D"]
+    assert mark.get_xydata().tolist() == [[4.0, 0.25]]
 
 
 def test_describe_coverage_names_the_rules_that_could_not_be_checked(tmp_path):

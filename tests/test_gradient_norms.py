@@ -404,6 +404,23 @@ def test_resume_leaves_no_gap_and_no_duplicate(step, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [GRADIENT_NORMS_FILE]
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "lacks"),
+    [
+        ([3, 4, 5], 1, "updates 1 to 2,"),
+        ([1, 2, 5], 1, "updates 3 to 4,"),
+        ([1, 2], 1, "updates 3 to 5,"),
+        ([1, 4], 3, ""),
+    ],
+)
+def test_resume_warns_of_updates_that_the_recording_lacks(tmp_path, caplog, steps, every, lacks):
+    path = tmp_path / GRADIENT_NORMS_FILE
+    recorded(GradientNormRecorder(path), steps)
+    GradientNormRecorder(path, every=every).resume(5)
+    assert (f"{GRADIENT_NORMS_FILE} lacks {lacks} which the checkpoint has made." in caplog.text) == bool(lacks)
+    assert bool(caplog.text) == bool(lacks)
+
+
 def test_read_and_resume_skip_lines_that_hold_no_row(tmp_path, caplog):
     path = tmp_path / GRADIENT_NORMS_FILE
     good = [f'{{"step": {step}, "grad_norm": 1.0}}' for step in (1, 2, 3)]

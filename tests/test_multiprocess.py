@@ -13,6 +13,7 @@ import pytest
 
 from hf_warmup.checkpoints import find_corruption, read_manifest
 from hf_warmup.norms import read_gradient_norms
+from hf_warmup.report import find
 
 from .processes import ROOT, run, torchrun
 
@@ -129,6 +130,8 @@ def test_a_run_resumes_with_another_number_of_processes(saved_by_two, tmp_path, 
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count(f"was saved by 2 processes and is resumed by {world}") == 1
     assert [record["step"] for record in read_gradient_norms(folder)] == list(range(1, 9))
+    (finding,) = [each for each in find(folder) if each.rule == "number of processes"]
+    assert finding.text == f"The number of processes changed from 2 to {world} after update 4."
     assert read_manifest(folder / "checkpoint-4")["num_processes"] == 2
     assert read_manifest(folder / "checkpoint-8")["num_processes"] == world
     assert find_corruption(folder / "checkpoint-8") is None

@@ -186,8 +186,8 @@ FOUND = [
         "from 2 to 1 after update 4, and from 1 to 3 after update 9.",
     ),
     ("incomplete recording", Records(gaps=[(1, 4), (7, 7)]), "The recording lacks updates 1 to 4, 7."),
-    ("planned length", decayed(lambda t: 1 - t / 100), "The rate is 42.3 % of its peak at the last update, 60: the decay"),
-    ("planned length", decayed(lambda t: (1 + cos(pi * t / 100)) / 2), "was planned to end at 100."),
+    ("planned length", decayed(lambda t: 1 - t / 100), "42.3 % of its peak at the last update, 60: the decay"),
+    ("planned length", decayed(lambda t: 0.5 + cos(pi * max(0, t - 3) / 97) / 2), "planned to end at 100."),
 ]  # fmt: skip
 # Rule, records that look alike but are sound.
 SOUND = [

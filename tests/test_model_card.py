@@ -114,12 +114,12 @@ def test_a_card_of_a_run_made_elsewhere_claims_nothing_it_lacks(tmp_path):
 
 
 def test_names_are_text_in_a_card(tmp_path):
-    name = "<img src=x> [x](y) | `z`"
+    name = "<img src=x> ~~[x](y) | `z`"
     write_run(tmp_path / "runs" / name, learning_rate=name, optim="a")
     write_run(tmp_path / "runs" / "b", learning_rate="b```", optim="a")
     main([str(tmp_path / "runs"), "--output_dir", str(tmp_path / "card"), "--title", name])
     text = ModelCard.load(tmp_path / "card" / "README.md").text
-    assert "# &lt;img src=x&gt; \\[x\\](y) \\| \\`z\\`" in text
+    assert "# &lt;img src=x&gt; \\~\\~\\[x\\](y) \\| \\`z\\`" in text
     assert f"`` {name} ``".replace("|", "\\|") in text
     assert "```` learning_rate=b``` ````" in text
 

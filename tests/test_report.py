@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -20,14 +21,13 @@ from hf_warmup.report import (
     plot_loss,
     plot_ratio,
     read_run,
-    read_runs,
     to_dataframe,
 )
 from hf_warmup.report.__main__ import main
 from hf_warmup.report.comparison import common_name, names_of
 from hf_warmup.report.figures import band, draw_curves, draw_layers, draw_run, resolve_x, round_updates, thin, x_values
 from hf_warmup.report.findings import group_findings
-from hf_warmup.report.page import configuration_table, draw_page, sweep_grid
+from hf_warmup.report.page import configuration_table, draw_page, sweep_grid, write_page
 from hf_warmup.report.text import count_failures, headline, summarize_run, write_text
 
 from .recorded import recorded, write_run, write_state
@@ -54,7 +54,7 @@ def test_runs_that_differ_in_the_seed_only_are_one_configuration(tmp_path):
 def test_runs_of_one_folder_are_named_by_the_settings_that_differ(tmp_path):
     for i, (rate, seed) in enumerate([(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]):
         write_run(tmp_path / f"trial{i}", learning_rate=rate, seed=seed)
-    assert seeds_of(read_runs(tmp_path)) == {"learning_rate=0.001": ["0", "1"], "learning_rate=0.002": ["0", "1"]}
+    assert seeds_of(find_runs(tmp_path)) == {"learning_rate=0.001": ["0", "1"], "learning_rate=0.002": ["0", "1"]}
 
 
 def test_runs_without_a_recorded_seed_are_told_apart_by_their_folders(tmp_path):
@@ -69,7 +69,7 @@ def test_configurations_in_folders_of_the_same_name_stay_apart(tmp_path):
     for name, rate in (("a", 1e-3), ("b", 2e-3)):
         for seed in (0, 1):
             write_run(tmp_path / name / "out" / f"trial{seed}", learning_rate=rate, seed=seed)
-    assert seeds_of(read_runs(tmp_path)) == {"a": ["0", "1"], "b": ["0", "1"]}
+    assert seeds_of(find_runs(tmp_path)) == {"a": ["0", "1"], "b": ["0", "1"]}
     same = [recorded(tmp_path / "c" / f"x-seed{i}", learning_rate=i, seed=i) for i in (1, 2)]
     assert len(seeds_of(same)) == 2
 
@@ -128,7 +128,7 @@ def test_text_of_many_runs_begins_with_the_best_configuration(tmp_path):
                 evaluations=evaluations,
                 loss=(lambda t: 10.0**t) if name == "high" else (lambda t: 1 / t),
             )
-    runs = read_runs(tmp_path)
+    runs = find_runs(tmp_path)
     assert headline(runs, group_findings(runs)) == (
         "4 runs of 2 configurations. Best eval_accuracy: 0.905 ± 0.007 with low; next 0.505 ± 0.007 with high. "
         "Problems in 2 runs: high (2 of 2)."
@@ -331,6 +331,14 @@ def test_names_are_text_in_the_page(tmp_path):
     assert "default-src 'none'; script-src 'nonce-" in page
 
 
+def test_names_that_cannot_be_printed_or_look_like_formulas_are_text(tmp_path):
+    name, metric = os.fsdecode(b"a\n\x1b[31m\xff$b"), r"eval_$\frac{a$"
+    runs = [recorded(tmp_path / name, evaluations={5: {metric: 0.5}})]
+    assert runs[0].name == "a\ufffd\ufffd[31m\ufffd$b"
+    write_page(runs, tmp_path / "report.html")
+    assert len(draw_comparison(runs, tmp_path)) > 3
+
+
 def test_the_page_has_the_results_of_each_configuration(tmp_path):
     loss = {"a-seed0": 0.8, "a-seed1": 0.82, "b-seed0": 0.5}
     runs = [recorded(tmp_path / name, loss=lambda t, last=last: last) for name, last in loss.items()]
@@ -351,7 +359,7 @@ def test_sweep_grid_has_a_cell_for_each_pair_of_settings(tmp_path):
             write_run(
                 tmp_path / f"{rate}-{warmup}", loss=(lambda t: 10.0**t) if failed else (lambda t: 1 / t), **settings
             )
-    runs = read_runs(tmp_path)
+    runs = find_runs(tmp_path)
     failed = count_failures(runs, group_findings(runs))
     grid = sweep_grid(runs, failed)
     assert (grid["row"], grid["column"], grid["metric"]) == ("learning_rate", "num_warmup_steps", "eval_accuracy")

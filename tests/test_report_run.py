@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_warmup.report import find, find_runs, read_run, read_runs
+from hf_warmup.report import find, find_runs, read_run
 from hf_warmup.report.run import (
     append_rows,
     as_runs,
@@ -53,15 +53,35 @@ def test_rows_of_an_earlier_step_replace_those_from_there_on(tmp_path):
 
 
 NO_RECORDS = ["[]", "null", "\0" * 32, "{}", '{"step": 0}', '{"step": 1.5}', '{"step": true}', '{"step": 9, "lo']
+NO_RECORDS += [
+    "[" * 10**5,
+    '{"a":' * 10**5,
+    f'{{"step": {2**63}}}',
+    '{"step": 1e400}',
+    '{"step": NaN}',
+    '\xff{"step": 2}',
+]
+ODD_VALUES = ["null", '"x"', "{}", "[]", "[[1], null]", "true", "NaN", "-Infinity", "9" * 400]
 
 
 @pytest.mark.parametrize("line", NO_RECORDS)
 def test_lines_that_hold_no_record_are_skipped_with_one_warning(tmp_path, caplog, line):
     path = tmp_path / "gradient_norms.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n{line}\n')
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n{line}\n', encoding="latin-1")
     assert [row["step"] for row in iter_rows(path)] == [1, 2]
     (message,) = caplog.messages
     assert "skipped 2 lines that hold no record" in message
+
+
+@pytest.mark.parametrize("key", ["grad_norm", "grad_norm/a.0", "loss", "nonfinite", "rewound_to"])
+@pytest.mark.parametrize("value", ODD_VALUES)
+def test_a_row_with_an_odd_value_is_read_without_it(tmp_path, key, value):
+    path = tmp_path / "gradient_norms.jsonl"
+    path.write_text(f'{{"step": 1, "grad_norm/a.0": 0.5, "grad_norm/a.1": 1.0}}\n{{"step": 2, "{key}": {value}}}\n')
+    (run,) = find_runs(tmp_path)
+    assert list(run.steps) == [1, 2]
+    assert run.ratio().values[0] == 2.0
+    find(run)
 
 
 @pytest.mark.parametrize("size", [10, 200_000])  # shorter and longer than a block that is read
@@ -218,7 +238,7 @@ def test_an_unfinished_run_is_read_from_its_last_checkpoint(tmp_path):
     (tmp_path / "b").mkdir()
     (folder / "gradient_norms.jsonl").rename(tmp_path / "b" / "gradient_norms.jsonl")  # killed before any checkpoint
     assert (read_run(tmp_path / "b").updates, read_run(tmp_path / "b").status) == (7, "7 updates")
-    assert {run.name for run in read_runs(tmp_path)} == {"a", "b", "older"}
+    assert {run.name for run in find_runs(tmp_path)} == {"a", "b", "older"}
 
 
 def test_checkpoints_of_a_former_run_in_the_same_folder_are_not_read(tmp_path):
@@ -256,11 +276,11 @@ def test_find_runs_reads_files_checkpoints_and_folders_of_any_depth(tmp_path):
     assert [run.name for run in find_runs([tmp_path / "y"])] == ["y"]
 
 
-def test_read_runs_sorts_by_number(tmp_path):
+def test_find_runs_sorts_by_number(tmp_path):
     names = ["lr5e-4-seed2", "lr5e-4-seed10", "lr0.001", "lr1e-2", "lr0.05"]
     for name in reversed(names):
         write_run(tmp_path / name)
-    assert [run.name for run in read_runs(tmp_path)] == names
+    assert [run.name for run in find_runs(tmp_path)] == names
 
 
 def test_a_recording_of_any_name_is_read(tmp_path):

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .run import Run as Run
     from .run import find_runs as find_runs
     from .run import read_run as read_run
-    from .run import read_runs as read_runs
     from .table import to_dataframe as to_dataframe
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
@@ -48,7 +47,6 @@ _MODULE_OF = {
     "plot_loss": "figures",
     "plot_ratio": "figures",
     "read_run": "run",
-    "read_runs": "run",
     "shared_settings": "comparison",
     "show": "notebook",
     "to_dataframe": "table",

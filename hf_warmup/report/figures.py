@@ -303,8 +303,8 @@ def blank_axes(
 ) -> Axes:
     """Add axes in the style of the report; `place` is matplotlib's (rows, columns, index)."""
     axes = figure.add_subplot(*place)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=11)
+    axes.set(xlabel=xlabel, ylabel=ylabel.replace("$", r"\$"))  # a metric of any name, no formula
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes

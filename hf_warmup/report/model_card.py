@@ -97,7 +97,7 @@ def escape(text: Any) -> str:
     ```
     """
     line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", line).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_~\[\]|])", r"\\\1", line).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code(text: Any) -> str:

@@ -200,5 +200,5 @@ def write_page(
     path = Path(path)
     text = draw_page(runs, title, x, keys)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="replace")
     return path

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count, pairwise
-from math import inf, isclose, nan
+from math import inf, isclose, isfinite, nan
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -91,11 +91,7 @@ _DECISIVE = re.compile(
 
 def read_run_settings(folder: PathLike) -> dict[str, Any]:
     """Return the content of the `run_settings.json` in `folder`, or `{}` if there is none that can be read."""
-    try:
-        described = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return described if isinstance(described, dict) else {}
+    return _read_optional(Path(folder) / SETTINGS_FILE)
 
 
 def _changes(before: Mapping[str, Any], training_args: Mapping[str, Any]) -> list[str]:
@@ -302,7 +298,7 @@ class Columns:
             for column in self.values.values():
                 column.append(nan)
         for key, value in row.items():
-            if key == "nonfinite" and isinstance(value, list):
+            if key == "nonfinite" and isinstance(value, list) and value:
                 self.nonfinite[step] = [str(each) for each in value]
             elif key != "step":
                 for name, number in _numbers(key, value):
@@ -323,7 +319,8 @@ def _numbers(key: str, value: Any) -> list[tuple[str, float]]:
     """Return the columns that a row's value belongs to: `key`, and `key/1`, `key/2`, ... for a list."""
     if isinstance(value, list):
         return [pair for i, each in enumerate(value) for pair in _numbers(f"{key}/{i}" if i else key, each)]
-    return [(key, float(value))] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+    is_number = type(value) is float or (type(value) is int and abs(value) < 2**63)
+    return [(key, float(value))] if is_number else []
 
 
 def read_columns(path: PathLike) -> Columns:
@@ -447,11 +444,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name; for a checkpoint or a file, behind the name of the folder that holds it."""
+        """The folder's name; for a checkpoint or a file, behind the name of the folder that holds it.
+
+        Characters that cannot be printed, such as control characters, are replaced.
+        """
         path = self.folder.resolve()
         if path.is_file() and path.name == TRAINER_STATE_FILE:
             path = path.parent
-        return f"{path.parent.name}/{path.name}" if re.fullmatch(r"checkpoint-\d+", path.name) else path.name
+        name = f"{path.parent.name}/{path.name}" if re.fullmatch(r"checkpoint-\d+", path.name) else path.name
+        return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)
 
     @property
     def stem(self) -> str:
@@ -508,11 +509,8 @@ class Run:
     def norms(self) -> dict[str, array[float]]:
         """Layer -> its recorded gradient norm at each of `steps`; `nan` where it is missing or was not finite."""
         prefix = f"{LOG_PREFIX}/"
-        return {key.removeprefix(prefix): values for key, values in self._values.items() if key.startswith(prefix)}
-
-    @property
-    def _values(self) -> dict[str, array[float]]:
-        return self.recording.values
+        columns = self.recording.values.items()
+        return {key.removeprefix(prefix): values for key, values in columns if key.startswith(prefix)}
 
     @property
     def nonfinite(self) -> dict[int, list[str]]:
@@ -715,25 +713,23 @@ def _is_number(entry: Mapping[str, Any], key: str) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull`.")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except UnicodeDecodeError as error:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}).") from None
-    except json.JSONDecodeError as error:
-        if text.startswith("version https://git-lfs"):
-            raise ValueError(f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull`.") from None
-        raise ValueError(f"{path}: not valid JSON ({error}).") from None
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         raise ValueError(f"{path}: expected one JSON object.")
-    return content
+    return found
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
     """Return the content of a file that a run can be read without, or `{}`; warn if it is not valid."""
     try:
         return _read_json(path) if path.exists() else {}
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         logger.warning(f"{error} The run is read without it.")
         return {}
 
@@ -761,12 +757,10 @@ def _clean_log(path: Path, state: Mapping[str, Any]) -> tuple[list[dict[str, Any
         raise ValueError(f"{path} holds no log_history, so it is not the state of a Trainer.")
     entries, skipped = [], 0
     for entry in state["log_history"]:
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if isinstance(step, (int, float)) and not isinstance(step, bool) and step == step and abs(step) < inf:
-            skipped += sum(
-                entry.get(key, 0) is None or isinstance(entry.get(key), str) for key in ("loss", "learning_rate")
-            )
-            entries.append({**entry, "step": int(step)})
+        if isinstance(entry, dict) and _is_number(entry, "step") and isfinite(entry["step"]):
+            values = [entry[key] for key in ("loss", "learning_rate") if key in entry]
+            skipped += sum(value is None or isinstance(value, str) for value in values)
+            entries.append({**entry, "step": int(entry["step"])})
         else:
             skipped += 1
     return entries, skipped
@@ -786,7 +780,7 @@ def _is_recording(path: Path) -> bool:
 
 def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings by their names, and all that `run_settings.json` holds."""
-    described = _read_optional(folder / SETTINGS_FILE)
+    described = read_run_settings(folder)
     settings: dict[str, Any] = {}
     for name in () if described else ("config.json", "settings.json"):  # of runs that wrote no settings of their own
         settings |= _read_optional(folder / name)
@@ -808,6 +802,8 @@ def read_run(folder: PathLike, state: Mapping[str, Any] | None = None) -> Run:
         `ValueError`: If there is nothing of a run, or a file of it is not valid.
     """
     path = Path(folder)
+    if state is None and not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder.{_suggestion(path)}")
     folder = path.parent if path.is_file() else path
     settings, described = _read_settings(folder)
     made_with, run_id = _table(described.get("made_with")), described.get("run_id")
@@ -848,11 +844,8 @@ def _no_run(folder: Path) -> str:
 
 def is_run(folder: Path) -> bool:
     """Return whether `folder` is the folder of a run, rather than a folder that holds runs."""
-    return (
-        (folder / TRAINER_STATE_FILE).exists()
-        or any(folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"))
-        or _recording_in(folder) is not None
-    )
+    states = (folder / TRAINER_STATE_FILE, *_checkpoints(folder, None))
+    return any(state.exists() for state in states) or _recording_in(folder) is not None
 
 
 def _by_number(path: Path) -> list[list[str | float]]:
@@ -866,73 +859,45 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     if is_run(folder):
         yield folder
         return
-    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    inside = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
     for path in sorted(inside, key=_by_number):
         yield from _run_folders(path)
 
 
-def read_runs(folder: PathLike) -> list[Run]:
-    """Read every run in `folder`, at any depth, in the order of the folders' names. Warn about unreadable ones."""
-    runs, problems = [], []
-    for path in _run_folders(Path(folder)):
-        try:
-            runs.append(read_run(path))
-        except (ValueError, OSError) as error:
-            problems.append(error)
-    _raise_or_warn(problems, nothing_read=not runs)
-    return runs
-
-
-def as_runs(runs: Any) -> list[Run]:
-    """Return the runs that `runs` names, which is what every public function of `hf_warmup.report` accepts.
+def find_runs(runs: Any) -> list[Run]:
+    """Return the runs that `runs` names, none twice, which is what every function of `hf_warmup.report` accepts.
 
     Args:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): A folder of any depth, a checkpoint, a file
             of a run, a run that was read, or a Trainer with what it has logged so far.
-    """
-    found: list[Run] = []
-    paths: list[PathLike] = []
-    for each in [runs] if isinstance(runs, (str, os.PathLike, Run)) or hasattr(runs, "state") else runs:
-        if isinstance(each, Run):
-            found.append(each)
-        elif isinstance(each, (str, os.PathLike)):
-            paths.append(each)
-        else:  # a Trainer, whose log may not have been saved yet
-            recorder = getattr(each, "gradient_norm_recorder", None)
-            if recorder is not None:
-                recorder.flush()
-            found.append(read_run(each.args.output_dir, vars(each.state)))
-    return found + (find_runs(paths) if paths else [])
-
-
-def find_runs(folders: PathLike | Iterable[PathLike]) -> list[Run]:
-    """Read the runs of folders, none twice: each a run, a folder of runs, a checkpoint or a file of a run.
 
     Raises:
         `ValueError`: If nothing at all can be read. If some runs can be read, the others are named in a warning.
     """
-    runs: dict[Path, Run] = {}
+    found: dict[Path | int, Run] = {}
     problems: list[Exception] = []
-    for path in map(Path, [folders] if isinstance(folders, (str, os.PathLike)) else folders):
-        try:
-            if not path.exists():
-                raise ValueError(f"{path}: there is no such file or folder.{_suggestion(path)}")
-            found = read_runs(path) if path.is_dir() else [read_run(path)]
-            if not found:
-                raise ValueError(_no_run(path))
-            for run in found:
-                runs.setdefault(run.folder.resolve(), run)
-        except (ValueError, OSError) as error:
-            problems.append(error)
-    _raise_or_warn(problems, nothing_read=not runs)
-    return list(runs.values())
-
-
-def _raise_or_warn(problems: Sequence[Exception], nothing_read: bool) -> None:
-    if problems and nothing_read:
+    for each in [runs] if isinstance(runs, (str, os.PathLike, Run)) or hasattr(runs, "state") else runs:
+        if isinstance(each, (str, os.PathLike)):
+            for path in list(_run_folders(Path(each))) or [Path(each)]:
+                try:
+                    if path.resolve() not in found:
+                        found[path.resolve()] = read_run(path)
+                except (ValueError, OSError) as error:
+                    problems.append(error)
+        elif isinstance(each, Run):
+            found[id(each)] = each
+        else:  # a Trainer, whose log may not have been saved yet
+            if (recorder := getattr(each, "gradient_norm_recorder", None)) is not None:
+                recorder.flush()
+            found[id(each)] = read_run(each.args.output_dir, vars(each.state))
+    if problems and not found:
         raise problems[0]
     for problem in problems:
         logger.warning(f"Left out: {problem}")
+    return list(found.values())
+
+
+as_runs = find_runs  # as the modules of the report call it
 
 
 def _suggestion(path: Path) -> str:

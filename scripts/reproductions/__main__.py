@@ -13,6 +13,7 @@
     python -m scripts.reproductions pretrain --data_dir path/to/texts     # Post-LN and Pre-LN on real text
     python -m scripts.reproductions finetune --data_dir path/to/texts     # their checkpoints on SST-2
     python -m scripts.reproductions pretrained --data_dir path/to/texts   # a published BERT on SST-2, MR and RTE
+    python -m scripts.reproductions translation     # Noam's schedule in a Post-LN encoder-decoder
 
 Options: `--quick` (under a minute), `--seeds 0 1 2`, `--output_dir`, `--card`. Training runs are kept in the output
 folder and a finished run is not repeated, so the same command continues after an interruption. The output folder also

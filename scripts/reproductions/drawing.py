@@ -47,6 +47,7 @@ class Row(NamedTuple):
     words: str  # beside the axis
     column: int  # of an evaluation, whose column 0 is the update
     only: Mapping[str, Any] = MappingProxyType({})  # settings of the runs in this row
+    scale: str = "linear"  # or "log"
 
 
 def draw_evaluations(results: Sequence[Result], rows: Sequence[Row], configurations: Mapping[str, Settings]) -> Figure:
@@ -66,9 +67,11 @@ def draw_evaluations(results: Sequence[Result], rows: Sequence[Row], configurati
             continue
         values = [each[row.column] for run in select(results, **row.only) for each in run["evaluations"]]
         margin = 0.05 * (max(values) - min(values)) or 0.05
+        limits = max(min(values), 1e-4 * max(values)) / 2, 2 * max(values)
         title = " ".join([*row.only.values(), f"learning rate {lr:g}"])
         axes = blank_axes(figure, title, row.words, place=(len(rows), len(rates), i * len(rates) + j + 1))
-        axes.set_ylim(min(values) - margin, max(values) + margin)  # one scale per row
+        axes.set_yscale(row.scale)  # one scale per row
+        axes.set_ylim(*(limits if row.scale == "log" else (min(values) - margin, max(values) + margin)))
         for color, (name, runs) in zip(COLORS, drawn.items(), strict=False):
             if runs:
                 updates = [evaluation[0] for evaluation in runs[0]["evaluations"]]

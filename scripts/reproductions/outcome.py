@@ -33,6 +33,7 @@ REPRODUCTIONS = (
     "pretrain",
     "finetune",
     "pretrained",
+    "translation",
 )
 
 

@@ -9,14 +9,14 @@ from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
 
-from hf_warmup.report import find, mean_and_spread, read_run
+from hf_warmup.report import mean_and_spread
 
 from ..text_classification.polarity import write_polarity
 from .drawing import Row, draw_evaluations
-from .kept_runs import Result, Settings, run_all, select
-from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
+from .kept_runs import Result, Settings, select
+from .outcome import About, Outcome, ReproduceArguments, Verdict
 from .texts import find_texts
-from .training import by_name, finetune_one, metrics_by_name
+from .training import CLASSIFICATION, finetune_one, judge_findings, run_grid, runs_with_problems, summary
 
 
 ABOUT = About(
@@ -111,12 +111,13 @@ def run(args: ReproduceArguments) -> Outcome:
     texts, polarity, folder = find_texts(args.data_dir), args.folder / "mr", args.folder / "runs"
     write_polarity(texts / "mr", polarity)
     run_one = partial(finetune_one, texts=texts, checkpoints=checkpoint.parent, polarity=polarity)
-    results = run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
-    stalled = {name for name in jobs if any(finding.is_problem for finding in find(read_run(folder / name)))}
-    named = by_name(results, lambda run: f"{run['task']}, {run['name']}, lr {run['learning_rate']:g}")
-    measured = metrics_by_name(named)
-    measured["fall of accuracy from its peak"] = {name: list(map(fall, runs)) for name, runs in named.items()}
-    rows = [[name, *(mean_and_spread(values[name]) for values in measured.values())] for name in named]
+    results = run_grid(run_one, jobs, args)
+    table, measured = summary(
+        results,
+        CLASSIFICATION | {"fall of accuracy from its peak": fall},
+        lambda run: f"{run['task']}, {run['name']}, lr {run['learning_rate']:g}",
+    )
+    judged = verdicts(results, dict(zip(jobs, results, strict=True)), runs_with_problems(folder, jobs))
     figure_rows = [
         Row(measure, column, {"task": task})
         for task in dict.fromkeys(run["task"] for run in results)
@@ -125,8 +126,8 @@ def run(args: ReproduceArguments) -> Outcome:
     recordings = [folder / name for name, settings in jobs.items() if settings["seed"] == results[0]["seed"]]
     return Outcome(
         draw_evaluations(results, figure_rows, {name: {"name": name} for name in CONFIGURATIONS}),
-        verdicts(results, dict(zip(jobs, results, strict=True)), stalled),
-        table_of(["", *measured], rows),
+        judged,
+        table,
         results,
         measured,
         [path for path in recordings if path.name.startswith("MR-")][:6],
@@ -157,8 +158,8 @@ def compared(results: Sequence[Result], measure: Callable[[Result], float]) -> l
     return pairs
 
 
-def verdicts(results: Sequence[Result], by_folder: dict[str, Result], stalled: set[str]) -> list[Verdict]:
-    """Judge the claims about fine-tuning; `stalled` are the folders of runs in which the report found a problem."""
+def verdicts(results: Sequence[Result], by_folder: dict[str, Result], problems: set[str]) -> list[Verdict]:
+    """Judge the claims about fine-tuning; `problems` are the folders of runs in which the report found one."""
     enough = len({run["seed"] for run in results}) >= 3 and len({run["learning_rate"] for run in results}) >= 4
     learnable = {name: run for name, run in by_folder.items() if run["task"] != "RTE"}  # too few updates for RTE
     tasks = [task for task in dict.fromkeys(run["task"] for run in results) if task != "RTE"]
@@ -174,7 +175,6 @@ def verdicts(results: Sequence[Result], by_folder: dict[str, Result], stalled: s
         for task in tasks
     }
     failed = {name for name, run in learnable.items() if run["roc_auc"] < LEARNED}
-    missed, false_alarms = failed - stalled, stalled & learnable.keys() - failed
 
     def share(pairs: Sequence[tuple[float, float]]) -> str:
         return f"smaller with warmup in {sum(b < a for a, b in pairs)} of {len(pairs)} cells"
@@ -210,12 +210,5 @@ def verdicts(results: Sequence[Result], by_folder: dict[str, Result], stalled: s
             or "not run",
             all(abs(mean(a) - mean(b)) <= CLOSE for a, b in usual.values()) if enough else None,
         ),
-        Verdict(
-            f"the report's findings separate failed runs (an area below {LEARNED}) from sound ones (here: no failed "
-            "run without a finding, findings in at most one in 20 sound runs)",
-            "hf_warmup",
-            f"{len(failed)} failed runs, {len(missed)} without a finding; {len(false_alarms)} findings in "
-            f"{len(learnable) - len(failed)} sound runs of MR and SST-2",
-            not missed and 20 * len(false_alarms) <= len(learnable) - len(failed) if enough and failed else None,
-        ),
+        judge_findings(failed, problems, learnable, f"an area below {LEARNED}; MR and SST-2", enough),
     ]

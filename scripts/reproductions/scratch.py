@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 
-from hf_warmup.report import mean_and_spread
-
 from .drawing import Row, draw_evaluations
-from .kept_runs import Result, Settings, run_all, select
-from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
+from .kept_runs import Result, Settings, select
+from .outcome import About, Outcome, ReproduceArguments, Verdict
 from .reversal import every
 from .texts import find_texts
-from .training import by_name, finetune_one, metrics_by_name
+from .training import CLASSIFICATION, finetune_one, grid, run_grid, summary
 
 
 ABOUT = About(
@@ -47,13 +45,7 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
         "grad_norm_steps": 1,
         **(QUICK_SIZE if args.quick else SIZE),
     }
-    return {
-        f"{name.replace(', ', '-').replace(' ', '_')}-lr{lr:g}-seed{seed}": {
-            "name": name, "learning_rate": lr, "seed": seed, **CONFIGURATIONS[name], **common
-        }
-        for seed in args.seeds_or(full=3)
-        for lr, name in product((RATE,) if args.quick else RATES, CONFIGURATIONS)
-    }  # fmt: skip
+    return grid(CONFIGURATIONS, (RATE,) if args.quick else RATES, args.seeds_or(full=3), common)
 
 
 def learned(run: Result) -> bool:
@@ -63,16 +55,12 @@ def learned(run: Result) -> bool:
 
 def run(args: ReproduceArguments) -> Outcome:
     """Train with every configuration, learning rate and seed; draw the curves and judge the claims."""
-    jobs, folder = plan(args), args.folder / "runs"
-    run_one = partial(finetune_one, texts=find_texts(args.data_dir))
-    results = run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
-    named = by_name(results, lambda result: f"{result['name']}, lr {result['learning_rate']:g}")
-    measured = metrics_by_name(named)
-    rows = [[name, *(mean_and_spread(values[name]) for values in measured.values())] for name in named]
+    jobs = plan(args)
+    results = run_grid(partial(finetune_one, texts=find_texts(args.data_dir)), jobs, args)
+    table, measured = summary(results, CLASSIFICATION)
     figure = draw_evaluations(results, [Row("accuracy", 2)], {name: {"name": name} for name in CONFIGURATIONS})
     first = f"-lr{RATE:g}-seed{results[0]['seed']}"
-    recordings = [folder / name for name in jobs if name.endswith(first)]
-    table = table_of(["", *measured], rows)
+    recordings = [args.folder / "runs" / name for name in jobs if name.endswith(first)]
     return Outcome(figure, verdicts(results, args.quick), table, results, measured, recordings)
 
 

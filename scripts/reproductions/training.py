@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -29,16 +31,20 @@ from hf_warmup import (
     WarmupTrainingArguments,
     make_pair,
 )
+from hf_warmup.report import find, mean_and_spread, read_run
 
 from ..text_classification.arguments import DataArguments, load_data, tokenize
 from ..text_classification.metrics import compute_metrics
-from .kept_runs import Result, Settings
+from .kept_runs import Result, RunOne, Settings, run_all
+from .outcome import ReproduceArguments, Verdict, table_of
 from .texts import LENGTH, load_vocabulary, sequences
 
 
 BATCH, SAVES = 32, 10
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-MEASURED = ("loss", "accuracy", "roc_auc")
+MEASURED = ("loss", "accuracy", "roc_auc", "bleu")
+CLASSIFICATION = {"accuracy": itemgetter("accuracy"), "area under the ROC curve": itemgetter("roc_auc")}
+Arguments = TypeVar("Arguments", bound=WarmupTrainingArguments)
 
 
 class LossAtMasks(BertPreLNForMaskedLM):
@@ -67,34 +73,44 @@ class PrintEvaluations(TrainerCallback):
         tqdm.write(f"{Path(args.output_dir).name}: update {state.global_step}/{state.max_steps}, {', '.join(measured)}")
 
 
-def arguments(settings: Settings, folder: Path, evaluations: int, **more: Any) -> WarmupTrainingArguments:
+def arguments(
+    settings: Settings, folder: Path, evaluations: int, cls: type[Arguments] = WarmupTrainingArguments, **more: Any
+) -> Arguments:
     """Return arguments for a linear decay with a warmup over the first tenth of the run, or without warmup.
 
-    Optional settings are `optim`, `warmup_steps`, `batch_size`, `guard` and `grad_norm_steps`.
+    Optional settings are `optim`, `warmup_steps`, `batch_size`, `guard` and `grad_norm_steps`; `more` has precedence.
     """
     every = max(1, settings["max_steps"] // evaluations)
-    return WarmupTrainingArguments(
-        output_dir=str(folder),
-        optim=settings.get("optim", "adamw"),
-        learning_rate=settings["learning_rate"],
-        weight_decay=0.01,
-        lr_scheduler_type="linear",
-        warmup_type=settings["warmup_type"],
-        warmup_steps=settings.get("warmup_steps", 0.1) if settings["warmup_type"] != "none" else 0,
-        max_steps=settings["max_steps"],
-        per_device_train_batch_size=settings.get("batch_size", BATCH),
-        per_device_eval_batch_size=64,
-        eval_strategy="steps",
-        eval_steps=every,
-        logging_steps=every,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=settings["seed"],
-        guard=settings.get("guard", "off"),
-        **more,
-    )
+    usual = {
+        "output_dir": str(folder),
+        "optim": settings.get("optim", "adamw"),
+        "learning_rate": settings["learning_rate"],
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "linear",
+        "warmup_type": settings["warmup_type"],
+        "warmup_steps": settings.get("warmup_steps", 0.1) if settings["warmup_type"] != "none" else 0,
+        "max_steps": settings["max_steps"],
+        "per_device_train_batch_size": settings.get("batch_size", BATCH),
+        "per_device_eval_batch_size": 64,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "logging_steps": every,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "seed": settings["seed"],
+        "guard": settings.get("guard", "off"),
+    }
+    return cls(**(usual | more))
+
+
+def train(trainer: WarmupTrainer, resume: str | None = None) -> None:
+    """Train with one line per evaluation, and save the log."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(PrintEvaluations())
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_state()
 
 
 def evaluations(trainer: WarmupTrainer, *names: str) -> list[list[float]]:
@@ -135,11 +151,8 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
         train_dataset=[{"input_ids": ids} for ids in training],
         eval_dataset=[dict(zip(columns, row, strict=True)) for row in zip(*(masked[c] for c in columns), strict=True)],
         data_collator=masking,
-        callbacks=[PrintEvaluations()],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint="auto")
-    trainer.save_state()
+    train(trainer, resume="auto")
     trainer.save_model()
     return {"evaluations": evaluations(trainer, "loss")}
 
@@ -203,26 +216,62 @@ def finetune_one(
         eval_dataset=data["validation"],
         compute_metrics=compute_metrics,
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[PrintEvaluations()],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    trainer.save_state()
-    curve = evaluations(trainer, *MEASURED)
+    train(trainer)
+    curve = evaluations(trainer, "loss", "accuracy", "roc_auc")
     labels = data["validation"]["label"][:]
     majority = max(Counter(labels).values()) / len(labels)
     return {"evaluations": curve, "accuracy": curve[-1][2], "roc_auc": curve[-1][3], "majority": majority}
 
 
-def by_name(results: Iterable[Result], name: Callable[[Result], str]) -> dict[str, list[Result]]:
-    """Return the results that have the same name, in the order of the names."""
+def grid(
+    configurations: Mapping[str, Settings], rates: Iterable[float], seeds: Iterable[int], common: Settings
+) -> dict[str, Settings]:
+    """Return folder name -> settings of all runs; seed by seed, so that an interrupted set has every configuration."""
+    return {
+        f"{name.replace(', ', '-').replace(' ', '_')}-lr{lr:g}-seed{seed}": {
+            "name": name, "learning_rate": lr, "seed": seed, **configurations[name], **common
+        }
+        for seed, lr, name in product(seeds, rates, configurations)
+    }  # fmt: skip
+
+
+def run_grid(run_one: RunOne, jobs: Mapping[str, Settings], args: ReproduceArguments) -> list[Result]:
+    """Execute the runs of `jobs`, folder name -> settings, and return their results in the same order."""
+    folder = args.folder / "runs"
+    return run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
+
+
+def runs_with_problems(folder: Path, jobs: Iterable[str]) -> set[str]:
+    """Return the names of the run folders in which the report finds a problem."""
+    return {name for name in jobs if any(finding.is_problem for finding in find(read_run(folder / name)))}
+
+
+def summary(
+    results: Iterable[Result],
+    measures: Mapping[str, Callable[[Result], float]],
+    name: Callable[[Result], str] = lambda run: f"{run['name']}, lr {run['learning_rate']:g}",
+) -> tuple[str, dict[str, dict[str, list[float]]]]:
+    """Return a table with one row per configuration, and measure -> configuration -> one value per seed."""
     named: dict[str, list[Result]] = {}
     for result in results:
         named.setdefault(name(result), []).append(result)
-    return named
+    measured = {
+        words: {name: list(map(measure, runs)) for name, runs in named.items()} for words, measure in measures.items()
+    }
+    rows = [[name, *(mean_and_spread(values[name]) for values in measured.values())] for name in named]
+    return table_of(["", *measured], rows), measured
 
 
-def metrics_by_name(named: Mapping[str, list[Result]]) -> dict[str, dict[str, list[float]]]:
-    """Return metric -> name -> one value per seed, as a card takes them."""
-    metrics = {"accuracy": "accuracy", "area under the ROC curve": "roc_auc"}
-    return {words: {name: [run[key] for run in runs] for name, runs in named.items()} for words, key in metrics.items()}
+def judge_findings(failed: set[str], problems: set[str], names: Iterable[str], what: str, enough: bool) -> Verdict:
+    """Judge whether the report finds a problem in the runs that failed, and in no others."""
+    sound = set(names) - failed
+    missed, alarms = failed - problems, sound & problems
+    return Verdict(
+        f"the report's findings separate failed runs ({what}) from sound ones (here: no failed run without a finding, "
+        "findings in at most one in 20 sound runs)",
+        "hf_warmup",
+        f"{len(failed)} failed runs, {len(missed)} without a finding; findings in {len(alarms)} of {len(sound)} sound "
+        "runs",
+        not missed and 20 * len(alarms) <= len(sound) if enough and failed else None,
+    )

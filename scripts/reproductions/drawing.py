@@ -78,6 +78,7 @@ def draw_evaluations(results: Sequence[Result], rows: Sequence[Row], configurati
                 points = list(zip(*([each[row.column] for each in run["evaluations"]] for run in runs), strict=True))
                 axes.fill_between(updates, [*map(min, points)], [*map(max, points)], color=color, alpha=0.15, lw=0)
                 axes.plot(updates, [*map(mean, points)], color=color, label=name)
-        if not any(ax.get_legend() for ax in figure.axes) and all(drawn.values()):
-            axes.legend(frameon=False, fontsize=7)
+    drawn_lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    handles = [drawn_lines[name] for name in configurations if name in drawn_lines]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 2 * len(rates)), frameon=False)
     return figure

@@ -120,17 +120,21 @@ def run(args: ReproduceArguments) -> Outcome:
     judged = verdicts(results, dict(zip(jobs, results, strict=True)), runs_with_problems(folder, jobs))
     figure_rows = [
         Row(measure, column, {"task": task})
-        for task in dict.fromkeys(run["task"] for run in results)
+        for task in ("MR", "SST-2")
+        if select(results, task=task)
         for column, measure in enumerate(("loss", "accuracy", "area"), 1)
     ]
-    recordings = [folder / name for name, settings in jobs.items() if settings["seed"] == results[0]["seed"]]
+    shown = select(
+        results, task="MR", seed=results[0]["seed"], learning_rate=max(run["learning_rate"] for run in results)
+    )
+    recordings = [folder / name for name, run in zip(jobs, results, strict=True) if run in shown]
     return Outcome(
         draw_evaluations(results, figure_rows, {name: {"name": name} for name in CONFIGURATIONS}),
         judged,
         table,
         results,
         measured,
-        [path for path in recordings if path.name.startswith("MR-")][:6],
+        recordings,
     )
 
 

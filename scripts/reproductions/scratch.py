@@ -21,7 +21,7 @@ ABOUT = About(
     "to 0, one warmup length.",
 )
 XIONG = "Xiong et al. 2020, arXiv:2002.04745"
-RATES, RATE, STEPS, WARMUP_STEPS = (1e-3, 2e-3, 3e-3), 2e-3, 450, 200  # RATE: the one that the claims are about
+RATES, RATE, STEPS, WARMUP_STEPS = (2e-3,), 2e-3, 450, 200  # RATE: the one that the claims are about
 SIZE = {"num_hidden_layers": 6, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
 QUICK_SIZE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGURATIONS: dict[str, Settings] = {

@@ -170,7 +170,7 @@ def verdicts(results: Sequence[Result], by_folder: dict[str, Result], problems: 
     highest = {
         task: [max(working_rates(results, task, name), default=0.0) for name in (PLAIN, WARMED)] for task in tasks
     }
-    rough, falls = compared(results, roughness), compared(results, fall)
+    rough, falls = (compared([*learnable.values()], measure) for measure in (roughness, fall))
     usual = {
         task: [
             [run["roc_auc"] for run in select(results, task=task, learning_rate=USUAL, name=name)]

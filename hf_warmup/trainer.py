@@ -7,14 +7,12 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -29,7 +27,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ._deepspeed import check_deepspeed_config
@@ -45,6 +42,7 @@ from .checkpoints import (
 )
 from .cli import warn_of_process_count
 from .guard.callback import WarmupGuard, check_guard
+from .item_count import honor_item_count
 from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates, knows_updates_of, update_norms
 from .report.model_card import add_recording
@@ -78,8 +76,6 @@ if TYPE_CHECKING:
     _TrainerBase = Trainer
 else:
     _TrainerBase = object
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 logger = get_logger(__name__)
 
@@ -146,76 +142,6 @@ def build_scheduler(args: WarmupArgumentsMixin, optimizer: Optimizer, num_traini
         kwargs.setdefault("mode", "max")  # torch's default is the direction of a loss
     lengths = num_warmup_steps, num_training_steps
     return get_scheduler(args.lr_scheduler_type, optimizer, *lengths, kwargs, args.schedule_warmup_type)
-
-
-class _WatchedCount(Tensor):
-    """A `num_items_in_batch` that notes whether a model computes with it."""
-
-    was_used = False  # kept on the class because moving a tensor to another device makes a new object
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("to", "__get__"):
-            return super().__torch_function__(func, types, args, kwargs)
-        cls.was_used = True
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-
-def _watch_item_count(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    count = kwargs.get("num_items_in_batch")
-    open_question = getattr(model, "_ignores_item_count", None) is None and not torch.compiler.is_compiling()
-    if not open_question or not isinstance(count, Tensor) or not isinstance(kwargs.get("labels"), Tensor):
-        return None
-    _WatchedCount.was_used = False
-    return args, {**kwargs, "num_items_in_batch": count.as_subclass(_WatchedCount)}
-
-
-def _apply_item_count(model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
-    count = kwargs.get("num_items_in_batch")
-    if isinstance(count, _WatchedCount):
-        model._ignores_item_count = not _WatchedCount.was_used  # type: ignore[assignment]
-    if count is None or not getattr(model, "_ignores_item_count", None):
-        return None
-    labels = kwargs["labels"]
-    labels = kwargs.get("shift_labels", labels[..., 1:] if model._item_count_is_shifted else labels)
-    share = labels.ne(-100).sum() / count
-    if isinstance(outputs, dict):
-        if outputs.get("loss") is not None:
-            outputs["loss"] = outputs["loss"] * share.to(outputs["loss"].dtype)
-        return outputs
-    return (outputs[0] * share.to(outputs[0].dtype), *outputs[1:])
-
-
-def _counts_shifted_labels(model: nn.Module) -> bool:
-    """Return whether the `Trainer` counts `labels[..., 1:]`: since transformers 5.11, for losses of decoders."""
-    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
-    is_decoder = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return causal and is_decoder and Version(transformers.__version__) >= Version("5.11")
-
-
-def honor_item_count(model: nn.Module, shifted: bool | None = None) -> None:
-    """Make `model` scale its loss by `num_items_in_batch` if its head accepts the count and ignores it.
-
-    The Trainer passes the number of labels in all micro-batches of an update and expects `sum(losses) / count`. Many
-    heads of transformers accept the count in `**kwargs` and return the mean over their own micro-batch instead
-    (https://github.com/huggingface/transformers/issues/47688), so loss and gradient grow with the accumulation steps
-    and the processes. Forward hooks observe in the first forward pass whether the head computes with the count. If it
-    does not, they multiply its loss by `labels of the micro-batch / count`, which is exact for a mean over labels.
-
-    Args:
-        model (`nn.Module`): The model as passed to the Trainer, with or without a PEFT wrapper.
-        shifted (`bool`, *optional*): Whether the Trainer counts `labels[..., 1:]`. By default decided from the
-            installed version of transformers and the type of the model's loss.
-    """
-    own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    # A sum over the batch needs no count: the micro-batches add up to the loss of the whole batch.
-    is_sum = "CTC" in type(own).__name__ and getattr(getattr(own, "config", None), "ctc_loss_reduction", None) == "sum"
-    if hasattr(model, "_item_count_is_shifted") or is_sum:
-        return
-    model._item_count_is_shifted = _counts_shifted_labels(model) if shifted is None else shifted  # type: ignore[assignment]
-    model.register_forward_pre_hook(_watch_item_count, with_kwargs=True)
-    model.register_forward_hook(_apply_item_count, with_kwargs=True)
 
 
 def _check_args(args: Any) -> None:
@@ -327,9 +253,7 @@ class _RunFolderCallback(TrainerCallback):
             recorder.record_updates(self.trainer.model.named_parameters(), update_norms(optimizer))
 
 
-def _as_in(method: Callable[..., Any]) -> Callable[[_F], _F]:
-    """Show the signature of a Trainer's method in `help()` and completions, and keep the docstring."""
-    return lambda function: wraps(method, assigned=())(function)  # type: ignore[return-value]
+_as_in = partial(wraps, assigned=())  # shows the signature of a Trainer's method in `help()`, and keeps the docstring
 
 
 class WarmupTrainerMixin(_TrainerBase):
@@ -410,12 +334,11 @@ class WarmupTrainerMixin(_TrainerBase):
         """Set the metric of a plateau that was passed via `optimizers=`; warn if its mode contradicts the metric."""
         if self.args.metric_for_best_model is None:
             self.args.metric_for_best_model = "loss"  # as transformers does for its own name
-        mode = getattr(lr_scheduler, "lr_scheduler", lr_scheduler).mode
-        if mode != ("max" if self.args.greater_is_better else "min"):
+        mode = "max" if self.args.greater_is_better else "min"
+        if getattr(lr_scheduler, "lr_scheduler", lr_scheduler).mode != mode:
             logger.warning(
-                f"The {type(lr_scheduler).__name__} has mode={mode!r}, but metric_for_best_model="
-                f"{self.args.metric_for_best_model!r} is better when it is "
-                f"{'greater' if self.args.greater_is_better else 'smaller'}. Set the mode of the scheduler."
+                f"The {type(lr_scheduler).__name__} does not follow metric_for_best_model="
+                f"{self.args.metric_for_best_model!r}. Set its mode to {mode!r}."
             )
 
     def _signal_callbacks(self) -> list[StopOnSignalCallback]:
@@ -637,8 +560,6 @@ class WarmupTrainerMixin(_TrainerBase):
 
     def report(self) -> Report:
         """Return the report of this run as [`hf_warmup.show`] does: status, findings and a figure in a notebook."""
-        if self.gradient_norm_recorder is not None:
-            self.gradient_norm_recorder.flush()
         return show(self)
 
     @_as_in(Trainer.create_model_card)
@@ -646,8 +567,6 @@ class WarmupTrainerMixin(_TrainerBase):
         """Write the model card with the settings, the findings and a figure of the gradient norms."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            if self.gradient_norm_recorder is not None:
-                self.gradient_norm_recorder.flush()
             add_recording(self.args.output_dir, self.state)
 
     @_as_in(Trainer.train)
@@ -664,13 +583,13 @@ class WarmupTrainerMixin(_TrainerBase):
             `OSError`: If the disk is full, with the checkpoint to resume from.
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
-        if self.hp_search_backend is None:  # else each trial checks its own
+        searching = self.hp_search_backend is not None  # each trial checks its arguments and has a folder of its own
+        if not searching:
             self.args.check_warmup_arguments()
         if has_length(self.train_dataset) and not len(self.train_dataset):
             raise ValueError("`train_dataset` has no examples. Training needs at least one.")
         for callback in self.callback_handler.callbacks:
             _hide_layer_norms(callback)
-        searching = self.hp_search_backend is not None  # each trial has a folder of its own
         with nullcontext() if searching else lock_output_dir(output_dir), raise_on_full_disk(output_dir):
             self._resumed_from = None
             if resume_from_checkpoint:
@@ -697,11 +616,6 @@ class WarmupTrainerMixin(_TrainerBase):
                     recorder.flush()
                 for stop in self._signal_callbacks():
                     stop.__exit__()  # an error has skipped `on_train_end`
-        if recorder is not None and recorder.nonfinite_updates:
-            logger.warning(
-                f"The gradient of {recorder.nonfinite_updates} recorded updates was not finite. "
-                f'{GRADIENT_NORMS_FILE} lists the layers under "nonfinite".'
-            )
         return output
 
     def _return_finished(self, message: str) -> TrainOutput:

@@ -94,12 +94,10 @@ def _scheduler_name(value: Any, warmup_type: str | None) -> SchedulerType | _Nam
 
 def _as_options(value: Any) -> str | None:
     """Return `optim_args` as the text that transformers reads: `key=value,key=value`."""
-    if isinstance(value, str) and value[:1] in ("{", "["):  # from an arguments file
+    if isinstance(value, str) and value.startswith("{"):  # from an arguments file
         value = json.loads(value)
     if isinstance(value, dict):
         return ",".join(f"{key}={each}" for key, each in value.items())
-    if isinstance(value, list):
-        return ",".join(map(str, value))
     if not isinstance(value, (str, type(None))):
         raise ValueError(f"optim_args={short_repr(value)}: expected key=value,key=value, or a dictionary.")
     return value
@@ -341,22 +339,6 @@ class WarmupArgumentsMixin(_Base):
         """Return the arguments, and the resolved length of the warmup once the scheduler has been created."""
         resolved = getattr(self, "num_warmup_steps", None)
         return super().to_dict() | ({} if resolved is None else {"num_warmup_steps": resolved})
-
-    def set_optimizer(self, name: Any = "adamw_torch", *args: Any, **kwargs: Any) -> Any:
-        """Set the optimizer as in transformers, with the names of hf_warmup as well."""
-        name = _optimizer_name(name)
-        super().set_optimizer("adamw_torch", *args, **kwargs)
-        self.optim = name
-        self.check_warmup_arguments()
-        return self
-
-    def set_lr_scheduler(self, name: Any = "linear", *args: Any, **kwargs: Any) -> Any:
-        """Set the schedule as in transformers, with the names of hf_warmup as well."""
-        name = _scheduler_name(name, self.warmup_type)
-        super().set_lr_scheduler("linear", *args, **kwargs)
-        self.lr_scheduler_type = name
-        self.check_warmup_arguments()
-        return self
 
 
 @dataclass

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from hf_warmup import WarmupTrainer
-from hf_warmup.trainer import honor_item_count
+from hf_warmup.item_count import honor_item_count
 
 from .testing_utils import arguments, tiny_config, train
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
-from functools import partial, wraps
+from functools import wraps
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     _TrainerBase = Trainer
 else:
     _TrainerBase = object
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 logger = get_logger(__name__)
 
@@ -253,7 +255,9 @@ class _RunFolderCallback(TrainerCallback):
             recorder.record_updates(self.trainer.model.named_parameters(), update_norms(optimizer))
 
 
-_as_in = partial(wraps, assigned=())  # shows the signature of a Trainer's method in `help()`, and keeps the docstring
+def _as_in(method: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Show the signature of a Trainer's method in `help()` and completions, and keep the docstring."""
+    return lambda function: wraps(method, assigned=())(function)  # type: ignore[return-value]
 
 
 class WarmupTrainerMixin(_TrainerBase):

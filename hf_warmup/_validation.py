@@ -78,10 +78,11 @@ def check_updates_or_share(name: str, value: Any) -> Any:
     return float(value) if value < 1 else int(value)
 
 
-def check_flag(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raise a `ValueError` unless `value` is `True` or `False`, or, with `optional`, `None`."""
+def check_flag(name: str, value: Any, *, optional: bool = False) -> bool | None:
+    """Return `value`, or raise a `ValueError` unless it is `True` or `False`, or, with `optional`, `None`."""
     if not (isinstance(value, bool) or (optional and value is None)):
         raise ValueError(f"{name}={short_repr(value)}: expected True{', False or None' if optional else ' or False'}.")
+    return value
 
 
 def closest(value: str, allowed: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -145,18 +145,23 @@ def post_ln_to_pre_ln(state_dict: dict[str, Tensor], num_hidden_layers: int) -> 
 
     Returns:
         `dict[str, Tensor]`: The same tensors under the names of the Pre-LN model.
+
+    Example:
+
+    ```python
+    >>> list(post_ln_to_pre_ln({"bert.encoder.layer.1.output.LayerNorm.bias": torch.zeros(8)}, num_hidden_layers=2))
+    ['bert.encoder.LayerNorm.bias']
+
+    ```
     """
-    feeds = ["embeddings.LayerNorm."]
-    fed = []
-    for i in range(num_hidden_layers):
-        feeds += [f"encoder.layer.{i}.attention.output.LayerNorm.", f"encoder.layer.{i}.output.LayerNorm."]
-        fed += [f"encoder.layer.{i}.attention.output.LayerNorm.", f"encoder.layer.{i}.output.LayerNorm."]
-    renamed = dict(zip(feeds, [*fed, "encoder.LayerNorm."], strict=True))
+    branches = ("attention.output.LayerNorm", "output.LayerNorm")
+    norms = [f"encoder.layer.{i}.{branch}" for i in range(num_hidden_layers) for branch in branches]
+    renamed = dict(zip(["embeddings.LayerNorm", *norms], [*norms, "encoder.LayerNorm"], strict=True))
 
     def rename(key: str) -> str:
-        prefix, parameter = key.removeprefix("bert.").rsplit(".", 1)
-        moved = renamed.get(prefix + ".")
-        return key if moved is None else key[: len(key) - len(prefix) - len(parameter) - 1] + moved + parameter
+        prefix = "bert." if key.startswith("bert.") else ""
+        module, _, parameter = key.removeprefix(prefix).rpartition(".")
+        return f"{prefix}{renamed[module]}.{parameter}" if module in renamed else key
 
     return {rename(key): value for key, value in state_dict.items()}
 
@@ -221,19 +226,92 @@ def _is_post_ln(path: Any, kwargs: dict[str, Any]) -> bool:
 
 
 class BertPreLNModel(_PreLNMixin, BertModel):
-    """[`~transformers.BertModel`] with `config.norm_placement`."""
+    """A [`~transformers.BertModel`] with the LayerNorms where `config.norm_placement` puts them.
+
+    `forward` takes the arguments of `BertModel`, such as `input_ids` of shape `(batch, tokens)`. It returns the output
+    of `BertModel`: `last_hidden_state` of shape `(batch, tokens, hidden_size)` and `pooler_output` of shape
+    `(batch, hidden_size)`.
+
+    Args:
+        config ([`BertPreLNConfig`]): The configuration.
+        kwargs: As in `BertModel`: `add_pooling_layer`.
+
+    Raises:
+        `ValueError`: As `BertModel`, for example if `num_attention_heads` does not divide `hidden_size`.
+
+    Example:
+
+    ```python
+    >>> config = BertPreLNConfig(
+    ...     vocab_size=32, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    ... )
+    >>> model = BertPreLNModel(config)
+    >>> tuple(model(input_ids=torch.ones(4, 5, dtype=torch.long)).last_hidden_state.shape)
+    (4, 5, 8)
+    >>> type(model.encoder.LayerNorm).__name__, type(model.embeddings.LayerNorm).__name__
+    ('LayerNorm', 'Identity')
+
+    ```
+    """
 
     _stock = BertModel
 
 
 class BertPreLNForMaskedLM(_PreLNMixin, BertForMaskedLM):
-    """[`~transformers.BertForMaskedLM`] with `config.norm_placement`."""
+    """A [`~transformers.BertForMaskedLM`] with the LayerNorms where `config.norm_placement` puts them.
+
+    `forward` takes the arguments of `BertForMaskedLM` and returns its output: `logits` of shape
+    `(batch, tokens, vocab_size)` and, for `labels` of shape `(batch, tokens)`, the mean `loss` of the labels other than
+    -100.
+
+    Args:
+        config ([`BertPreLNConfig`]): The configuration.
+
+    Raises:
+        `ValueError`: As `BertForMaskedLM`.
+
+    Example:
+
+    ```python
+    >>> config = BertPreLNConfig(
+    ...     vocab_size=32, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    ... )
+    >>> tokens = torch.ones(4, 5, dtype=torch.long)
+    >>> output = BertPreLNForMaskedLM(config)(input_ids=tokens, labels=tokens)
+    >>> tuple(output.logits.shape), tuple(output.loss.shape)
+    ((4, 5, 32), ())
+
+    ```
+    """
 
     _stock = BertForMaskedLM
 
 
 class BertPreLNForSequenceClassification(_PreLNMixin, BertForSequenceClassification):
-    """[`~transformers.BertForSequenceClassification`] with `config.norm_placement`."""
+    """A [`~transformers.BertForSequenceClassification`] with the LayerNorms where `config.norm_placement` puts them.
+
+    `forward` takes the arguments of `BertForSequenceClassification` and returns its output: `logits` of shape
+    `(batch, num_labels)` and, for `labels` of shape `(batch,)`, the mean `loss`.
+
+    Args:
+        config ([`BertPreLNConfig`]): The configuration.
+
+    Raises:
+        `ValueError`: As `BertForSequenceClassification`.
+
+    Example:
+
+    ```python
+    >>> config = BertPreLNConfig(
+    ...     vocab_size=32, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_labels=3
+    ... )
+    >>> tokens, labels = torch.ones(4, 5, dtype=torch.long), torch.tensor([0, 1, 2, 0])
+    >>> output = BertPreLNForSequenceClassification(config)(input_ids=tokens, labels=labels)
+    >>> tuple(output.logits.shape), tuple(output.loss.shape)
+    ((4, 3), ())
+
+    ```
+    """
 
     _stock = BertForSequenceClassification
 

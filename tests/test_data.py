@@ -109,6 +109,8 @@ def test_load_task_selects_columns_and_matched_splits(task_name, monkeypatch):
         ("sentence,label\na,pos\nb,neg\nc,pos \nd,pos\u200b\n", None, ["sentence"], ("a", 1), ["neg", "pos"]),
         ("text,label\na,2.0\nb,0\nc,10\n", None, ["text"], ("a", 1), ["0", "2", "10"]),
         ("sentence,label\n0,a,1\n1,b,0\n2,c,1\n", None, ["sentence"], ("a", 1), ["0", "1"]),  # row numbers, no header
+        (f"sentence,label\na,{10**20 + 1}\nb,{10**20}\n", None, ["sentence"], ("a", 1), [f"{10**20}", f"{10**20 + 1}"]),
+        (f"id,sentence,label\n{10**20},a,1\n{10**21},b,0\n", None, ["sentence"], ("a", 1), ["0", "1"]),
     ],
 )
 def test_load_files_chooses_columns_and_classes(content, text_columns, columns, first, names, write):
@@ -142,7 +144,6 @@ GOOD = ("csv", "sentence,label\na,0\nb,1\n")
         ({"train": ("json", "[]")}, None, r"train_file='.*train\.json' .*example"),
         ({"train": ("json", '{"sentence": ')}, None, r"train_file='.*train\.json' cannot be read"),
         ({"train": ("txt", "a\n")}, None, r"train_file='.*': expected a file name that ends with \.csv, \.tsv"),
-        ({"train": GOOD}, "sst3", r"task_name='sst3': expected one of cola, mnli"),
         # columns
         ({"train": ("csv", "number,label\n1,0\n")}, None, r"columns 'number', 'label' in its first line: expected"),
         ({"train": ("csv", "a,b,label\nx,y,0\n")}, None, r"columns 'a', 'b', 'label'.*`text_column_names`"),
@@ -160,10 +161,14 @@ GOOD = ("csv", "sentence,label\na,0\nb,1\n")
         ({"train": ("csv", "sentence,label\na,1\nb, c,0\n")}, None, r"cannot be read.*line 3, saw 3"),
         # rows
         ({"train": ("csv", "sentence,label\na,0\n ,1\n")}, None, r"example 2 has no text in column 'sentence'"),
+        ({"train": ("csv", "sentence,label\na,0\n\u200b\u200d,1\n")}, None, r"example 2 has no text in column"),
         ({"train": ("jsonl", '{"sentence": "a", "label": 1}\n{"label": 0}\n')}, None, r"example 2 has no text"),
         ({"train": ("json", '{"sentence": ["a", "b"], "label": [1, 0]}')}, None, r"example 1 has no text"),
         # labels
         ({"train": ("csv", "sentence,label\na,0\nb,\n")}, None, r"example 2 has the label ''"),
+        ({"train": ("csv", "sentence,label\na,0\nb,\u200b\n")}, None, r"example 2 has the label '\\u200b'"),
+        ({"train": ("csv", "sentence,label\na,Pos\nb,pos\n")}, None, r"labels that differ only in case: Pos, pos"),
+        ({"train": ("jsonl", f'{{"text": "a", "label": {10**20}}}\n')}, None, r"the label 1e\+20: expected classes"),
         ({"train": ("jsonl", '{"sentence": "a", "label": [1]}\n')}, None, r"example 1 has the label \[1\]"),
         ({"train": ("csv", "sentence,label\na,1\nb,1\n")}, None, r"only the label '1': expected at least two classes"),
         ({"train": ("csv", "sentence,label\na,0.0\nb,2.5\n")}, None, r"the label 2\.5: expected classes, not a scale"),

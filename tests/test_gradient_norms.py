@@ -39,6 +39,7 @@ from hf_warmup.norms import (
     find_stacks,
     gradient_norms,
     group_names,
+    growing_stacks,
     layer_names,
     read_gradient_norms,
     record_gradient_norms,
@@ -202,9 +203,8 @@ def test_group_names_by_attention_and_mlp(block, attention, mlp):
 def stacks_of(cls, config):
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in cls(config).named_parameters()}
-    return {
-        prefix: len(stack) for prefix, stack in find_stacks(dict.fromkeys(layer_names(shapes).values()), shapes).items()
-    }
+    stacks = find_stacks(dict.fromkeys(layer_names(shapes).values()), growing_stacks(shapes))
+    return {prefix: len(stack) for prefix, stack in stacks.items()}
 
 
 def test_find_stacks_of_encoder_and_decoder_and_not_of_growing_stages():

@@ -210,7 +210,6 @@ def test_get_scheduler_of_a_metric_with_any_keyword_works_or_raises_one_clear_er
         ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "cos"}, "decay_type in lr_scheduler_kwargs='cos'"),
         ("reduce_lr_on_plateau", {"patience": "2"}, "patience in lr_scheduler_kwargs='2'"),
         ("reduce_lr_on_plateau", {"min_lr": [0.0, "a"]}, "min_lr in lr_scheduler_kwargs='a'"),
-        ("linear", [("power", 1)], "lr_scheduler_kwargs=[('power', 1)]: expected a dictionary."),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("warmup_type", [None, "linear"])

@@ -458,7 +458,7 @@ def test_capturable_and_differentiable_are_keys_of_a_group_and_only_false(cls, k
 
 @classes
 def test_tensor_learning_rates_and_complex_parameters_are_not_supported(cls):
-    with pytest.raises(ValueError, match=r"^lr=tensor\(0\.1000\): expected a float"):
+    with pytest.raises(ValueError, match=r"^lr=tensor\(0\.1000\): lr as a Tensor is not supported"):
         cls(parameters([torch.ones(1)]), lr=torch.tensor(0.1))
     with pytest.raises(ValueError, match=rf"^A parameter of shape \(2,\) is complex, which {cls.__name__} does not"):
         cls(parameters([torch.ones(2, dtype=torch.complex64)]))
@@ -669,11 +669,11 @@ def test_optimizer_kwargs_prefer_optim_args():
         ("radam", "eps", "'eps'"),
         ("radam", "eps=", "'eps='"),
         ("radam", "=1", "'=1'"),
-        ("radam", "eps=small", "eps=small"),
-        ("radam", "eps=true", "eps=true"),
-        ("radam", "degenerated_to_sgd=1", "degenerated_to_sgd=1"),
-        ("radam", "degenerated_to_sgd=yes", "degenerated_to_sgd=yes"),
-        ("radam", "fused=1", "fused=1"),
+        ("radam", "eps=small", "eps in optim_args='small': expected a finite number"),
+        ("radam", "eps=true", "eps in optim_args=True: expected a finite number"),
+        ("radam", "degenerated_to_sgd=1", "degenerated_to_sgd in optim_args=1: expected True or False"),
+        ("radam", "degenerated_to_sgd=yes", "degenerated_to_sgd in optim_args='yes': expected True or False"),
+        ("radam", "fused=1", "fused in optim_args=1: expected True, False or None"),
         ("radam", "lr=0.1", "lr"),
         ("radam", "betas=0.9", "betas"),
         ("sgd", "weight_decay=0.1", "weight_decay"),

@@ -18,11 +18,13 @@ from transformers import (
 )
 
 from hf_warmup import (
+    RAdam,
     WarmupArgumentsMixin,
     WarmupSeq2SeqTrainer,
     WarmupSeq2SeqTrainingArguments,
     WarmupTrainer,
     WarmupTrainerMixin,
+    get_scheduler,
 )
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.report import read_run
@@ -254,6 +256,27 @@ def test_hyperparameter_search_trials_use_their_arguments_and_record_in_their_fo
     runs = [read_run(folder) for folder in tmp_path.glob("run-*") if (folder / GRADIENT_NORMS_FILE).exists()]
     assert {str(run.settings["optim"]) for run in runs} == {"radam", "adamw_torch"}
     assert [(run.updates, run.end) for run in runs] == [(4, "finished")] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft uses the former name
+def test_loraplus_optimizer_of_peft_with_radam_trains_each_group_at_its_own_rate(tmp_path):
+    peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+    from peft.optimizers import create_loraplus_optimizer
+
+    lora = peft.get_peft_model(tiny_bert(), peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
+    optimizer = create_loraplus_optimizer(lora, RAdam, lr=1e-3, loraplus_lr_ratio=16, betas=(0.9, 0.98))
+    scheduler = get_scheduler("constant", optimizer, 8, 8, warmup_type="linear")
+    before = {name: p.detach().clone() for name, p in lora.named_parameters() if p.requires_grad}
+    args = arguments(tmp_path, max_steps=8)
+    log = train(WarmupTrainer(lora, args, train_dataset=examples(), optimizers=(optimizer, scheduler)))
+    assert len(log) == 8
+    rates_used = {group["lr"] for group in optimizer.param_groups if group["params"]}
+    assert rates_used == {1e-3, 16e-3}  # the warmup is over
+    moved = {name: not torch.equal(p, before[name]) for name, p in lora.named_parameters() if p.requires_grad}
+    assert all(moved.values())
+    at = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: at[id(p)] for name, p in lora.named_parameters() if "lora_" in name}
+    assert {("lora_B" in name, lr) for name, lr in rates.items()} == {(False, 1e-3), (True, 16e-3)}
 
 
 def test_hyperparameter_search_unknown_name_raises(tmp_path, optuna):

@@ -80,6 +80,12 @@ def test_stalling_names_layer_ratio_and_updates():
     )
 
 
+def test_stalling_does_not_compare_blocks_of_growing_shapes():
+    norms = stack(lambda t: 100 if t > 20 else 1, "encoder.stages")
+    assert check("stalling", recorded(norms))
+    assert check("stalling", recorded(norms, {"growing_stacks": ["encoder.stages"]})) is None
+
+
 @pytest.mark.parametrize(
     ("ratio", "found"),
     [

@@ -130,7 +130,6 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     [
         ("bert-vocab.txt", "\n".join(SPECIAL), "has no vocabulary that .* can read"),
         ("vocab.json", '{"good": 1}', "has no vocabulary that .* can read"),
-        ("tokenizer.json", "{", "The tokenizer of .* cannot be read"),
         ("vocab.txt", "<pad>\n<s>\n</s>\n<unk>\ngood", r"has no \[PAD\], \[UNK\], \[CLS\], \[SEP\]"),
         ("vocab.txt", "", r"has no \[PAD\]"),
         ("vocab.txt", "\n".join([*SPECIAL, "déjà"]).encode("latin-1"), "is not a vocabulary in UTF-8"),

@@ -1,17 +1,6 @@
 """Judge a run while it trains: `rules` decide what is wrong, `callback` decides what to do about it."""
 
-from typing import TYPE_CHECKING, Any
+from .._lazy import lazy_names
 
 
-if TYPE_CHECKING:
-    from .callback import WarmupGuard as WarmupGuard
-
-__all__ = ["WarmupGuard"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # loaded when it is used, since the rules need neither torch nor transformers
-        from . import callback
-
-        return getattr(callback, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from .._logging import get_logger
 from .._validation import check_name, check_number
-from ..norms import GradientNormRecorder
+from ..norms import GradientNormRecorder, growing_stacks
 from ..norms.measure import local_shard
 from ..optim import AdamFamily
 from ..report.findings import Finding, apply
@@ -554,6 +554,8 @@ class WarmupGuard(TrainerCallback):
         self._reset()
         config: Any = getattr(model, "config", None)
         self.settings = (config.to_dict() if hasattr(config, "to_dict") else {}) | args.to_dict()
+        if model is not None:
+            self.settings["growing_stacks"] = growing_stacks({name: p.shape for name, p in model.named_parameters()})
         self.num_training_steps = state.max_steps
         if hasattr(args, "get_warmup_steps"):
             self.settings["num_warmup_steps"] = args.get_warmup_steps(state.max_steps)

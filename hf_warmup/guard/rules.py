@@ -90,13 +90,18 @@ class Records:
         return value if isinstance(value, (int, float)) else None
 
     @cached_property
+    def stacks(self) -> dict[str, list[str]]:
+        """Prefix -> recorded blocks of equal shapes, from first to last."""
+        return find_stacks(self.norms, self.settings.get("growing_stacks") or ())
+
+    @cached_property
     def ratios(self) -> dict[str, Series]:
         """Stack of numbered blocks -> updates and its last block's gradient norm over its first block's.
 
         A first block whose norm is exactly 0 gives an infinite ratio.
         """
         found = {}
-        for stack, blocks in find_stacks(self.norms).items():
+        for stack, blocks in self.stacks.items():
             pairs = zip(self.steps, self.norms[blocks[0]], self.norms[blocks[-1]], strict=True)
             known = [(step, first, last) for step, first, last in pairs if isfinite(first) and isfinite(last) and last]
             found[stack] = (
@@ -234,7 +239,7 @@ def check_stalling(records: Records, threshold: float) -> Verdict | None:
     onset = bisect_left(log_steps, begins)
     if records.judged_by_loss and 0 < onset < len(losses) and losses[-1] < 0.5 * losses[onset - 1]:
         return None  # the loss has halved since: the layers learn
-    blocks = find_stacks(records.norms)[stack]
+    blocks = records.stacks[stack]
     size = f"{ratio:,.0f} times smaller than" if isfinite(ratio) else "exactly 0, unlike"
     share = sum(value > threshold for value in ratios) / len(ratios)
     state = f"The run stalled until update {above[-1]}." if smoothed[-1] <= threshold else "The run is stalling."

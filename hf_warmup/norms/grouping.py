@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from .._validation import check_name
 
@@ -141,17 +141,14 @@ def _kind(name: str) -> str | None:
     return None
 
 
-def find_stacks(layers: Iterable[str], shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, list[str]]:
+def find_stacks(layers: Iterable[str], growing: Collection[str] = ()) -> dict[str, list[str]]:
     """Return the stacks of equal blocks in a model: `encoder.layer` -> `[encoder.layer.0, encoder.layer.1, ...]`.
 
-    Blocks are equal if parameters of the same name have the same shape in each. The stages of a convolutional network
-    grow from one to the next, so they are no stack. An encoder-decoder model has two stacks, each tower of a
-    multi-modal model one.
+    An encoder-decoder model has two stacks, each tower of a multi-modal model one.
 
     Args:
         layers (`Iterable[str]`): Layers as named by [`layer_names`].
-        shapes (`Mapping[str, Sequence[int]]`, *optional*): Parameter name -> shape, for all parameters of the model.
-            Without shapes, blocks whose names differ in the last number alone are taken to be equal.
+        growing (`Collection[str]`, *optional*): Prefixes of blocks that are not equal, see [`growing_stacks`].
 
     Returns:
         `dict[str, list[str]]`: Common prefix -> its blocks in the order of their numbers, at least two.
@@ -169,21 +166,35 @@ def find_stacks(layers: Iterable[str], shapes: Mapping[str, Sequence[int]] | Non
         prefix, _, number = layer.rpartition(".")
         if number.isdecimal():
             blocks.setdefault(prefix, {})[int(number)] = layer
-    stacks = {prefix: [numbered[i] for i in sorted(numbered)] for prefix, numbered in blocks.items()}
-    if shapes is not None:
-        unequal = _unequal_stacks(shapes)
-        stacks = {prefix: stack for prefix, stack in stacks.items() if prefix not in unequal}
-    return {prefix: stack for prefix, stack in stacks.items() if len(stack) > 1}
+    return {
+        prefix: [numbered[i] for i in sorted(numbered)]
+        for prefix, numbered in blocks.items()
+        if len(numbered) > 1 and prefix not in growing
+    }
 
 
-def _unequal_stacks(shapes: Mapping[str, Sequence[int]]) -> set[str]:
-    """Return the prefixes of blocks in which a parameter of the same name has different shapes."""
+def growing_stacks(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the prefixes of blocks in which parameters of the same name have different shapes.
+
+    The stages of a convolutional network grow from one to the next. Their gradient norms cannot be compared.
+
+    Args:
+        shapes (`Mapping[str, Sequence[int]]`): Parameter name -> shape, for all parameters of the model.
+
+    Example:
+
+    ```python
+    >>> growing_stacks({"stages.0.weight": (8, 4), "stages.1.weight": (16, 8), "layer.0.bias": (4,), "layer.1.bias": (4,)})
+    ['stages']
+
+    ```
+    """  # noqa: E501
     seen: dict[tuple[str, str], tuple[int, ...]] = {}
-    unequal = set()
+    growing = {}
     for name, layer in layer_names(shapes).items():
         prefix, _, number = layer.rpartition(".")
         if number.isdecimal():
             inside = ".".join(_parts(name)).partition(f"{layer}.")[2]
             if seen.setdefault((prefix, inside), tuple(shapes[name])) != tuple(shapes[name]):
-                unequal.add(prefix)
-    return unequal
+                growing[prefix] = True
+    return list(growing)

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch.optim import Optimizer
 
-from .._validation import check_name, check_number, import_from_path, is_import_path, short_repr
+from .._validation import check_name, import_from_path, is_import_path, short_repr
+from ..schedules.curve import COUNT, Flag, Number, Range
 from .adam_family import AdamFamily, effective_learning_rates
 from .adam_warmup import AdamWarmup
 from .gi_adam import GIAdam
@@ -33,7 +34,8 @@ __all__ = [
     "update_norms",
 ]
 
-NUMBER, COUNT, FLAG, OPTIONAL_FLAG = "a number", "an integer", "true or false", "true, false or none"
+# The class of the optimizer checks its own ranges.
+NUMBER, FLAG, OPTIONAL_FLAG = Number(low=-inf), Flag(), Flag(optional=True)
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,15 @@ class OptimizerSpec:
         summary (`str`): One line about it.
         paper (`str`): Where it was published.
         defaults (`dict`): The keyword arguments that the name stands for.
-        options (`dict[str, str]`, *optional*): The keywords that `optim_args` may set, with the kind of their values.
-            `None` if they are not known.
+        options (`dict[str, Range]`, *optional*): The keywords that `optim_args` may set, with their values. `None` if
+            they are not known.
     """
 
     cls: type[Optimizer]
     summary: str
     paper: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, str] | None = None
+    options: Mapping[str, Range] | None = None
 
     @property
     def takes_betas(self) -> bool:
@@ -62,9 +64,9 @@ class OptimizerSpec:
         return isinstance(self.cls, type) and issubclass(self.cls, family)
 
 
-_SHARED = {"maximize": FLAG, "foreach": OPTIONAL_FLAG, "differentiable": FLAG}
-_FAMILY = _SHARED | {"eps": NUMBER, "fused": OPTIONAL_FLAG, "capturable": FLAG}
-_SGD = _SHARED | {"momentum": NUMBER, "dampening": NUMBER, "nesterov": FLAG, "fused": OPTIONAL_FLAG}
+_SHARED: dict[str, Range] = {"maximize": FLAG, "foreach": OPTIONAL_FLAG, "differentiable": FLAG}
+_FAMILY: dict[str, Range] = _SHARED | {"eps": NUMBER, "fused": OPTIONAL_FLAG, "capturable": FLAG}
+_SGD: dict[str, Range] = _SHARED | {"momentum": NUMBER, "dampening": NUMBER, "nesterov": FLAG, "fused": OPTIONAL_FLAG}
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "radam": OptimizerSpec(
@@ -154,12 +156,6 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def _is_of_kind(value: Any, kind: str) -> bool:
-    if kind in (FLAG, OPTIONAL_FLAG):
-        return isinstance(value, bool) or (value is None and kind == OPTIONAL_FLAG)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def parse_optim_args(name: str, optim_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Return `optim_args` such as `"degenerated_to_sgd=true,eps=1e-6"` as keyword arguments of the optimizer `name`.
 
@@ -184,11 +180,8 @@ def parse_optim_args(name: str, optim_args: str | Mapping[str, Any] | None) -> d
         if key in _FLAGS:
             raise ValueError(f"optim_args={optim_args!r}: {key} is set by {_FLAGS[key]}.")
         if options is not None:
-            kind = options[check_name("optim_args", key, options, of=name)]
-            if not _is_of_kind(value, kind):
-                raise ValueError(f"optim_args={optim_args!r}: {key}={value}: expected {kind}.")
-            if kind in (NUMBER, COUNT):
-                check_number(f"{key} in optim_args", value, -inf, integer=kind == COUNT)
+            check_name("optim_args", key, options, of=name)
+            options[key].check(f"{key} in optim_args", value)
         kwargs[key] = value
     return kwargs
 

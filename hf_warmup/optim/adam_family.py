@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
-from .._validation import check_flag, check_number, short_repr
+from .._validation import check_number, short_repr
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -38,6 +38,11 @@ class Coefficients(NamedTuple):
     eps: float
     weight_decay: float
     sgd_lr: float = 0.0  # additionally `p -= sgd_lr m_hat`: RAdam's step before its rectification is defined
+
+    @property
+    def effective_lr(self) -> float:
+        """The learning rate of the one step that moves the parameters."""
+        return self.lr or self.sgd_lr
 
 
 class KernelOptions(TypedDict, total=False):
@@ -122,8 +127,7 @@ class AdamFamily(Optimizer):
             group (`dict`): A parameter group. Its `lr` is the schedule's learning rate.
             t (`int`): The update of the parameter, counted from 1.
         """
-        coefficients = self.coefficients(group, t)
-        return coefficients.lr or coefficients.sgd_lr
+        return self.coefficients(group, t).effective_lr
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise `ValueError` if an option is invalid. Convert numbers to Python's own for `weights_only` loads."""
@@ -132,8 +136,8 @@ class AdamFamily(Optimizer):
                 raise ValueError(f"{key}={group[key]!r}: expected False, since {reason}")
         if isinstance(group["lr"], Tensor):
             raise ValueError(
-                f"lr={short_repr(group['lr'])}: expected a float. Tensor learning rates are not supported, because the "
-                "update's coefficients are computed on the CPU. Pass `lr.item()`."
+                f"lr={short_repr(group['lr'])}: lr as a Tensor is not supported, because the coefficients of an update "
+                "are computed on the CPU. Pass `lr.item()`."
             )
         for key in ("lr", "eps", "weight_decay"):
             group[key] = check_number(key, group[key])
@@ -141,10 +145,6 @@ class AdamFamily(Optimizer):
         if not isinstance(betas, Sequence) or len(betas) != 2:  # Hydra passes another sequence than `list`
             raise ValueError(f"betas={short_repr(betas)}: expected two numbers in [0, 1).")
         group["betas"] = tuple(check_number(f"betas[{i}]", betas[i], 0.0, 1.0, open_high=True) for i in (0, 1))
-        for key in ("maximize", "decoupled_weight_decay"):
-            check_flag(key, group[key])
-        for key in ("foreach", "fused"):
-            check_flag(key, group[key], optional=True)
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach=True and fused=True: expected at most one of them.")
         for p in group["params"]:
@@ -222,7 +222,7 @@ class AdamFamily(Optimizer):
                 else:
                     _adam_(bucket, t, group, coefficients, found_inf)
                 if t > latest:
-                    latest, group["scheduled_lr"] = t, coefficients.lr or coefficients.sgd_lr
+                    latest, group["scheduled_lr"] = t, coefficients.effective_lr
         if found_inf is not None:
             event = None
             flag = found_inf.to("cpu", non_blocking=True)

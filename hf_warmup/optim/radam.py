@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any, Unpack
 
-from .._validation import check_flag, check_number
+from .._validation import check_number
 from ..schedules.warmups import radam_warmup
 from .adam_family import AdamFamily, Coefficients, KernelOptions
 
@@ -79,7 +79,6 @@ class RAdam(AdamFamily):
 
     def check_group(self, group: dict[str, Any]) -> None:
         super().check_group(group)
-        check_flag("degenerated_to_sgd", group["degenerated_to_sgd"])
         if not group["degenerated_to_sgd"]:  # with rho_inf <= 5 no update would ever be made
             check_number("betas[1]", group["betas"][1], 2.0 / 3.0, 1.0, open_low=True, open_high=True)
 

@@ -4,62 +4,7 @@
 log imports neither torch nor transformers nor a library that draws.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from .._lazy import lazy_names
 
 
-if TYPE_CHECKING:
-    from .comparison import by_configuration as by_configuration
-    from .comparison import differing_settings as differing_settings
-    from .comparison import mean_and_spread as mean_and_spread
-    from .comparison import shared_settings as shared_settings
-    from .figures import draw_comparison as draw_comparison
-    from .figures import plot_gradient_norms as plot_gradient_norms
-    from .figures import plot_learning_rate as plot_learning_rate
-    from .figures import plot_loss as plot_loss
-    from .figures import plot_ratio as plot_ratio
-    from .findings import DANGER_RATIO as DANGER_RATIO
-    from .findings import RULES as RULES
-    from .findings import Finding as Finding
-    from .findings import find as find
-    from .notebook import Report as Report
-    from .notebook import show as show
-    from .run import Run as Run
-    from .run import find_runs as find_runs
-    from .run import read_run as read_run
-    from .table import to_dataframe as to_dataframe
-
-# Public name -> the module that defines it; the imports above say the same to type checkers.
-_MODULE_OF = {
-    "DANGER_RATIO": "findings",
-    "RULES": "findings",
-    "Report": "notebook",
-    "Finding": "findings",
-    "Run": "run",
-    "by_configuration": "comparison",
-    "differing_settings": "comparison",
-    "draw_comparison": "figures",
-    "find": "findings",
-    "find_runs": "run",
-    "mean_and_spread": "comparison",
-    "plot_gradient_norms": "figures",
-    "plot_learning_rate": "figures",
-    "plot_loss": "figures",
-    "plot_ratio": "figures",
-    "read_run": "run",
-    "shared_settings": "comparison",
-    "show": "notebook",
-    "to_dataframe": "table",
-}
-
-__all__ = [*_MODULE_OF]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*_MODULE_OF, *globals()])
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

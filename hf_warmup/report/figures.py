@@ -15,7 +15,6 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from .._validation import check_name
-from ..norms.grouping import find_stacks
 from .comparison import by_configuration, common_metric, label, names_of, short_label
 from .findings import DANGER_RATIO, records_of
 from .run import UPDATE_PREFIXES, Run, Series, as_runs
@@ -96,7 +95,7 @@ def _ratio_lines(run: Run) -> list[tuple[str, Series]]:
 
 def _update_ratios(run: Run) -> list[tuple[str, Series]]:
     """The ratio of update to weights of the first and last block of each stack."""
-    blocks = dict.fromkeys(block for stack in find_stacks(run.norms).values() for block in (stack[0], stack[-1]))
+    blocks = dict.fromkeys(block for stack in records_of(run).stacks.values() for block in (stack[0], stack[-1]))
     return [(f", {block}", run.recorded(f"{UPDATE_PREFIXES[1]}{block}")) for block in blocks] or [("", Series([], []))]
 
 

@@ -204,11 +204,6 @@ def check_schedule(name: Any, warmup_type: str | None, kwargs: Mapping[str, Any]
     """
     row, (decay, warmup) = find_schedule(name), schedule_keywords(name, warmup_type)
     name, allowed, checked = plain_name(name), {**decay, **warmup}, {}
-    if warmup_type is not None and "warmup_type" in kwargs:  # a keyword of "warmup_stable_decay" too
-        raise ValueError(
-            f"warmup_type={short_repr(warmup_type)} and warmup_type={short_repr(kwargs['warmup_type'])} in "
-            "lr_scheduler_kwargs: give one of them."
-        )
     for key, value in kwargs.items():
         if key in ("num_warmup_steps", "num_training_steps", "warmup_steps"):
             raise ValueError(

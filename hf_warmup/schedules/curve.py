@@ -29,10 +29,7 @@ class Number:
         if value is None and self.optional:
             return None
         if self.per_group and isinstance(value, (list, tuple)):
-            return [self._check_one(name, each) for each in value]
-        return self._check_one(name, value)
-
-    def _check_one(self, name: str, value: Any) -> float:
+            return [self.check(name, each) for each in value]
         ends = {"open_low": self.open_low, "open_high": self.open_high}
         return check_number(name, value, self.low, self.high, **ends, integer=self.integer)
 
@@ -50,12 +47,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Flag:
-    """A keyword that is `True` or `False`."""
+    """A keyword that is `True` or `False`, or, with `optional`, `None`."""
 
-    def check(self, name: str, value: Any) -> bool:
+    optional: bool = False
+
+    def check(self, name: str, value: Any) -> bool | None:
         """Return `value`, or raise a `ValueError`."""
-        check_flag(name, value)
-        return value
+        return check_flag(name, value, optional=self.optional)
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,6 @@ class Curve:
     def needs_length(self) -> bool:
         """Whether the curve depends on the number of warmup steps."""
         return "num_warmup_steps" in self.needs
-
-    @property
-    def needs_base_lr(self) -> bool:
-        """Whether the curve depends on the learning rate that it multiplies."""
-        return "base_lr" in self.needs
 
     @property
     def needs_beta2(self) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from math import inf, nan
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -171,12 +171,6 @@ def _hand_warmup_over(optimizer: Optimizer, num_warmup_steps: int) -> bool:
 # Schedules by name
 
 
-def _base_lr(optimizer: Optimizer, group: dict[str, Any], of_transformers: bool) -> float:
-    """Return the learning rate that a limit such as `min_lr` is a limit of: transformers takes the optimizer's."""
-    lr = group.get("initial_lr", group["lr"])
-    return float(unwrap_optimizer(optimizer).defaults.get("lr", lr) if of_transformers else lr)
-
-
 def _group_schedules(
     optimizer: Optimizer,
     name: Any,
@@ -190,11 +184,11 @@ def _group_schedules(
     Everything that is checked or advised where a schedule is put on an optimizer is checked or advised here.
     """
     num_warmup_steps = check_number("num_warmup_steps", num_warmup_steps, integer=True)
-    _warn_of_unused_length(name, warmup_type, num_warmup_steps, optimizer)
+    own = unwrap_optimizer(optimizer)
+    _warn_of_unused_length(name, warmup_type, num_warmup_steps, own)
     if warmup_type in (None, "none") and _hand_warmup_over(optimizer, num_warmup_steps):
         warmup_type = "none"
-    row, warmup = find_schedule(name), find_warmup(name, warmup_type)
-    of_transformers = isinstance(row, TransformersSchedule)
+    of_transformers, warmup = isinstance(find_schedule(name), TransformersSchedule), find_warmup(name, warmup_type)
     name, kwargs = plain_name(name), check_schedule(name, warmup_type, kwargs)
     beta2 = kwargs.pop("beta2", None)
     if warmup is not None:
@@ -203,64 +197,44 @@ def _group_schedules(
         name, warmup_type = "constant", warmup_type or "none"
         kwargs = {key: value for key, value in kwargs.items() if warmup and key in warmup.keywords}
 
-    @cache  # most optimizers have groups that differ in neither
-    def schedule(base_lr: float, beta2: float) -> Schedule:
-        lengths = num_warmup_steps, num_training_steps
-        return get_schedule(name, *lengths, warmup_type=warmup_type, base_lr=base_lr, beta2=beta2, **kwargs)
-
+    build = partial(get_schedule, name, num_warmup_steps, num_training_steps, warmup_type=warmup_type, **kwargs)
     schedules, lrs = [], []
     for group in optimizer.param_groups:
         group_beta2 = beta2 if beta2 is not None else group.get("betas", (None, None))[1]
         if group_beta2 is None and warmup and warmup.needs_beta2:
             raise ValueError(
-                f"warmup_type={warmup_type!r} follows from beta2, which {type(unwrap_optimizer(optimizer)).__name__} "
-                'does not have. Add {"beta2": 0.999} to lr_scheduler_kwargs, or choose a warmup with a length.'
+                f"warmup_type={warmup_type!r} follows from beta2, which {type(own).__name__} does not have. "
+                'Add {"beta2": 0.999} to lr_scheduler_kwargs, or choose a warmup with a length.'
             )
-        schedules.append(
-            schedule(_base_lr(optimizer, group, of_transformers), 0.999 if group_beta2 is None else group_beta2)
-        )
         lrs.append(float(group.get("initial_lr", group["lr"])))
+        # transformers relates a limit such as `min_lr` to the learning rate in the optimizer's defaults.
+        base_lr = float(own.defaults.get("lr", lrs[-1])) if of_transformers else lrs[-1]
+        schedules.append(build(base_lr=base_lr, beta2=0.999 if group_beta2 is None else group_beta2))
     check_one_warmup(optimizer, schedules)
-    _warn_of_rectification(optimizer, schedules[0], num_training_steps)
-    peak = _check_corners(name, schedules, lrs, num_warmup_steps, num_training_steps)
+    _warn_of_rectification(own, schedules[0], num_training_steps)
+    corners = {0, max(0, num_warmup_steps - 1), num_warmup_steps, num_training_steps or 0}
+    used = {step: [lr * schedule(step) for lr, schedule in zip(lrs, schedules, strict=True)] for step in corners}
+    for step, values in used.items():
+        if not all(0.0 <= lr < inf for lr in values):
+            raise ValueError(
+                f"lr_scheduler_type={name!r} with num_warmup_steps={num_warmup_steps} has the learning rates {values} "
+                f"at step {step} of {num_training_steps}. Change the warmup or lr_scheduler_kwargs."
+            )
     if name == "noam":
-        _report_noam_peak(max(lrs), peak)
+        _report_noam_peak(max(lrs), max(map(max, used.values())))
     return schedules
-
-
-def _check_corners(
-    name: str, schedules: list[Schedule], lrs: list[float], num_warmup_steps: int, num_training_steps: int | None
-) -> float:
-    """Return the highest learning rate at the corners of the run.
-
-    Raises:
-        `ValueError`: For a learning rate that is not a finite number of at least 0, before an update could use it.
-    """
-    peak = 0.0
-    for step in {0, max(0, num_warmup_steps - 1), num_warmup_steps, num_training_steps or 0}:
-        for schedule, base_lr in zip(schedules, lrs, strict=True):
-            try:
-                lr = base_lr * schedule(step)
-            except ArithmeticError:
-                lr = nan
-            if not 0.0 <= lr < inf:
-                raise ValueError(
-                    f"lr_scheduler_type={name!r} with num_warmup_steps={num_warmup_steps} has the learning rate {lr} "
-                    f"at step {step} of {num_training_steps}. Change the warmup or lr_scheduler_kwargs."
-                )
-            peak = max(peak, lr)
-    return peak
 
 
 def _warn_of_unused_length(name: Any, warmup_type: str | None, num_warmup_steps: int, optimizer: Optimizer) -> None:
     row, warmup = find_schedule(name), find_warmup(name, warmup_type)
-    if any("warmup_steps" in group for group in unwrap_optimizer(optimizer).param_groups):
+    if any("warmup_steps" in group for group in optimizer.param_groups):
         return
-    hint = "because num_warmup_steps is 0. Set num_warmup_steps (warmup_steps in the training arguments)."
-    if not num_warmup_steps and warmup_type and warmup and warmup.needs_length:
-        warn_once(logger, f"warmup_type={warmup_type!r} has no effect {hint}")
-    if not num_warmup_steps and warmup_type is None and name == "noam":
-        warn_once(logger, f"lr_scheduler_type='noam' begins at its peak {hint}")
+    if not num_warmup_steps and (warmup_type or name == "noam") and warmup and warmup.needs_length:
+        warn_once(
+            logger,
+            f"The warmup of {warmup_type or name!r} has no effect because num_warmup_steps is 0. Set num_warmup_steps "
+            "(warmup_steps in the training arguments).",
+        )
     if num_warmup_steps and warmup is None and isinstance(row, TransformersSchedule) and not row.has_warmup:
         warn_once(
             logger,
@@ -270,10 +244,9 @@ def _warn_of_unused_length(name: Any, warmup_type: str | None, num_warmup_steps:
 
 
 def _warn_of_rectification(optimizer: Optimizer, schedule: Schedule, num_training_steps: int | None) -> None:
-    own = unwrap_optimizer(optimizer)
-    if type(own).__name__ != "RAdam" or not num_training_steps or num_training_steps < 6:
+    if type(optimizer).__name__ != "RAdam" or not num_training_steps or num_training_steps < 6:
         return
-    beta2, steps = own.param_groups[0]["betas"][1], range(0, num_training_steps, -(-num_training_steps // 500))
+    beta2, steps = optimizer.param_groups[0]["betas"][1], range(0, num_training_steps, -(-num_training_steps // 500))
     multipliers = [schedule(step) for step in steps]
     used = max(value * radam_warmup(step, beta2=beta2) for step, value in zip(steps, multipliers, strict=True))
     if 0 < used < LEFT_BY_RADAM * max(multipliers):
@@ -352,7 +325,7 @@ class WarmupLR(LambdaLR):
     ):
         if plain_name(name) in METRIC_SCHEDULERS:
             raise ValueError(f"lr_scheduler_type={plain_name(name)!r} follows a metric: use hf_warmup.get_scheduler.")
-        kwargs = {**_checked_dict(scheduler_specific_kwargs), **kwargs}
+        kwargs = {**(scheduler_specific_kwargs or {}), **kwargs}
         lengths = num_warmup_steps, num_training_steps
         super().__init__(optimizer, _group_schedules(optimizer, name, *lengths, kwargs, warmup_type))
 
@@ -367,12 +340,6 @@ class WarmupLR(LambdaLR):
         _check_group_count(self.optimizer, len(self._last_lr))
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             _set_lr(group, float(lr))
-
-
-def _checked_dict(kwargs: Any) -> dict[str, Any]:
-    if not isinstance(kwargs, (Mapping, type(None))):
-        raise ValueError(f"lr_scheduler_kwargs={short_repr(kwargs)}: expected a dictionary.")
-    return dict(kwargs or {})
 
 
 def get_scheduler(
@@ -417,7 +384,7 @@ def get_scheduler(
 
     ```
     """
-    kwargs = _checked_dict(scheduler_specific_kwargs)
+    kwargs = dict(scheduler_specific_kwargs or {})
     lengths = 0 if num_warmup_steps is None else num_warmup_steps, num_training_steps
     if hasattr(optimizer, "optimizer_dict"):  # one optimizer for each parameter, which transformers steps in a hook
         if not isinstance(find_schedule(name), TransformersSchedule) or warmup_type is not None:
@@ -425,11 +392,13 @@ def get_scheduler(
         return _transformers_scheduler(name, optimizer, *lengths, kwargs)
     if plain_name(name) not in METRIC_SCHEDULERS:
         return WarmupLR(optimizer, name, *lengths, warmup_type, kwargs)
-    warmups = _group_schedules(optimizer, name, *lengths, dict(kwargs), warmup_type)
+    warmups = _group_schedules(optimizer, name, *lengths, kwargs, warmup_type)
     own = {key: kwargs[key] for key in schedule_keywords(name)[0].keys() & kwargs.keys()}
     scheduler = _transformers_scheduler(name, optimizer, None, None, check_schedule(name, None, own))
+    if any(map(_rises, warmups)):
+        return with_warmup(scheduler, warmups)
     _warn_of_bounds(scheduler)
-    return with_warmup(scheduler, warmups) if any(map(_rises, warmups)) else scheduler
+    return scheduler
 
 
 def _transformers_scheduler(name: Any, optimizer: Any, *args: Any) -> Any:
@@ -439,18 +408,18 @@ def _transformers_scheduler(name: Any, optimizer: Any, *args: Any) -> Any:
 
 
 def _warn_of_bounds(scheduler: Any) -> None:
-    """Warn if the learning rate is outside the bounds of a `greedy` schedule, whose defaults are 1e-3 and 1."""
-    if not hasattr(scheduler, "max_lrs"):
+    """Warn if a learning rate is outside the bounds of transformers' `GreedyLR`, by default 1e-3 and 1."""
+    if type(scheduler).__name__ != "GreedyLR":
         return
-    for i, group in enumerate(scheduler.optimizer.param_groups):
-        low, high = scheduler.min_lrs[i], scheduler.max_lrs[i]
-        if not low <= group["lr"] <= high:
+    for i, (group, *bounds) in enumerate(
+        zip(scheduler.optimizer.param_groups, scheduler.min_lrs, scheduler.max_lrs, strict=True)
+    ):
+        if not bounds[0] <= group["lr"] <= bounds[1]:
             warnings.warn(
-                f"The learning rate {float(group['lr']):g} of parameter group {i} is outside the bounds of 'greedy', "
-                f"min_lr={low:g} and max_lr={high:g}. Set min_lr and max_lr in lr_scheduler_kwargs.",
+                f"The learning rate {float(group['lr']):g} of parameter group {i} is outside the bounds of GreedyLR, "
+                f"min_lr={bounds[0]:g} and max_lr={bounds[1]:g}. Set min_lr and max_lr (in lr_scheduler_kwargs).",
                 stacklevel=3,
             )
-            return
 
 
 # Any scheduler, multiplied by a warmup
@@ -615,14 +584,12 @@ class PlateauWithWarmupLR(UpdateCounter, WithWarmupLR, ReduceLROnPlateau):
 
     def __init__(self, lr_scheduler: Any, warmups: Sequence[Callable[[int], float]], steps_per_epoch: int | None):
         super().__init__(lr_scheduler, warmups, steps_per_epoch)
-        self._has_metric = False
         self.used_lrs = list(self._last_lr)
         self._watch_optimizer()
 
     def step(self, *metrics: Any) -> None:
         """Give a metric to the scheduler. Without a metric nothing happens: updates are counted by the optimizer."""
         if metrics:
-            self._has_metric = True
             self._restore()
             self.lr_scheduler.step(*metrics)
             self._apply()
@@ -632,32 +599,19 @@ class PlateauWithWarmupLR(UpdateCounter, WithWarmupLR, ReduceLROnPlateau):
         self._restore()
         self.last_epoch += 1
         self._apply()
-        if not self._has_metric and self.last_epoch == 2 * (self.steps_per_epoch or 0):
-            warnings.warn(
-                f"{type(self.lr_scheduler).__name__} has seen no metric in 2 epochs of {self.steps_per_epoch} updates. "
-                "Call step(metric) after each evaluation.",
-                stacklevel=2,
-            )
 
 
-def _needs_more(warmup: Callable[..., float]) -> TypeError | None:
-    """Return the error if `warmup` needs more than the step."""
-    try:
-        warmup(0)
-    except TypeError as error:
-        return error
-    return None
+def _bound_length(warmup: Callable[..., float]) -> Any:
+    return warmup.keywords.get("num_warmup_steps") if isinstance(warmup, partial) else None
 
 
 def _check_warmup(warmup: Callable[[int], float]) -> None:
-    if isinstance(warmup, partial) and "num_warmup_steps" in warmup.keywords:
-        check_number("num_warmup_steps", warmup.keywords["num_warmup_steps"], integer=True)
-    if error := _needs_more(warmup):
-        name = getattr(getattr(warmup, "func", warmup), "__name__", "warmup")
-        raise ValueError(
-            f"warmup={name} needs more than the step: {error}. Bind the rest, such as "
-            f"partial({name}, num_warmup_steps=100)."
-        )
+    if (length := _bound_length(warmup)) is not None:
+        check_number("num_warmup_steps", length, integer=True)
+    try:
+        warmup(0)
+    except TypeError as error:
+        raise ValueError(f"{error}. Bind it, such as partial(linear_warmup, num_warmup_steps=100).") from None
 
 
 def with_warmup(
@@ -723,25 +677,18 @@ def with_warmup(
     if steps_per_epoch is not None:
         check_number("steps_per_epoch", steps_per_epoch, 1, integer=True)
     if warmup_epochs is not None:
-        warmups = _in_epochs(warmups, warmup_epochs, steps_per_epoch)
+        check_number("warmup_epochs", warmup_epochs)
+        if steps_per_epoch is None or None not in map(_bound_length, warmups):
+            raise ValueError(
+                f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the updates of an epoch, and a warmup whose "
+                "num_warmup_steps is not bound yet."
+            )
+        length = updates_of_share(warmup_epochs, steps_per_epoch)
+        warmups = [partial(each, num_warmup_steps=length) if _bound_length(each) is None else each for each in warmups]
     for each in warmups:
         _check_warmup(each)
+    _warn_of_bounds(lr_scheduler)
     check_one_warmup(lr_scheduler.optimizer, warmups, lr_scheduler)
     # ReduceLROnPlateau and transformers' GreedyLR both count evaluations without improvement.
     cls = PlateauWithWarmupLR if hasattr(lr_scheduler, "num_bad_epochs") else WithWarmupLR
     return cls(lr_scheduler, warmups, steps_per_epoch)
-
-
-def _in_epochs(
-    warmups: list[Callable[..., float]], warmup_epochs: float, steps_per_epoch: int | None
-) -> list[Callable[..., float]]:
-    check_number("warmup_epochs", warmup_epochs)
-    if steps_per_epoch is None:
-        raise ValueError(
-            f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the updates of an epoch: len(dataloader) without "
-            "accumulation."
-        )
-    if not any(map(_needs_more, warmups)):
-        raise ValueError(f"warmup_epochs={warmup_epochs}: expected a warmup whose num_warmup_steps is not bound yet.")
-    length = updates_of_share(warmup_epochs, steps_per_epoch)
-    return [partial(each, num_warmup_steps=length) if _needs_more(each) else each for each in warmups]

@@ -20,64 +20,57 @@ from .data import TASK_COLUMNS, Data, load_files, load_task
 
 logger = logging.get_logger(__name__)
 
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")  # of a BERT from scratch
+
+
+def _flag(default: Any, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, **more})
+
 
 @dataclass
 class DataArguments:
     """What to train and evaluate on."""
 
-    task_name: str | None = field(
-        default=None,
-        metadata={"help": "A GLUE task; files have its columns, too.", "choices": [*TASK_COLUMNS]},
-    )
-    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file instead of Hub data."})
-    validation_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file."})
-    test_file: str | None = field(default=None, metadata={"help": "A csv, tsv or json file."})
-    text_column_names: str | None = field(
-        default=None, metadata={"help": "Text columns of files with other names, such as title,body."}
-    )
-    max_seq_length: int = field(
-        default=128, metadata={"help": "Tokens per example; longer ones are truncated.", "aliases": ["--max_length"]}
-    )
-    pad_to_max_length: bool = field(default=True, metadata={"help": "Pad to max_seq_length; otherwise to the batch."})
-    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again instead of reading the cache."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first examples."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first examples."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first examples."})
+    task_name: str | None = _flag(None, "A GLUE task; files have its columns, too.", choices=[*TASK_COLUMNS])
+    train_file: str | None = _flag(None, "A csv, tsv or json file instead of Hub data.")
+    validation_file: str | None = _flag(None, "A csv, tsv or json file.")
+    test_file: str | None = _flag(None, "A csv, tsv or json file.")
+    text_column_names: str | None = _flag(None, "Text columns of files with other names, such as title,body.")
+    max_seq_length: int = _flag(128, "Tokens per example; longer ones are truncated.", aliases=["--max_length"])
+    pad_to_max_length: bool = _flag(True, "Pad to max_seq_length; otherwise to the batch.")
+    overwrite_cache: bool = _flag(False, "Tokenize again instead of reading the cache.")
+    max_train_samples: int | None = _flag(None, "Use only the first examples.")
+    max_eval_samples: int | None = _flag(None, "Use only the first examples.")
+    max_predict_samples: int | None = _flag(None, "Use only the first examples.")
 
     def __post_init__(self) -> None:
-        check_minimums(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1)
-        check_minimums(self, max_seq_length=3)  # [CLS], one token, [SEP]
+        smallest = {"max_train_samples": 1, "max_eval_samples": 1, "max_predict_samples": 1}
+        check_minimums(self, **smallest, max_seq_length=3)  # [CLS], one token, [SEP]
 
 
 @dataclass
 class ModelArguments:
     """What to train: a checkpoint, or a BERT of the given sizes from scratch."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint: a Hub id or a folder."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer; by default the checkpoint's."})
-    norm_placement: str | None = field(
-        default=None,
-        metadata={
-            "help": "Placement of LayerNorm in a BERT; by default the checkpoint's, and post from scratch.",
-            "choices": ["pre", "post"],
-        },
+    model_name_or_path: str | None = _flag(None, "A checkpoint: a Hub id or a folder.")
+    tokenizer_name: str | None = _flag(None, "A tokenizer; by default the checkpoint's.")
+    norm_placement: str | None = _flag(
+        None,
+        "Placement of LayerNorm in a BERT; by default the checkpoint's, and post from scratch.",
+        choices=["pre", "post"],
     )
-    initializer: str = field(
-        default="normal", metadata={"help": "Initial values from scratch.", "choices": ["normal", "xavier_uniform"]}
-    )
-    num_hidden_layers: int = field(default=12, metadata={"help": "From scratch."})
-    hidden_size: int = field(default=768, metadata={"help": "From scratch."})
-    num_attention_heads: int = field(default=12, metadata={"help": "From scratch."})
-    intermediate_size: int = field(default=3072, metadata={"help": "From scratch."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads from the Hub."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    token: str | None = field(default=None, metadata={"help": "Token for gated checkpoints on the Hub."})
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace the checkpoint's classification head if it has another size."}
-    )
+    initializer: str = _flag("normal", "Initial values from scratch.", choices=["normal", "xavier_uniform"])
+    num_hidden_layers: int = _flag(12, "From scratch.")
+    hidden_size: int = _flag(768, "From scratch.")
+    num_attention_heads: int = _flag(12, "From scratch.")
+    intermediate_size: int = _flag(3072, "From scratch.")
+    cache_dir: str | None = _flag(None, "Folder for downloads from the Hub.")
+    model_revision: str = _flag("main", "Branch, tag or commit of the checkpoint.")
+    token: str | None = _flag(None, "Token for gated checkpoints on the Hub.")
+    ignore_mismatched_sizes: bool = _flag(False, "Replace the checkpoint's head if it has another size.")
 
     def __post_init__(self) -> None:
-        check_minimums(self, num_hidden_layers=1, hidden_size=1, num_attention_heads=1, intermediate_size=1)
+        check_minimums(self, **dict.fromkeys(_SIZES, 1))
         for name in ("model_name_or_path", "tokenizer_name"):
             value = getattr(self, name)
             # A Hub id has at most one slash. Without this check the error would be about invalid Hub ids.
@@ -97,12 +90,8 @@ def build_model(args: ModelArguments, tokenizer: Any, data: datasets.DatasetDict
     if args.model_name_or_path is None:
         config = BertPreLNConfig(
             norm_placement=args.norm_placement or "post",
-            initializer=args.initializer,
             vocab_size=max(tokenizer.get_vocab().values()) + 1,  # more than len(tokenizer) if a token occurs twice
-            num_hidden_layers=args.num_hidden_layers,
-            hidden_size=args.hidden_size,
-            num_attention_heads=args.num_attention_heads,
-            intermediate_size=args.intermediate_size,
+            **{name: getattr(args, name) for name in ("initializer", *_SIZES)},
             max_position_embeddings=max(512, max_seq_length),
             pad_token_id=tokenizer.pad_token_id,
             **names,
@@ -138,11 +127,10 @@ def build_model(args: ModelArguments, tokenizer: Any, data: datasets.DatasetDict
 def load_data(args: DataArguments, wanted: Collection[str]) -> Data:
     """Load a task from the Hub, or the `wanted` splits (`train`, `validation`, `test`) from files."""
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    if any(files.values()):
-        for split, file in files.items():
-            if (split in wanted or split == "train") and file is None:
-                raise ValueError(f"{split}_file is missing: expected a csv, tsv or json file.")
-        present = {split: file for split, file in files.items() if file}
+    present = {split: file for split, file in files.items() if file}
+    if present:
+        if missing := [split for split in files if split in {"train", *wanted} and split not in present]:
+            raise ValueError(f"{missing[0]}_file is missing: expected a csv, tsv or json file.")
         text_columns = args.text_column_names.split(",") if args.text_column_names else None
         data, columns = load_files(present, args.task_name, text_columns)
     elif args.task_name:
@@ -172,20 +160,16 @@ def load_tokenizer(args: ModelArguments) -> Any:
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
         raise ValueError("`tokenizer_name` and `model_name_or_path` are both missing: expected one of them.")
-    folder = Path(name)
+    vocabulary = Path(name, "vocab.txt")
     # For a vocab.txt alone, AutoTokenizer finds no tokenizer class.
-    bare = (folder / "vocab.txt").is_file() and not (folder / "config.json").is_file()
+    bare = vocabulary.is_file() and not Path(name, "config.json").is_file()
     if bare:
-        _check_vocabulary(folder / "vocab.txt")
+        _check_vocabulary(vocabulary)
     tokenizer_class = BertTokenizerFast if bare or not args.model_name_or_path else AutoTokenizer
     try:
         tokenizer = tokenizer_class.from_pretrained(name, cache_dir=args.cache_dir)
-    except OSError:
-        raise
     except TypeError:
         tokenizer = None  # transformers 4.57 found no file of a vocabulary
-    except Exception as error:  # the parsers of the files raise errors of many kinds, and name no file
-        raise ValueError(f"The tokenizer of {name} cannot be read: {error}") from error
     if tokenizer is None or len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise ValueError(f"{name} has no vocabulary that {tokenizer_class.__name__} can read: expected a vocab.txt.")
     return tokenizer

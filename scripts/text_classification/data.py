@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 
 
 # The text columns of each GLUE task, as in transformers' `run_glue.py`.
@@ -29,16 +30,10 @@ TASK_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 # Text columns that need no `task_name` and no `text_column_names`; pairs come first.
 KNOWN_COLUMNS = (*sorted(dict.fromkeys(TASK_COLUMNS.values()), key=len, reverse=True), ("text",))
+_INVISIBLE = ("Cc", "Cf")  # categories of Unicode: control and format characters
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 Data = tuple[datasets.DatasetDict, list[str]]
-
-
-def columns_of(task_name: str) -> list[str]:
-    """Return the text columns of a GLUE task in the tokenizer's order."""
-    if task_name not in TASK_COLUMNS:
-        raise ValueError(f"task_name={task_name!r}: expected one of {', '.join(TASK_COLUMNS)}.")
-    return list(TASK_COLUMNS[task_name])
 
 
 def load_task(task_name: str) -> Data:
@@ -50,7 +45,7 @@ def load_task(task_name: str) -> Data:
     Returns:
         `tuple[DatasetDict, list[str]]`: The splits, and the text columns in the tokenizer's order.
     """
-    columns = columns_of(task_name)
+    columns = list(TASK_COLUMNS[task_name])
     data = datasets.load_dataset("nyu-mll/glue", task_name)
     if task_name == "mnli":
         data["validation"], data["test"] = data.pop("validation_matched"), data.pop("test_matched")
@@ -76,13 +71,14 @@ def load_files(files: dict[str, str], task_name: str | None = None, text_columns
     """
     described = {split: f"{split}_file={path!r}" for split, path in files.items()}
     data = {split: _read(described[split], Path(path)) for split, path in files.items()}
-    columns = (
-        columns_of(task_name) if task_name else list(text_columns or _find_text(described["train"], data["train"]))
-    )
+    known = TASK_COLUMNS[task_name] if task_name else text_columns
+    columns = list(known or _find_text(described["train"], data["train"]))
     labels = {split: _check(described[split], rows, columns, split) for split, rows in data.items()}
     names = sorted(set(labels["train"]), key=lambda name: (0, int(name), "") if _is_int(name) else (1, 0, name))
     if len(names) < 2:
         raise ValueError(f"{described['train']} has only the label {names[0]!r}: expected at least two classes.")
+    if len({name.casefold() for name in names}) < len(names):
+        raise ValueError(f"{described['train']} has labels that differ only in case: {', '.join(names)}.")
     ids = {name: i for i, name in enumerate(names)}
     loaded = {}
     for split, rows in data.items():
@@ -108,13 +104,15 @@ def _read(described: str, path: Path) -> datasets.Dataset:
     options: dict[str, Any] = {"keep_default_na": False}  # "null" and "NA" are words
     if path.suffix == ".tsv":
         options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}  # in GLUE a quotation mark is part of the sentence
+    try:
+        head = pd.read_csv(path, nrows=1000, dtype=str, **options)
+    except ValueError as error:  # of the parser or of the encoding
+        raise ValueError(f"{described} cannot be read as csv in UTF-8: {str(error).strip()}.") from None
     # pandas takes surplus fields as an index, which shifts the columns. Only row numbers are such an index.
-    head = _load(described, path, nrows=1000, **options)
-    index = [name for name in head.column_names if name.startswith("__index_level_")]
-    names = [name for name in head.column_names if name not in index]
-    if index and (len(index) > 1 or head[index[0]][:] != list(range(len(head)))):
+    names, surplus = list(head.columns), head.index.nlevels
+    if not isinstance(head.index, pd.RangeIndex) and [*map(str, head.index)] != [*map(str, range(len(head)))]:
         raise ValueError(
-            f"{described} has rows of {len(names) + len(index)} fields, but its header has {len(names)} "
+            f"{described} has rows of {len(names) + surplus} fields, but its header has {len(names)} "
             f"({', '.join(map(repr, names))}). Quote fields that contain a separator, or name every column."
         )
     return _load(described, path, features=datasets.Features(dict.fromkeys(names, datasets.Value("string"))), **options)
@@ -158,14 +156,14 @@ def _check(described: str, rows: datasets.Dataset, columns: Sequence[str], split
         raise ValueError(f"{described} has the columns {found}: expected {expected}.")
     for column in columns:
         for i, text in enumerate(rows[column], 1):
-            if isinstance(text, (list, dict)) or text is None or not str(text).strip():
+            if isinstance(text, (list, dict)) or text is None or not visible(str(text)):
                 raise ValueError(f"{described}: example {i} has no text in column {column!r}.")
     labels = [] if unlabeled else rows["label"][:]
     for i, label in enumerate(labels, 1):
-        if isinstance(label, (list, dict)) or label is None or not str(label).strip():
+        if isinstance(label, (list, dict)) or label is None or not visible(str(label)):
             raise ValueError(f"{described}: example {i} has the label {label!r}: expected a class.")
         number = str(label).strip().rstrip("%").replace(",", ".")
-        if _is_number(number) and float(number) % 1:
+        if _is_number(number) and (float(number) % 1 or "e" in number.lower()):  # 21 digits in JSON are a float
             raise ValueError(f"{described}: example {i} has the label {label}: expected classes, not a scale.")
     names = [class_name(label) for label in labels]
     classes = len(set(names))
@@ -174,6 +172,12 @@ def _check(described: str, rows: datasets.Dataset, columns: Sequence[str], split
         if len(set(rows[column])) == len(pairs) == classes < len(names):
             raise ValueError(f"{described}: column {column!r} has one value for each label: expected text.")
     return names
+
+
+def visible(text: str) -> str:
+    """Return `text` without invisible characters and repeated spaces."""
+    seen = (c for c in unicodedata.normalize("NFKC", text) if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
+    return " ".join("".join(seen).split())
 
 
 def class_name(label: Any) -> str:
@@ -187,9 +191,7 @@ def class_name(label: Any) -> str:
 
     ```
     """
-    text = unicodedata.normalize("NFKC", str(label))
-    visible = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf"))
-    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", " ".join(visible.split()))
+    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", visible(str(label)))
 
 
 def _is_number(value: Any) -> bool:

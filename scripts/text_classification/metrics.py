@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 from transformers import EvalPrediction
 
 
-class _SklearnMetric(evaluate.Metric, ABC):
+class _SklearnMetric(evaluate.Metric):
     """Base class of metrics of class ids, or of scores of the positive class."""
 
     key: str
     of_scores = False
+    score: Any  # a function of the labels and the predictions
 
     def __init__(self, **kwargs: Any):
         super().__init__(keep_in_memory=True, **kwargs)
@@ -32,10 +33,6 @@ class _SklearnMetric(evaluate.Metric, ABC):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {self.key: float(self.score(np.asarray(references), np.asarray(predictions)))}
-
-    @abstractmethod
-    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        """Return the value of the metric."""
 
 
 class Accuracy(_SklearnMetric):
@@ -51,11 +48,7 @@ class Accuracy(_SklearnMetric):
     """
 
     key = "accuracy"
-
-    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        from sklearn.metrics import accuracy_score
-
-        return accuracy_score(references, predictions)
+    score = staticmethod(accuracy_score)
 
 
 class F1(_SklearnMetric):
@@ -80,8 +73,6 @@ class F1(_SklearnMetric):
         self.num_classes = num_classes
 
     def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        from sklearn.metrics import f1_score
-
         classes = self.num_classes or max(references.max(), predictions.max()) + 1
         return f1_score(references, predictions, average="binary" if classes <= 2 else "macro", zero_division=0.0)
 
@@ -99,11 +90,7 @@ class Matthews(_SklearnMetric):
     """
 
     key = "matthews_correlation"
-
-    def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        from sklearn.metrics import matthews_corrcoef
-
-        return matthews_corrcoef(references, predictions)
+    score = staticmethod(matthews_corrcoef)
 
 
 class RocAuc(_SklearnMetric):
@@ -124,8 +111,6 @@ class RocAuc(_SklearnMetric):
     of_scores = True
 
     def score(self, references: np.ndarray, predictions: np.ndarray) -> float:
-        from sklearn.metrics import roc_auc_score
-
         return roc_auc_score(references, predictions) if len(np.unique(references)) == 2 else float("nan")
 
 
@@ -135,7 +120,6 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     Args:
         logits (`np.ndarray`): Shape `(examples, classes)`.
         labels (`np.ndarray`): Class ids, shape `(examples,)`.
-
 
     Example:
 

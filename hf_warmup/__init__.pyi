@@ -1,0 +1,36 @@
+from . import optim as optim
+from . import preview as preview
+from . import report as report
+from . import schedules as schedules
+from .accelerate_utils import create_optimizer as create_optimizer
+from .accelerate_utils import create_scheduler as create_scheduler
+from .accelerate_utils import per_update as per_update
+from .callbacks import StopOnSignalCallback as StopOnSignalCallback
+from .callbacks import WarmupUntilCallback as WarmupUntilCallback
+from .guard import WarmupGuard as WarmupGuard
+from .modeling_bert_pre_ln import BertPreLNConfig as BertPreLNConfig
+from .modeling_bert_pre_ln import BertPreLNForMaskedLM as BertPreLNForMaskedLM
+from .modeling_bert_pre_ln import BertPreLNForSequenceClassification as BertPreLNForSequenceClassification
+from .modeling_bert_pre_ln import BertPreLNModel as BertPreLNModel
+from .modeling_bert_pre_ln import make_pair as make_pair
+from .norms import GradientNormRecorder as GradientNormRecorder
+from .norms import record_gradient_norms as record_gradient_norms
+from .optim import OPTIMIZERS as OPTIMIZERS
+from .optim import AdamWarmup as AdamWarmup
+from .optim import GIAdam as GIAdam
+from .optim import RAdam as RAdam
+from .preview import preview_schedule as preview_schedule
+from .report.notebook import show as show
+from .schedules import WarmupLR as WarmupLR
+from .schedules import get_schedule as get_schedule
+from .schedules import get_scheduler as get_scheduler
+from .schedules import with_warmup as with_warmup
+from .trainer import WarmupSeq2SeqTrainer as WarmupSeq2SeqTrainer
+from .trainer import WarmupTrainer as WarmupTrainer
+from .trainer import WarmupTrainerMixin as WarmupTrainerMixin
+from .trainer import create_optimizer_and_scheduler as create_optimizer_and_scheduler
+from .training_args import WarmupArgumentsMixin as WarmupArgumentsMixin
+from .training_args import WarmupSeq2SeqTrainingArguments as WarmupSeq2SeqTrainingArguments
+from .training_args import WarmupTrainingArguments as WarmupTrainingArguments
+
+__version__: str

@@ -1,0 +1,14 @@
+from ..report.run import GRADIENT_NORMS_FILE as GRADIENT_NORMS_FILE
+from ..report.run import LOG_PREFIX as LOG_PREFIX
+from .grouping import GROUPINGS as GROUPINGS
+from .grouping import GroupBy as GroupBy
+from .grouping import find_stacks as find_stacks
+from .grouping import group_names as group_names
+from .grouping import growing_stacks as growing_stacks
+from .grouping import layer_names as layer_names
+from .measure import gradient_norms as gradient_norms
+from .measure import group_norms as group_norms
+from .recorder import MAX_PENDING as MAX_PENDING
+from .recorder import GradientNormRecorder as GradientNormRecorder
+from .recorder import read_gradient_norms as read_gradient_norms
+from .recorder import record_gradient_norms as record_gradient_norms

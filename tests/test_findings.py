@@ -93,14 +93,14 @@ def test_findings_as_dicts_is_json(tmp_path):
 def test_find_tells_a_failed_demo_run_from_sound_ones(tmp_path):
     """The demo, 30 updates: Post-LN without a warmup is stalling by then, the other configurations are not."""
     arms = ["post:adamw:none", "post:adamw:linear", "post:radam:none", "pre:adamw:none"]
-    jobs = plan(CompareArguments(arms=arms, seeds=[0], max_steps=30, warmup_steps=30, output_dir=str(tmp_path)))
+    jobs = plan(CompareArguments(arms=arms, seeds=[1], max_steps=30, warmup_steps=30, output_dir=str(tmp_path)))
     findings = {}
     for folder, settings in jobs.items():
         run_one(settings, folder)
         findings[folder.name] = {finding.rule: finding for finding in find(read_run(folder))}
-    stalled = findings.pop("post-adamw-none-seed0")["stalling"]
+    stalled = findings.pop("post-adamw-none-seed1")["stalling"]
     assert stalled.numbers["ratio"] > DANGER_RATIO
     assert stalled.layer == "encoder.layer.0"
     assert all("stalling" not in found for found in findings.values())
-    assert "short warmup" in findings["post-adamw-linear-seed0"]  # 30 of 100
-    assert "short warmup" not in findings["pre-adamw-none-seed0"]
+    assert "short warmup" in findings["post-adamw-linear-seed1"]  # 30 of 100
+    assert "short warmup" not in findings["pre-adamw-none-seed1"]

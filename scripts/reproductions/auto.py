@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
-from .drawing import blank_axes, blank_figure
+from hf_warmup.report.figures import blank_axes, blank_figure
+
 from .kept_runs import select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import (

@@ -11,8 +11,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, make_pair
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 

@@ -1,4 +1,4 @@
-"""Figure and axes in the one style of all reproductions."""
+"""The figure of evaluations that several reproductions share."""
 
 from __future__ import annotations
 
@@ -8,37 +8,13 @@ from statistics import mean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
+
 from .kept_runs import Result, Settings, select
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-# The palette of Okabe and Ito, which colour-blind readers can tell apart.
-COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C6D31")
-
-
-def blank_figure(width: float, height: float) -> Figure:
-    """Return an empty figure; `width` and `height` are in inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("matplotlib is missing: install it with `pip install 'hf-warmup[plot]'`.") from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
-
-
-def blank_axes(
-    figure: Figure, title: str, ylabel: str, xlabel: str = "update", place: tuple[int, int, int] = (1, 1, 1)
-) -> Axes:
-    """Add axes to `figure`; `place` is matplotlib's (rows, columns, index)."""
-    axes = figure.add_subplot(*place)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return axes
 
 
 class Row(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from .drawing import COLORS, blank_axes, blank_figure
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
+
 from .kept_runs import select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import (

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from hf_warmup.report import mean_and_spread
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .drawing import COLORS, blank_axes, blank_figure
 from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .texts import find_texts
@@ -109,16 +109,13 @@ def finetune_all(args: ReproduceArguments, texts: Path, jobs: Mapping[str, Setti
     return run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
 
 
-def finetuning(args: ReproduceArguments, pretrained: Result, task: str, warmup: str, lr: float, seed: int) -> Settings:
-    """Return the settings of one fine-tuning run; the seed determines the head and the order of the examples."""
+def finetuning(args: ReproduceArguments, pretrained: Result, task: str) -> Settings:
+    """Return the settings of a fine-tuning run besides warmup, learning rate and seed."""
     updates = 10 if args.quick else TASKS[task]
     return {
         "norm_placement": pretrained["norm_placement"],
         "task": task,
-        "warmup_type": warmup,
-        "learning_rate": lr,
         "max_steps": min(updates, args.max_steps or updates),
-        "seed": seed,
         "checkpoint": checkpoint_name(pretrained),
         "pretraining_updates": pretrained["max_steps"],
     }
@@ -135,7 +132,8 @@ def run(args: ReproduceArguments) -> Outcome:
     control = pretraining(args, "pre", PLACEMENT_WARMUPS["post"], best["pre"]["learning_rate"], seeds[0])
     pretrained += pretrain_some(args, texts, [control])
     jobs = {
-        f"{placement}-{task}-seed{seed}": finetuning(args, best[placement], task, "linear", FINETUNING_RATE, seed)
+        f"{placement}-{task}-seed{seed}": finetuning(args, best[placement], task)
+        | {"warmup_type": "linear", "learning_rate": FINETUNING_RATE, "seed": seed}
         for seed, placement, task in product(seeds, PLACEMENT_WARMUPS, TASKS)
     }
     finetuned = finetune_all(args, texts, jobs)

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from hf_warmup import BertPreLNConfig, get_schedule, make_pair
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import SEQUENCE_LENGTH, VOCAB_SIZE, reversal_data
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_warmup import WarmupTrainer
+from hf_warmup.report.figures import blank_axes, blank_figure
 
 from .auto import COLUMNS, STEPS, settings_of
-from .drawing import blank_axes, blank_figure
 from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 from .reversal import all_solved, draw_grid, folder_name, in_words, job, measures

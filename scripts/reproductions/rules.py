@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from hf_warmup.guard.callback import KEPT_ROWS
 from hf_warmup.guard.rules import RULES, Records
 from hf_warmup.report import find, read_run
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from hf_warmup.report.findings import apply, records_of
 from hf_warmup.report.run import Run
 
-from .drawing import COLORS, blank_axes, blank_figure
 from .kept_runs import Result, read_json
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 

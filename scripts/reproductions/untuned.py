@@ -7,9 +7,9 @@ from math import pi, sqrt
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from hf_warmup.schedules import radam_warmup, untuned_exponential_warmup, untuned_linear_warmup
 
-from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 from hf_warmup.schedules import radam_warmup
 
-from .drawing import COLORS, blank_axes, blank_figure
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
 
 

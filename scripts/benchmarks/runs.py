@@ -294,6 +294,8 @@ def _main(function: Callable[..., int | None], arguments: Sequence[Any], log: st
     code = 1
     try:
         code = function(*arguments) or 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -139,6 +139,8 @@ def measurements() -> dict[str, Any]:
 
 def engines() -> str:
     """Return the table of engines in `benchmarks.json`, with its note."""
+    if "engines" not in measurements():
+        return "No measurements are stored in `docs/benchmarks.json`."
     (table,) = measurements()["engines"]["tables"].values()
     header = ["engine", "weights", "killed", "number of processes changed", "asked to stop"]
     return f"{table_of(header, [[*row.values()] for row in table['rows']])}\n\nMeasured: {table['note']}."

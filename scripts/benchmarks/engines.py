@@ -53,7 +53,7 @@ def train_here(folder: Path, plan: Plan, world: int) -> int:
     return train(folder, plan) if world == 1 else torchrun(folder, plan, world)
 
 
-def torchrun(folder: Path, plan: Plan, world: int) -> int:
+def torchrun(folder: Path, plan: Plan, world: int) -> NoReturn:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", world, "--max-restarts", 3)
     execute(*launcher, "-m", __name__, "train", folder, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
 
@@ -65,7 +65,7 @@ def notebook_launcher(folder: Path, plan: Plan, world: int) -> None:
     accelerate.notebook_launcher(train, (folder, plan), world, use_port="0", max_restarts=3, rdzv_backend="c10d")
 
 
-def accelerate_launch(script: str, *flags: object) -> Callable[[Path, Plan, int], None]:
+def accelerate_launch(script: str, *flags: object) -> Callable[[Path, Plan, int], Any]:
     """Return a function that starts one of the two fine-tuning scripts, as `docs/how-to/launching.md` does."""
 
     def start(folder: Path, plan: Plan, world: int) -> None:
@@ -101,7 +101,7 @@ def write_task(folder: Path) -> Path:
     return folder
 
 
-def ray_train(folder: Path, plan: Plan, world: int) -> None:
+def ray_train(folder: Path, plan: Plan, world: int) -> NoReturn:
     execute("-m", __name__, "ray", folder, world, RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
 
 
@@ -133,7 +133,7 @@ class Engine:
         cannot_stop (`str`): Why the run cannot be asked to stop, if so.
     """
 
-    start: Callable[[Path, Plan, int], None]
+    start: Callable[[Path, Plan, int], Any]
     world: int = 2
     other_world: int = 1
     worker: str = ""

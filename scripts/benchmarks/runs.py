@@ -283,7 +283,7 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 # Processes
 
 
-def _main(function: Callable[..., int | None], arguments: Sequence[Any], log: str, variables: dict[str, str]) -> None:
+def _main(function: Callable[..., Any], arguments: Sequence[Any], log: str, variables: dict[str, str]) -> None:
     """Call `function` with its output in a file, and leave without the interpreter's end, where gloo may abort."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -307,7 +307,7 @@ def _main(function: Callable[..., int | None], arguments: Sequence[Any], log: st
 class Run:
     """A run in `world` processes. Its output is appended to `<folder>.log`."""
 
-    def __init__(self, function: Callable[..., int | None], folder: Path, plan: Plan, *more: Any, world: int = 1):
+    def __init__(self, function: Callable[..., Any], folder: Path, plan: Plan, *more: Any, world: int = 1):
         variables: list[dict[str, str]] = [{}]
         if world > 1:
             with socket.socket() as free:

@@ -290,7 +290,7 @@ def engines(names: Collection[str] = tuple(ENGINES), output_dir: Path = Path("ru
     """Return the table of engines. Cells that an interrupted call of the same commit has stored are kept."""
     if unknown := set(names) - ENGINES.keys():
         raise ValueError(f"only={min(unknown)!r}: expected some of {', '.join(ENGINES)}.")
-    made_with = environment()
+    output_dir, made_with = output_dir.resolve(), environment()  # Ray's workers have working directories of their own
     jobs = {
         output_dir / engine.replace(" ", "-") / cell: {**made_with, "engine": engine, "cell": cell}
         for engine in names

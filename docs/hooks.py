@@ -132,13 +132,28 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def benchmarks() -> str:
-    """Return all tables of `benchmarks.json`, with what was measured and where."""
+def measurements() -> dict[str, Any]:
     path = ROOT / "docs" / "benchmarks.json"
-    if not path.exists():
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # type: ignore[no-any-return]
+
+
+def engines() -> str:
+    """Return the table of engines in `benchmarks.json`, with its note."""
+    if "engines" not in measurements():
+        return "No measurements are stored in `docs/benchmarks.json`."
+    (table,) = measurements()["engines"]["tables"].values()
+    header = ["engine", "weights", "killed", "number of processes changed", "asked to stop"]
+    return f"{table_of(header, [[*row.values()] for row in table['rows']])}\n\nMeasured: {table['note']}."
+
+
+def benchmarks() -> str:
+    """Return all other tables of `benchmarks.json`, with what was measured and where."""
+    if not measurements():
         return "No measurements are stored in `docs/benchmarks.json`."
     parts = []
-    for section, content in json.loads(path.read_text(encoding="utf-8")).items():
+    for section, content in measurements().items():
+        if section == "engines":  # on the page about launching
+            continue
         for title, table in content["tables"].items():
             header = list(dict.fromkeys(key for row in table["rows"] for key in row))
             rows = [
@@ -153,4 +168,11 @@ def benchmarks() -> str:
     return "\n\n".join(parts)
 
 
-TABLES = {"warmups": warmups, "decays": decays, "optimizers": optimizers, "rules": rules, "benchmarks": benchmarks}
+TABLES = {
+    "warmups": warmups,
+    "decays": decays,
+    "optimizers": optimizers,
+    "rules": rules,
+    "benchmarks": benchmarks,
+    "engines": engines,
+}

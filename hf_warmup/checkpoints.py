@@ -230,6 +230,29 @@ def decide_once(decide: Callable[[], T]) -> T:
     return outcome[0]
 
 
+_MAY_DIFFER = {"dataloader_num_workers", "disable_tqdm", "local_rank", "logging_dir", "report_to", "run_name"}
+
+
+def check_same_arguments(arguments: dict[str, Any]) -> None:
+    """Check on every process that all were started with the same arguments, or they would wait for each other in vain.
+
+    Raises:
+        `ValueError`: On every process, with an argument that differs.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    everywhere: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, arguments)
+    first = everywhere[0]
+    for rank, other in enumerate(everywhere):
+        for name in sorted(first.keys() - _MAY_DIFFER):
+            if not name.startswith("log_level") and first[name] != other.get(name):
+                raise ValueError(
+                    f"{name}={other.get(name)!r} on process {rank}, but {first[name]!r} on process 0. Start all "
+                    "processes of a run with the same arguments."
+                )
+
+
 # Checking
 
 

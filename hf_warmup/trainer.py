@@ -31,8 +31,10 @@ from transformers.trainer_utils import TrainOutput, has_length
 
 from ._deepspeed import check_deepspeed_config
 from ._logging import get_logger, warn_once
+from ._validation import check_name
 from .callbacks import StopOnSignalCallback, WarmupUntilCallback
 from .checkpoints import (
+    check_same_arguments,
     latest_complete,
     lock_output_dir,
     raise_on_full_disk,
@@ -429,6 +431,9 @@ class WarmupTrainerMixin(_TrainerBase):
         def space(trial: Any) -> Any:
             assert hp_space is not None
             params = hp_space(trial)
+            if isinstance(params, dict) and self.hp_search_backend != "wandb":  # its space has other keys
+                for name in params:  # transformers would log a warning, and train every trial alike
+                    check_name("hp_space", name, vars(self.args))
             return self._take_own_arguments(params) if self.hp_search_backend == "optuna" else params
 
         self.args.output_dir = os.path.abspath(self.args.output_dir)  # trials of Ray have another working directory
@@ -591,6 +596,7 @@ class WarmupTrainerMixin(_TrainerBase):
         """
         recorder, output_dir = self.gradient_norm_recorder, self.args.output_dir
         searching = self.hp_search_backend is not None  # each trial checks its arguments and has a folder of its own
+        check_same_arguments(self.args.to_dict())
         if not searching:
             self.args.check_warmup_arguments()
         if has_length(self.train_dataset) and not len(self.train_dataset):

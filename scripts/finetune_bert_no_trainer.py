@@ -45,7 +45,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import start_from_scratch
+from hf_warmup.checkpoints import check_same_arguments, start_from_scratch
 from hf_warmup.cli import (
     RESUME_HINT,
     check_minimums,
@@ -245,6 +245,7 @@ def main() -> None:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.process_group_timeout))],
         )
         check_process_count(accelerator.num_processes)
+        check_same_arguments(vars(args))
         check_accelerator(accelerator, args.optim)
         if not accelerator.is_local_main_process:
             disable_progress_bar()

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 
-from hf_warmup.checkpoints import find_corruption, read_manifest
+from hf_warmup.checkpoints import find_corruption, read_manifest, resolve_checkpoint
 from hf_warmup.norms import read_gradient_norms
 from hf_warmup.report import find
 
-from .processes import ROOT, run, torchrun
+from .processes import ROOT, environment, run, torchrun
 
 
 pytestmark = pytest.mark.multiprocess
@@ -135,6 +138,33 @@ def test_a_run_resumes_with_another_number_of_processes(saved_by_two, tmp_path, 
     assert read_manifest(folder / "checkpoint-4")["num_processes"] == 2
     assert read_manifest(folder / "checkpoint-8")["num_processes"] == world
     assert find_corruption(folder / "checkpoint-8") is None
+
+
+def test_a_missing_file_of_another_process_is_named(saved_by_two, tmp_path):
+    folder = shutil.copytree(saved_by_two, tmp_path / "run")
+    (folder / "checkpoint-4/rng_state_1.pth").unlink()
+    with pytest.raises(ValueError, match=r"no complete checkpoint \(checkpoint-4: rng_state_1.pth is missing\)"):
+        resolve_checkpoint("auto", folder)
+
+
+def test_processes_with_different_arguments_end_with_one_error(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/workers/elastic.py"), str(tmp_path / "run"), updates],
+            env=environment(WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, updates in (("0", "8"), ("1", "12"))
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 1
+        assert "ValueError: max_steps=12 on process 1, but 8 on process 0." in err
+    assert not any((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_torchrun_restarts_killed_workers_and_the_run_continues(tmp_path):

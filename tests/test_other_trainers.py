@@ -283,3 +283,10 @@ def test_hyperparameter_search_unknown_name_raises(tmp_path, optuna):
     trainer = WarmupTrainer(model_init=lambda: tiny_bert(), args=arguments(tmp_path), train_dataset=examples())
     with pytest.raises(ValueError, match=r"optim='radm' is unknown. Did you mean 'radam'"):
         trainer.hyperparameter_search(lambda trial: {"optim": "radm"}, n_trials=1, backend="optuna")
+
+
+def test_hyperparameter_search_unknown_argument_raises(tmp_path, optuna):
+    """transformers logs a warning and trains every trial alike."""
+    trainer = WarmupTrainer(model_init=lambda: tiny_bert(), args=arguments(tmp_path), train_dataset=examples())
+    with pytest.raises(ValueError, match=r"hp_space='warmup_step' is unknown. Did you mean 'warmup_steps'"):
+        trainer.hyperparameter_search(lambda trial: {"warmup_step": 0.1}, n_trials=1, backend="optuna")

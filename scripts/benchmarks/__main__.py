@@ -10,6 +10,7 @@
     python -m scripts.benchmarks all --json docs/benchmarks.json      # all of these, in 16 minutes
     python -m scripts.benchmarks kills --json docs/benchmarks.json    # 120 kills at random moments: the same result?
     python -m scripts.benchmarks damages --json docs/benchmarks.json  # files of checkpoints damaged: is it noticed?
+    python -m scripts.benchmarks engines --json docs/benchmarks.json  # each launcher, killed and asked to stop
 
 Candidates take turns in random order. The tables have medians, best values, and ratios to the first row; on a shared
 machine only the ratios mean something. `--quick` uses small sizes and one round. The results are stored in `--json`

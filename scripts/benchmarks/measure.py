@@ -102,9 +102,14 @@ def peak_extra_megabytes(call: Callable[[], Any]) -> float:
 
 def print_table(title: str, table: Table) -> None:
     """Print a table."""
-    columns = list(dict.fromkeys(key for row in table["rows"] for key in row if key != "name"))
-    print(f"\n{title} ({table['note']})\n  {'':<36}{''.join(f'{key:>18}' for key in columns)}")
-    for row in table["rows"]:
-        cells = (row.get(key, "") for key in columns)
-        texts = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        print(f"  {row['name']:<36}{''.join(f'{text:>18}' for text in texts)}")
+    columns = list(dict.fromkeys(key for row in table["rows"] for key in row))
+    lines = [["", *columns[1:]], *([_shown(row.get(key, "")) for key in columns] for row in table["rows"])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"\n{title} ({table['note']})")
+    for first, *cells in lines:
+        others = "".join(f"{cell:>{width + 3}}" for cell, width in zip(cells, widths[1:], strict=True))
+        print(f"  {first:<{widths[0]}}{others}")
+
+
+def _shown(cell: object) -> str:
+    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)

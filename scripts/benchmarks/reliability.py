@@ -39,7 +39,7 @@ KILLED = {
 }
 
 
-def complete(function: Callable[..., None], folder: Path, plan: Plan, world: int = 1) -> float:
+def complete(function: Callable[..., object], folder: Path, plan: Plan, world: int = 1) -> float:
     """Train to the end, and return how many seconds it took."""
     start, run = perf_counter(), Run(function, folder, plan, world=world)
     if not run.wait(10 * HANG) or any(run.exit_codes):  # the first one starts the server
@@ -55,7 +55,7 @@ def table_of_counts(rows: dict[str, Counter[str]], note: str) -> Table:
 
 
 def kill_and_restart(
-    function: Callable[..., None], folder: Path, plan: Plan, world: int, seconds: float
+    function: Callable[..., object], folder: Path, plan: Plan, world: int, seconds: float
 ) -> Counter[str]:
     """Kill a run at up to three random moments within `seconds`, restart it each time, and let it end."""
     counts = Counter(chains=1, kills=0, during_a_save=0, same_result=0, hang=0, abort=0)
@@ -170,7 +170,7 @@ SMALL = Plan(5, 2, layers=1, limit=None)
 OURS = (MANIFEST_FILE, "run_settings.json", "gradient_norms.jsonl", "warmup_guard.pt")
 
 # name: function, files that are removed from its checkpoints before
-DAMAGED: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+DAMAGED: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
     "Trainer": (train, ()),
     "Accelerate loop": (loop, ()),
     "Trainer, without a manifest": (train, OURS),
@@ -196,7 +196,7 @@ def damaged_copies(saved: Path, other: Path, copy: Path, places: int) -> Iterato
                 shutil.rmtree(copy)
 
 
-def resume_damaged(folder: Path, plan: Plan, function: Callable[..., None]) -> None:
+def resume_damaged(folder: Path, plan: Plan, function: Callable[..., object]) -> None:
     """Resume from the last checkpoint by its name, and with `auto` if that is an error."""
     try:
         function(folder, plan, str(folder / LAST))
@@ -205,7 +205,7 @@ def resume_damaged(folder: Path, plan: Plan, function: Callable[..., None]) -> N
         function(folder, plan, "auto")
 
 
-def judge(function: Callable[..., None], folder: Path, changed: set[str], expected: object) -> Counter[str]:
+def judge(function: Callable[..., object], folder: Path, changed: set[str], expected: object) -> Counter[str]:
     """Resume from a damaged checkpoint, and count what happened."""
     run = Run(resume_damaged, folder, SMALL, function)
     hang = not run.wait(HANG)

@@ -6,6 +6,7 @@ Each run starts in a process of its own, forked from a server that has imported 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import socket
@@ -22,21 +23,26 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, PrinterCallback
 
 from hf_warmup import (
     GradientNormRecorder,
+    StopOnSignalCallback,
     WarmupTrainer,
     WarmupTrainingArguments,
     create_optimizer,
     create_scheduler,
+    get_scheduler,
     record_gradient_norms,
 )
 from hf_warmup.accelerate_utils import load_checkpoint, lock_output_dir, save_checkpoint
 from hf_warmup.norms import GRADIENT_NORMS_FILE
+from hf_warmup.optim import effective_learning_rates
 
 
-RESULT_FILE = "result.json"
+RESULT_FILE, WEIGHTS_FILE = "result.json", "model.safetensors"
 BATCH, LENGTH = 16, 8
 
 
@@ -51,13 +57,16 @@ class Plan:
     guard: str = "warn"
     limit: int | None = 2
     seed: int = 0
+    dropout: float = 0.1
 
 
 def model_of(plan: Plan) -> BertForMaskedLM:
     """Return a small Post-LN BERT with dropout. At a learning rate of 0.02 it fails without a warmup."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": plan.layers, "num_attention_heads": 2}
     torch.manual_seed(plan.seed)
-    return BertForMaskedLM(BertConfig(vocab_size=32, max_position_embeddings=16, initializer_range=0.25, **sizes))
+    dropout = {"hidden_dropout_prob": plan.dropout, "attention_probs_dropout_prob": plan.dropout}
+    config = BertConfig(vocab_size=32, max_position_embeddings=16, initializer_range=0.25, **sizes, **dropout)
+    return BertForMaskedLM(config)
 
 
 def sequences(updates: int) -> torch.Tensor:
@@ -65,8 +74,8 @@ def sequences(updates: int) -> torch.Tensor:
     return torch.randint(5, 32, (updates, BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def train(folder: Path, plan: Plan, resume: str = "auto") -> None:
-    """Train with a [`WarmupTrainer`]."""
+def train(folder: Path, plan: Plan, resume: str = "auto") -> int:
+    """Train with a [`WarmupTrainer`]; return its exit code, not 0 if a signal stopped it."""
     args = WarmupTrainingArguments(
         str(folder),
         max_steps=plan.updates,
@@ -79,6 +88,7 @@ def train(folder: Path, plan: Plan, resume: str = "auto") -> None:
         save_total_limit=plan.limit,
         logging_steps=1,
         seed=plan.seed,
+        stop_on_signal=True,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
@@ -89,8 +99,108 @@ def train(folder: Path, plan: Plan, resume: str = "auto") -> None:
     trainer.remove_callback(PrinterCallback)
     joined_file(folder).touch()
     trainer.train(resume_from_checkpoint=resume)
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not trainer.exit_code:
         write_result(folder, trainer.model, trainer.state.log_history)
+    return trainer.exit_code
+
+
+def batches(plan: Plan, world: int) -> DataLoader[dict[str, torch.Tensor]]:
+    """Return the batches of each update, for loops that let Lightning or Fabric spread them over `world` processes."""
+    data = [{"input_ids": x, "labels": x.flip(0)} for x in sequences(plan.updates).flatten(0, 1)]
+    return DataLoader(data, BATCH // world)  # type: ignore[arg-type]
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the checkpoint of the highest update."""
+    return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def run_fabric(folder: Path, plan: Plan, world: int) -> int:
+    """Train with a loop of Lightning's Fabric."""
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=world, strategy="ddp_fork" if world > 1 else "auto")
+    return fabric.launch(_fabric_loop, folder, plan, world) or 0
+
+
+def _fabric_loop(fabric: Any, folder: Path, plan: Plan, world: int) -> int:
+    model = model_of(plan)
+    optimizer = create_optimizer(model, "radam", plan.learning_rate)
+    scheduler = get_scheduler("cosine", optimizer, 4, plan.updates, warmup_type="linear")
+    model, optimizer = fabric.setup(model, optimizer)
+    loader = fabric.setup_dataloaders(batches(plan, world))
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "step": 0}
+    if saved := latest(folder):
+        fabric.load(saved, state)
+    recorder = GradientNormRecorder(folder / GRADIENT_NORMS_FILE if fabric.is_global_zero else None)
+    recorder.resume(state["step"])
+    with StopOnSignalCallback() as stop:
+        for batch in itertools.islice(loader, state["step"], None):
+            loss = model(**batch).loss
+            fabric.backward(loss)
+            state["step"] += 1
+            recorder.record(model.named_parameters(), state["step"])
+            fabric.clip_gradients(model, optimizer, max_norm=1.0)
+            optimizer.step()
+            recorder.log(loss=loss, learning_rate=effective_learning_rates(optimizer.optimizer))
+            scheduler.step()
+            optimizer.zero_grad()
+            stopping = stop.should_stop(fabric.device)
+            if stopping or state["step"] % plan.save_steps == 0:
+                recorder.flush()
+                fabric.save(folder / f".saving-{state['step']}", state)
+                if fabric.is_global_zero:
+                    (folder / f".saving-{state['step']}").rename(folder / f"checkpoint-{state['step']}")
+                fabric.barrier()
+            if stopping:
+                return stop.exit_code
+    if fabric.is_global_zero:
+        write_weights(folder, model.module)
+    return 0
+
+
+def run_lightning(folder: Path, plan: Plan, world: int) -> int:
+    """Train with Lightning's Trainer."""
+    import lightning.pytorch as L
+
+    from hf_warmup.lightning import GradientNormCallback
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model_of(plan)
+
+        def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+            return self.model(**batch).loss  # type: ignore[no-any-return]
+
+        def configure_optimizers(self) -> Any:
+            optimizer = create_optimizer(self.model, "radam", plan.learning_rate)
+            scheduler = get_scheduler("cosine", optimizer, 4, plan.updates, warmup_type="linear")
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    checkpoints = L.callbacks.ModelCheckpoint(
+        folder, "checkpoint-{step}", every_n_train_steps=plan.save_steps, save_top_k=-1,
+        auto_insert_metric_name=False, save_on_exception=True,
+    )  # fmt: skip
+    checkpoints.FILE_EXTENSION = ""
+    trainer = L.Trainer(
+        max_steps=plan.updates,
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp_fork" if world > 1 else "auto",
+        logger=False,
+        default_root_dir=folder,
+        gradient_clip_val=1.0,
+        callbacks=[GradientNormCallback(), checkpoints],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=world > 1,
+    )
+    module = Module()
+    trainer.fit(module, batches(plan, world), ckpt_path=latest(folder))
+    if trainer.is_global_zero:
+        write_weights(folder, module.model)
+    return 0
 
 
 class Averages:
@@ -149,6 +259,12 @@ def write_result(folder: Path, model: Any, log: Sequence[dict[str, Any]]) -> Non
         "rewinds": sum("rewound_to" in entry for entry in log),
     }
     (folder / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
+    write_weights(folder, model)
+
+
+def write_weights(folder: Path, model: Any) -> None:
+    """Write the weights, those that are tied once each."""
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
 
 
 def joined_file(folder: Path) -> Path:
@@ -167,7 +283,7 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 # Processes
 
 
-def _main(function: Callable[..., None], arguments: Sequence[Any], log: str, variables: dict[str, str]) -> None:
+def _main(function: Callable[..., Any], arguments: Sequence[Any], log: str, variables: dict[str, str]) -> None:
     """Call `function` with its output in a file, and leave without the interpreter's end, where gloo may abort."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -177,8 +293,9 @@ def _main(function: Callable[..., None], arguments: Sequence[Any], log: str, var
     gc.freeze()  # the libraries' objects: collecting them would copy the server's memory
     code = 1
     try:
-        function(*arguments)
-        code = 0
+        code = function(*arguments) or 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -190,7 +307,7 @@ def _main(function: Callable[..., None], arguments: Sequence[Any], log: str, var
 class Run:
     """A run in `world` processes. Its output is appended to `<folder>.log`."""
 
-    def __init__(self, function: Callable[..., None], folder: Path, plan: Plan, *more: Any, world: int = 1):
+    def __init__(self, function: Callable[..., Any], folder: Path, plan: Plan, *more: Any, world: int = 1):
         variables: list[dict[str, str]] = [{}]
         if world > 1:
             with socket.socket() as free:

@@ -36,6 +36,7 @@ from hf_warmup.guard.callback import Snapshot
 from hf_warmup.optim.updates import update_norms
 
 from .contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, REFERENCE, is_available
+from .engines import ENGINES, engines
 from .measure import Table, interleave, peak_extra_megabytes, table_of
 from .reliability import damages, kills
 
@@ -60,7 +61,7 @@ class BenchmarkArguments:
     json: str = field(default="runs/benchmarks.json", metadata={"help": "File for the results."})
     rounds: int = field(default=0, metadata={"help": "Rounds per section; 0 for the section's own number."})
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 for its default."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Optimizers to measure besides the reference."})
+    only: list[str] = field(default_factory=list, metadata={"help": "Optimizers besides the reference, or engines."})
     quick: bool = field(default=False, metadata={"help": "Small sizes and one round: the structure, not the numbers."})
 
     def rounds_or(self, number: int) -> int:
@@ -328,6 +329,7 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
 FAULTS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "kills": lambda args: {"kills": kills(4 if args.quick else 120)},
     "damages": lambda args: damages(1, ("Accelerate loop",)) if args.quick else damages(3),
+    "engines": lambda args: {"engines": engines(args.only or ([*ENGINES][:1] if args.quick else ENGINES))},
 }
 
 

@@ -30,29 +30,16 @@ if TYPE_CHECKING:
     from .run import read_runs as read_runs
     from .table import to_dataframe as to_dataframe
 
-# Public name -> the module that defines it; the imports above say the same to type checkers.
-_MODULE_OF = {
-    "DANGER_RATIO": "findings",
-    "RULES": "findings",
-    "Report": "notebook",
-    "Finding": "findings",
-    "Run": "run",
-    "by_configuration": "comparison",
-    "differing_settings": "comparison",
-    "draw_comparison": "figures",
-    "find": "findings",
-    "find_runs": "run",
-    "mean_and_spread": "comparison",
-    "plot_gradient_norms": "figures",
-    "plot_learning_rate": "figures",
-    "plot_loss": "figures",
-    "plot_ratio": "figures",
-    "read_run": "run",
-    "read_runs": "run",
-    "shared_settings": "comparison",
-    "show": "notebook",
-    "to_dataframe": "table",
+# Module -> its public names; the imports above say the same to type checkers.
+_NAMES = {
+    "comparison": ("by_configuration", "differing_settings", "mean_and_spread", "shared_settings"),
+    "figures": ("draw_comparison", "plot_gradient_norms", "plot_learning_rate", "plot_loss", "plot_ratio"),
+    "findings": ("DANGER_RATIO", "RULES", "Finding", "find"),
+    "notebook": ("Report", "show"),
+    "run": ("Run", "find_runs", "read_run", "read_runs"),
+    "table": ("to_dataframe",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*_MODULE_OF]
 

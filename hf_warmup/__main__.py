@@ -6,6 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ._validation import check_name
+from .cli import exit_on_user_error
+
 
 # Command -> the module that has its `main`, and what it does.
 COMMANDS = {
@@ -18,14 +21,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-warmup COMMAND ...`; each command has its own `--help`."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in COMMANDS:
-        import_module(COMMANDS[command][0]).main(rest, prog=f"hf-warmup {command}")
-    elif command in ("-h", "--help"):
+    if command in ("-h", "--help"):
         rows = "\n".join(f"  {name:<9} {about}" for name, (_, about) in COMMANDS.items())
         print(f"usage: hf-warmup COMMAND ...\n\n{rows}\n\nhf-warmup COMMAND --help lists the arguments of a command.")
-    else:
-        print(f"error: {command!r} is not a command. Expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
-        sys.exit(2)
+        return
+    with exit_on_user_error():
+        check_name("command", command, COMMANDS)
+    import_module(COMMANDS[command][0]).main(rest, prog=f"hf-warmup {command}")
 
 
 if __name__ == "__main__":

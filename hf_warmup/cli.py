@@ -361,7 +361,7 @@ def _flags_from_file(path: Path, known: Mapping[str, Field[Any]]) -> list[str]:
         raise ValueError(f"{path}: the arguments file does not exist.")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        arguments = json.loads(text) if path.suffix == ".json" else yaml.load(text, _yaml_loader(yaml))
+        arguments = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:  # ValueError: malformed JSON or UTF-8
         raise ValueError(f"{path}: not valid {path.suffix[1:].upper()} ({' '.join(str(error).split())}).") from None
     if not isinstance(arguments, dict):
@@ -379,18 +379,6 @@ def _flags_from_file(path: Path, known: Mapping[str, Field[Any]]) -> list[str]:
         elif value is not None:
             flags.append(f"--{name}={_as_text(value)}")
     return flags
-
-
-def _yaml_loader(yaml: Any) -> Any:
-    """Return a safe loader that reads 010 as 10 and leaves 1:30 as text, where YAML 1.1 reads 8 and 90."""
-    integer = "tag:yaml.org,2002:int"
-
-    resolvers = yaml.SafeLoader.yaml_implicit_resolvers.items()
-    own = {first: [each for each in known if each[0] != integer] for first, known in resolvers}
-    loader: Any = type("Loader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": own})
-    loader.add_implicit_resolver(integer, re.compile(r"[-+]?\d+$"), list("-+0123456789"))
-    loader.add_constructor(integer, lambda _, node: int(node.value))
-    return loader
 
 
 def _as_text(value: Any) -> str:

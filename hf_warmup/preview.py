@@ -12,7 +12,6 @@ script about its model and data. `--compare` adds other schedules with otherwise
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,10 +50,6 @@ class Curve:
         highest = max(self.lrs)
         return highest, self.updates[self.lrs.index(highest)]
 
-    def __repr__(self) -> str:
-        highest, update = self.peak
-        return f"<Curve {self.label!r}: {len(self.updates)} points, peak {highest:.3g} at update {update}>"
-
 
 @dataclass(frozen=True, repr=False)
 class SchedulePreview:
@@ -79,7 +74,7 @@ class SchedulePreview:
         )
 
     def sketch(self, width: int = 72, height: int = 16) -> str:
-        """Return the curves drawn in `width` by `height` characters; ASCII if the terminal cannot show box lines."""
+        """Return the curves drawn in `width` by `height` characters."""
         top = max(curve.peak[0] for curve in self.curves) or 1.0
         canvas = [[" "] * width for _ in range(height)]
         marked = list(zip(self.curves, cycle(_MARKS), strict=False))
@@ -92,14 +87,13 @@ class SchedulePreview:
                 for each in range(low, high + 1):
                     canvas[height - 1 - each][column] = mark
                 last = row
-        side, corner, line = _box_lines()
         left = f"{top:.3g}"
         lines = [
-            f"{(left, '0')[i > 0] if i in (0, height - 1) else '':>{len(left)}} {side}" + "".join(row).rstrip()
+            f"{(left, '0')[i > 0] if i in (0, height - 1) else '':>{len(left)}} |" + "".join(row).rstrip()
             for i, row in enumerate(canvas)
         ]
         pad = " " * (len(left) + 1)
-        lines.append(f"{pad}{corner}{line * width}")
+        lines.append(f"{pad}+{'-' * width}")
         lines.append(f"{pad} 1{f'update {self.num_training_steps}':>{width - 1}}")
         if len(self.curves) > 1:
             lines += [f"{pad} {mark} {curve.label}" for curve, mark in marked]
@@ -132,21 +126,11 @@ class SchedulePreview:
 
     def _repr_png_(self) -> bytes | None:
         try:
-            figure = self.figure()
-        except (ImportError, ValueError):  # without matplotlib the notebook shows the text
+            from .report.figures import png
+
+            return png(self.figure())
+        except ImportError:  # without matplotlib the notebook shows the text
             return None
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def _box_lines() -> tuple[str, str, str]:
-    """Return the characters for the left side, the corner and the bottom of a sketch."""
-    try:
-        "│└─".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return "|", "+", "-"
-    return "│", "└", "─"
 
 
 def preview_schedule(

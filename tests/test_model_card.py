@@ -93,7 +93,7 @@ def test_run_folders_become_a_card(tmp_path, capsys):
     assert card.data.license == "mit"
     assert {result.metric_type for result in card.data.eval_results} == {"loss"}
     for part in (
-        "# runs", r"4 runs of 2 configurations, which differ in learning\_rate.", "All have optim = adamw.",
+        "# runs", "4 runs of 2 configurations. Best eval", "All have optim = adamw.",
         "- `high (2 of 2 runs)`: The training loss rises", "over the seeds 0, 1; 5 updates per run",
         "| `high` | 1.000 ± 0.000 | `learning_rate=0.002` |", "At least 2 runs per configuration",
     ):  # fmt: skip

@@ -41,6 +41,12 @@ def known_settings(run: Run) -> dict[str, str]:
     }
 
 
+def settings_text(run: Run, keys: Iterable[str]) -> str:
+    """Return settings of a run as `key=value, key=value`."""
+    known = known_settings(run)
+    return ", ".join(f"{key}={known[key]}" for key in keys if key in known)
+
+
 def differing_settings(runs: Any) -> list[str]:
     """Return the names of the settings in which runs that have them differ, the main ones first."""
     known = [known_settings(run) for run in as_runs(runs)]
@@ -110,9 +116,8 @@ def _fingerprint(run: Run) -> tuple[str, ...]:
 def _configuration_names(groups: Sequence[list[Run]]) -> list[str]:
     """Return a name for each group that no other has: of the folders, else by the settings that differ."""
     firsts = [members[0] for members in groups]
-    settings = [known_settings(run) for run in firsts]
     keys = independent_settings(firsts)
-    by_settings = [", ".join(f"{key}={known[key]}" for key in keys if key in known) for known in settings]
+    by_settings = [settings_text(run, keys) for run in firsts]
     parents = [{run.folder.resolve().parent for run in members} for members in groups]
     names, folders = [], []
     for members, own, said in zip(groups, parents, by_settings, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import accumulate
 from math import inf, isfinite, log10, nan
 from pathlib import Path
@@ -288,13 +289,16 @@ def blank_figure(width: float, height: float) -> Figure:
         """A figure that a notebook shows without pyplot."""
 
         def _repr_png_(self) -> bytes:
-            from io import BytesIO
-
-            buffer = BytesIO()
-            self.savefig(buffer, format="png")
-            return buffer.getvalue()
+            return png(self)
 
     return Picture(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def png(figure: Figure, **options: Any) -> bytes:
+    """Return a figure as the bytes of a PNG file; `options` are matplotlib's, such as `dpi`."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", **options)
+    return buffer.getvalue()
 
 
 def blank_axes(

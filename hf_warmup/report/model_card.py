@@ -26,16 +26,16 @@ from .comparison import (
     common_name,
     decimals,
     differing_settings,
-    known_settings,
     mean_and_spread,
     names_of,
+    settings_text,
     shared_settings,
 )
 from .figures import draw_comparison, plot_gradient_norms
 from .findings import describe_coverage, find, group_findings
 from .run import Run, as_runs, environment, find_runs, read_run
 from .schedule import describe_schedule
-from .text import describe_evaluations, without_problem
+from .text import describe_evaluations, describe_runs, without_problem
 
 
 if TYPE_CHECKING:
@@ -214,40 +214,26 @@ def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     return results
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
     """Return an [`Experiment`] in the words that the runs give: settings, findings, and how they ended."""
-    groups, differing, names = by_configuration(runs), differing_settings(runs), names_of(runs)
-    said = [f"- {code(group.whose)}: {escape(group.text)}" for group in group_findings(runs)]
+    configurations, differing, groups = by_configuration(runs), differing_settings(runs), group_findings(runs)
+    said = [f"- {code(group.whose)}: {escape(group.text)}" for group in groups]
     shared = ", ".join(f"{key} = {value}" for key, value in shared_settings(runs).items())
-    question = [
-        f"{_count(len(runs), 'run')} of {_count(len(groups), 'configuration')}"
-        + (f", which differ in {escape(', '.join(differing))}." if differing else ".")
-        + (f" All have {escape(shared)}." if shared else ""),
-        "What the recordings say:\n\n" + ("\n".join(said) or f"- {without_problem(runs)}"),
-    ]
-    fewest = min(map(len, groups.values()))
-    limits = [f"{'At least ' * (len(groups) > 1)}{_count(fewest, 'run')} per configuration; no other settings."]
+    answer = escape(describe_runs(runs, groups) + (f" All have {shared}." if shared else ""))
+    fewest, names = min(map(len, configurations.values())), names_of(runs)
+    limits = [f"At least {fewest} run{'s' * (fewest > 1)} per configuration; no other settings."]
     if short := [names[run] for run in runs if run.cut_short]:
         limits.append(f"Unfinished: {', '.join(map(code, short))}.")
     limits.append("The findings come from rules of thumb, which were measured on small BERT models.")
-    known = {name: known_settings(members[0]) for name, members in groups.items()}
     recorded, norms = any(run.made_with for run in runs), any(run.layers for run in runs)
+    settings = {name: settings_text(members[0], differing) for name, members in configurations.items()}
     return Experiment(
         title=title,
-        question="\n\n".join(question),
+        question="\n\n".join([answer, "What the recordings say:", "\n".join(said) or f"- {without_problem(runs)}"]),
         command=next((run.made_with["command"] for run in runs if "command" in run.made_with), "# not recorded"),
         task=task,
         limits=" ".join(limits),
-        settings={
-            name: ", ".join(f"{key}={settings[key]}" for key in differing if key in settings)
-            for name, settings in known.items()
-        }
-        if differing
-        else {},
+        settings=settings if differing else {},
         license=license,
         tags=[*(["hf-warmup"] if recorded else []), "learning-rate", *(["gradient-norm"] if norms else [])],
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from html import escape
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from .._validation import check_name
-from .figures import Panel, panels_of, plot_gradient_norms, plot_panel
+from .figures import Panel, panels_of, plot_gradient_norms, plot_panel, png
 from .findings import Finding, find
 from .run import as_runs
 from .table import to_dataframe
@@ -120,9 +119,7 @@ class Report:
             return "<p>pip install 'hf-warmup[plot]' shows a figure here.</p>"
         if figure is None:
             return ""
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-        return f'<img alt="{shown}" src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}">'
+        return f'<img alt="{shown}" src="data:image/png;base64,{b64encode(png(figure, dpi=100)).decode()}">'
 
 
 def show(runs: Any) -> Report:

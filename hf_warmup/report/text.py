@@ -139,12 +139,17 @@ def by_rule(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return found
 
 
+def describe_runs(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+    """Return [`headline`], and the settings in which the runs differ."""
+    differing = differing_settings(runs)
+    names = ", ".join(differing[:6]) + (", ..." if differing[6:] else "")
+    return headline(runs, groups) + (f" They differ in {names}." if differing else "")
+
+
 def summarize_runs(runs: Sequence[Run]) -> list[str]:
     """Return the report on several runs as paragraphs: the answer, each configuration, the findings."""
     groups = group_findings(runs)
-    lines = [headline(runs, groups)]
-    if differing := differing_settings(runs):
-        lines[0] += f" They differ in {', '.join(differing[:6])}{', ...' if differing[6:] else ''}."
+    lines = [describe_runs(runs, groups)]
     for configuration, members in by_configuration(runs).items():
         lines.append(f"- {configuration}: {describe_ends(members)}. {describe_schedules(members)}")
     for rule, own in by_rule(sorted(groups, key=lambda group: LEVELS.index(group.level))).items():

@@ -13,7 +13,7 @@ import pytest
 from hf_warmup.report import find, find_runs, read_run
 from hf_warmup.report.run import (
     append_rows,
-    as_runs,
+    find_runs,
     iter_rows,
     read_columns,
     set_aside_former_run,
@@ -344,9 +344,9 @@ def test_as_runs_takes_paths_runs_and_trainers(tmp_path):
     run = recorded(tmp_path / "a")
     state = SimpleNamespace(log_history=[{"step": 2, "loss": 9.0}], global_step=2, max_steps=5, best_global_step=None)
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path / "a")), state=state)
-    assert as_runs(run) == as_runs([run]) == [run]
-    assert as_runs(str(tmp_path / "a"))[0].losses == run.losses
-    assert as_runs(trainer)[0].losses.values == [9.0]
+    assert find_runs(run) == find_runs([run]) == [run]
+    assert find_runs(str(tmp_path / "a"))[0].losses == run.losses
+    assert find_runs(trainer)[0].losses.values == [9.0]
 
 
 def test_reading_imports_neither_torch_nor_transformers_nor_a_library_that_draws(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .run import Run, as_runs
+from .run import Run, find_runs
 
 
 # Settings that do not change what is learned: names, places, seeds, and how a run logs, saves and evaluates.
@@ -49,7 +49,7 @@ def settings_text(run: Run, keys: Iterable[str]) -> str:
 
 def differing_settings(runs: Any) -> list[str]:
     """Return the names of the settings in which runs that have them differ, the main ones first."""
-    known = [known_settings(run) for run in as_runs(runs)]
+    known = [known_settings(run) for run in find_runs(runs)]
     names = dict.fromkeys(key for settings in known for key in (*MAIN_SETTINGS, *sorted(settings)))
     return [key for key in names if len({settings[key] for settings in known if key in settings}) > 1]
 
@@ -59,7 +59,7 @@ def independent_settings(runs: Any) -> list[str]:
 
     Of fewer than four configurations, in which each setting follows from any other, all are returned.
     """
-    known = [known_settings(run) for run in as_runs(runs)]
+    known = [known_settings(run) for run in find_runs(runs)]
     columns = {key: [settings.get(key, "") for settings in known] for key in differing_settings(runs)}
     if len({*zip(*columns.values(), strict=True)}) < 4:
         return list(columns)
@@ -80,7 +80,7 @@ def by_number(text: str) -> tuple[int, float, str]:
 
 def shared_settings(runs: Any) -> dict[str, str]:
     """Return the main settings that are the same in every run that has them."""
-    known = [known_settings(run) for run in as_runs(runs)]
+    known = [known_settings(run) for run in find_runs(runs)]
     found = {key: {settings[key] for settings in known if key in settings} for key in MAIN_SETTINGS}
     return {key: min(values) for key, values in found.items() if len(values) == 1 and values != {"None"}}
 
@@ -92,7 +92,7 @@ def by_configuration(runs: Any) -> dict[str, list[Run]]:
     one, and runs of the same settings and the same seed, are told apart by the folder's name without `-seed3`.
     """
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in as_runs(runs):
+    for run in find_runs(runs):
         groups.setdefault(_fingerprint(run), []).append(run)
     split: dict[tuple[str, ...], list[Run]] = {}
     for key, members in groups.items():

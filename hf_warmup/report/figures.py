@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .._validation import check_name
 from .comparison import by_configuration, common_metric, label, names_of, short_label
 from .findings import DANGER_RATIO, records_of
-from .run import UPDATE_PREFIXES, Run, Series, as_runs
+from .run import UPDATE_PREFIXES, Run, Series, find_runs
 
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def blank_axes(
 
 def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
     """Draw a panel with matplotlib: one line per run, one colour per configuration."""
-    runs = as_runs(runs)
+    runs = find_runs(runs)
     x, configurations = resolve_x(runs, x), by_configuration(runs)
     has_legend = len(configurations) <= LEGEND
     figure = blank_figure(8, max(3.6, 0.18 * len(configurations) * has_legend + 0.3))  # as high as the legend
@@ -450,7 +450,7 @@ def draw_comparison(runs: Any, output_dir: str | Path, x: str = "auto", keys: Se
         `list[Path]`: The files.
     """
     need("matplotlib")
-    runs, output_dir = as_runs(runs), Path(output_dir)
+    runs, output_dir = find_runs(runs), Path(output_dir)
     x = resolve_x(runs, x)
     output_dir.mkdir(parents=True, exist_ok=True)
     figures = {panel.key: plot_panel(runs, panel, x) for panel in panels_of(runs, keys)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..guard.rules import DANGER_RATIO, RULES, Records, Rule
 from .comparison import by_configuration, names_of
-from .run import Run, as_runs
+from .run import Run, find_runs
 
 
 __all__ = [
@@ -93,7 +93,7 @@ def find(runs: Any, rules: Iterable[Rule] = RULES) -> list[Finding]:
         runs (`str`, `os.PathLike`, [`Run`], a Trainer, or a list of these): What to read.
         rules (`Iterable[Rule]`, *optional*): The rules to check; all by default.
     """
-    found = [finding for run in as_runs(runs) for finding in apply(rules, records_of(run))]
+    found = [finding for run in find_runs(runs) for finding in apply(rules, records_of(run))]
     return sorted(found, key=lambda finding: not finding.is_problem)
 
 

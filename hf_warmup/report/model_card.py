@@ -33,7 +33,7 @@ from .comparison import (
 )
 from .figures import draw_comparison, plot_gradient_norms
 from .findings import describe_coverage, find, group_findings
-from .run import Run, as_runs, environment, find_runs, read_run
+from .run import Run, environment, find_runs, read_run
 from .schedule import describe_schedule
 from .text import describe_evaluations, describe_runs, without_problem
 
@@ -241,7 +241,7 @@ def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: st
 
 def write_card(runs: Any, output_dir: str | os.PathLike[str], experiment: Experiment) -> Path:
     """Write `README.md` and its figures into `output_dir`, and return the path of the card."""
-    runs = as_runs(runs)
+    runs = find_runs(runs)
     figures = draw_comparison(runs, Path(output_dir) / "images")
     experiment.figures = {f"images/{path.name}": CAPTIONS.get(path.name, path.stem) for path in figures}
     path = Path(output_dir) / "README.md"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .._validation import check_name
 from .figures import Panel, panels_of, plot_gradient_norms, plot_panel, png
 from .findings import Finding, find
-from .run import as_runs
+from .run import find_runs
 from .table import to_dataframe
 from .text import paragraphs_of, write_text
 
@@ -49,7 +49,7 @@ class Report:
     """What [`show`] returns: text and one figure as the last expression of a notebook's cell, text when printed."""
 
     def __init__(self, runs: Any):
-        self.runs = as_runs(runs)
+        self.runs = find_runs(runs)
 
     @property
     def findings(self) -> Findings:

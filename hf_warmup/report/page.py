@@ -28,7 +28,7 @@ from .comparison import (
 )
 from .figures import draw_curves, draw_layers, draw_run, line_style, need
 from .findings import RULES, describe_coverage, group_findings
-from .run import Run, as_runs
+from .run import Run, find_runs
 from .schedule import describe_schedule
 from .text import (
     by_rule,
@@ -140,7 +140,7 @@ def draw_page(runs: Any, title: str = "Runs compared", x: str = "auto", keys: Se
     from plotly.io import templates
     from plotly.offline import get_plotlyjs
 
-    runs = [run for members in by_configuration(as_runs(runs)).values() for run in members]
+    runs = [run for members in by_configuration(find_runs(runs)).values() for run in members]
     layers = draw_layers(runs)
     figures = {"curves": draw_curves(runs, x, keys), "layers": layers and layers[0], "run": draw_run(runs)}
     data = {key: figure.to_plotly_json() for key, figure in figures.items() if figure is not None}

@@ -897,9 +897,6 @@ def find_runs(runs: Any) -> list[Run]:
     return list(found.values())
 
 
-as_runs = find_runs  # as the modules of the report call it
-
-
 def _suggestion(path: Path) -> str:
     from .._validation import closest
 

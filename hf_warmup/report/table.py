@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .comparison import by_configuration, differing_settings, known_settings, names_of
-from .run import PathLike, Run, as_runs
+from .run import PathLike, Run, find_runs
 
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _values(run: Run) -> Iterator[tuple[int, str, float]]:
 
 def iter_table(runs: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table as dictionaries, with the settings in which the runs differ."""
-    runs = as_runs(runs)
+    runs = find_runs(runs)
     names, differing = names_of(runs), differing_settings(runs)
     for configuration, members in by_configuration(runs).items():
         for run in members:

@@ -199,6 +199,8 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     with suppress(ImportError, OSError):  # on Windows, or where nothing can be written: transformers trains there
         import fcntl
 
+        if not folder.exists():
+            stack.callback(_remove_if_empty, folder)
         folder.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(lock.open("a", encoding="utf-8"))
         try:
@@ -214,6 +216,11 @@ def _lock(folder: Path, stack: ExitStack) -> None:
         print(f"process {os.getpid()} on {os.uname().nodename}", file=file, flush=True)
     for leftover in folder.glob(".*ing-checkpoint-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def decide_once(decide: Callable[[], T]) -> T:

@@ -13,7 +13,6 @@ import pytest
 from hf_warmup.report import find, find_runs, read_run
 from hf_warmup.report.run import (
     append_rows,
-    find_runs,
     iter_rows,
     read_columns,
     set_aside_former_run,

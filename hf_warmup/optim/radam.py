@@ -14,7 +14,7 @@ class RAdam(AdamFamily):
     r"""Rectified Adam, Liu et al. 2020, https://arxiv.org/abs/1908.03265.
 
     Once `rho_t > 5`, with `m_hat = m / (1 - beta1^t)` and the rectification `r_t` of
-    [`radam_warmup`][hf_warmup.schedules.radam_warmup]:
+    [`radam_warmup`][hf_warmup.schedules.warmups.radam_warmup]:
 
         p <- p - lr weight_decay p
         p <- p - lr r_t sqrt(1 - beta2^t) m_hat / (sqrt(v) + eps)

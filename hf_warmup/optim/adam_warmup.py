@@ -13,9 +13,9 @@ from .adam_family import AdamFamily, KernelOptions
 class AdamWarmup(AdamFamily):
     r"""AdamW with the learning rate `lr min(1, t / warmup_steps)` at update `t`.
 
-    The warmup is [`linear_warmup`][hf_warmup.schedules.warmups.linear_warmup]. Updates are counted for each parameter, so a
-    parameter that is unfrozen later warms up as well, which no schedule can do. Combine it with a schedule that has no
-    warmup.
+    The warmup is [`linear_warmup`][hf_warmup.schedules.warmups.linear_warmup]. Updates are counted for each parameter,
+    so a parameter that is unfrozen later warms up as well, which no schedule can do. Combine it with a schedule that
+    has no warmup.
 
     Args:
         params (`Iterable`): Parameters, or dictionaries that define parameter groups.

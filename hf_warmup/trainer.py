@@ -343,11 +343,12 @@ class WarmupTrainerMixin(_TrainerBase):
         """Set the metric of a plateau that was passed via `optimizers=`; warn if its mode contradicts the metric."""
         if self.args.metric_for_best_model is None:
             self.args.metric_for_best_model = "loss"  # as transformers does for its own name
-        mode = "max" if self.args.greater_is_better else "min"
-        if getattr(lr_scheduler, "lr_scheduler", lr_scheduler).mode != mode:
+        mode, better = ("max", "greater") if self.args.greater_is_better else ("min", "smaller")
+        if (present := getattr(lr_scheduler, "lr_scheduler", lr_scheduler).mode) != mode:
             logger.warning(
-                f"The {type(lr_scheduler).__name__} does not follow metric_for_best_model="
-                f"{self.args.metric_for_best_model!r}. Set its mode to {mode!r}."
+                f"The {type(lr_scheduler).__name__} has mode={present!r}, but metric_for_best_model="
+                f"{self.args.metric_for_best_model!r} is better when it is {better}. "
+                f"Set its mode to {mode!r}."
             )
 
     def _signal_callbacks(self) -> list[StopOnSignalCallback]:

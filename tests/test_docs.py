@@ -119,7 +119,7 @@ def test_the_notebook_runs_offline_and_shows_what_it_describes():
     for words in (
         "Training was interrupted at update 50 of 80. checkpoint-40 is complete: continue with",
         "b: finished, 80 updates. Warmup: 20 of 80 updates (25 %), linear to 0.004",
-        "6 runs of 6 configurations.",
+        "6 runs. ",
         "PROBLEM (stalling)",
         "other/checkpoint-60: finished, 60 updates. Warmup: about 10 of 60 updates",
     ):

@@ -176,8 +176,6 @@ def preview_schedule(
             )
         num_training_steps = args.max_steps
     T = check_number("num_training_steps", num_training_steps, 1, integer=True)
-    if isinstance(compare, str):
-        raise ValueError(f"compare={compare!r}: expected a list, such as [{compare!r}].")
     entries = [args, *(_replaced(args, each) if isinstance(each, str) else each for each in compare)]
     return SchedulePreview(T, [curve for each in entries for curve in _curves(each, T, num_hidden_layers)])
 
@@ -325,8 +323,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m hf_warmup.pre
     with exit_on_user_error(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         own, args = parse_arguments(parser, argv, ignore_foreign=True)
-        if own.output is not None and not Path(own.output).parent.is_dir():
-            raise ValueError(f"output={own.output!r}: the folder {Path(own.output).parent} does not exist.")
         preview = preview_schedule(args, own.num_training_steps, own.compare, num_hidden_layers=own.num_hidden_layers)
         if own.output is not None:
             preview.figure().savefig(own.output)

@@ -1,7 +1,7 @@
 """Say what training runs did, and draw them: findings as text, one HTML page, figures, and the values as CSV.
 
-    python -m hf_warmup.report runs/a runs/b
-    python -m hf_warmup.report downloaded/trainer_state.json --text
+    hf-warmup report runs/a runs/b
+    hf-warmup report downloaded/trainer_state.json --text
 
 A RUN is the output folder of any Hugging Face Trainer, one of its checkpoints, a `trainer_state.json`, or a folder that
 holds runs at any depth.
@@ -23,6 +23,7 @@ from .text import write_text
 
 
 LEVELS = ("problem", "any")
+X_HELP = "horizontal axis (default: auto, the share of the run if the lengths differ 20-fold, else the update)"
 
 
 def build_parser(prog: str = "python -m hf_warmup.report") -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def build_parser(prog: str = "python -m hf_warmup.report") -> argparse.ArgumentP
     parser.add_argument("--text", action="store_true", help="print the findings and write nothing")
     parser.add_argument("--output_dir", default="report", help="folder of the page and the figures (default: report)")
     parser.add_argument("--title", help="title of the page (default: the folder's name)")
-    parser.add_argument("--x", choices=("auto", "update", "epoch", "share"), default="auto", help="horizontal axis")
+    parser.add_argument("--x", choices=("auto", "update", "epoch", "share"), default="auto", help=X_HELP)
     parser.add_argument("--keys", nargs="+", default=[], metavar="KEY", help="further logged keys to draw")
     parser.add_argument("--csv", metavar="FILE", help="write every logged and recorded value as a tidy table")
     parser.add_argument("--json", metavar="FILE", help="write the findings with their numbers")

@@ -81,17 +81,13 @@ def _rates(run: Run) -> list[tuple[str, Series]]:
     return lines
 
 
-def _ratio(run: Run) -> Series:
+def _ratio(run: Run) -> list[tuple[str, Series]]:
     """The highest ratio of all stacks at each update; an infinite one is drawn at a million."""
     highest: dict[int, float] = {}
     for steps, values in records_of(run).ratios.values():
         for step, value in zip(steps, values, strict=True):
             highest[step] = max(highest.get(step, 0.0), min(value, 1e6))
-    return Series(sorted(highest), [highest[step] for step in sorted(highest)])
-
-
-def _ratio_lines(run: Run) -> list[tuple[str, Series]]:
-    return [("", _ratio(run))]
+    return [("", Series(sorted(highest), [highest[step] for step in sorted(highest)]))]
 
 
 def _update_ratios(run: Run) -> list[tuple[str, Series]]:
@@ -104,7 +100,7 @@ PANELS = (
     Panel("learning_rate", "Effective learning rate", "learning rate", _rates),
     Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
     Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
-    Panel("gradient_norm_ratio", "Gradient norm, last layer over first", "ratio", _ratio_lines, True),
+    Panel("gradient_norm_ratio", "Gradient norm, last layer over first", "ratio", _ratio, True),
     Panel("update_ratio", "Update over weights, first and last block", "ratio of norms", _update_ratios, True, True),
 )  # fmt: skip
 
@@ -113,9 +109,8 @@ def panels_of(runs: Sequence[Run], keys: Sequence[str] = ()) -> list[Panel]:
     """Return the panels for which `runs` have values, with the common evaluation metric and further log `keys`."""
     metric = common_metric(runs)
     more = [Panel(re.sub(r"\W+", "_", key), key, key, _series_of(key)) for key in keys]
-    if metric is not None and any(
-        len({*run.evaluations[metric].steps}) > 1 for run in runs if metric in run.evaluations
-    ):
+    evaluated = [run.evaluations[metric].steps for run in runs if metric in run.evaluations]
+    if metric and any(steps[0] < steps[-1] for steps in evaluated):  # one evaluation is no curve
         more.insert(0, Panel("evaluation", f"Evaluation: {metric}", metric, _series_of(metric)))
     panels = [*PANELS[:2], *more, *PANELS[2:]]
     return [panel for panel in panels if any(panel.lines(run)[0][1] for run in runs)]

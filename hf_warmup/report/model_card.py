@@ -1,6 +1,6 @@
-"""Model cards in the Hub's format: what was compared, how, on what, and what came out.
+"""Write a model card in the Hub's format: what was compared, how, on what, and what came out.
 
-    python -m hf_warmup.model_card runs/compare_layer_norm --output_dir card --task fill-mask --dataset reversal
+    hf-warmup card runs/compare_layer_norm --output_dir card --task fill-mask --dataset reversal
 
 [`~hf_warmup.WarmupTrainer`] adds what it recorded to the card that the Trainer writes, also when it pushes to the Hub.
 """
@@ -31,7 +31,7 @@ from .comparison import (
     settings_text,
     shared_settings,
 )
-from .figures import draw_comparison, plot_gradient_norms
+from .figures import PANELS, draw_comparison, plot_gradient_norms
 from .findings import describe_coverage, find, group_findings
 from .run import Run, environment, find_runs, read_run
 from .schedule import describe_schedule
@@ -44,12 +44,9 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 TAGS = ("hf-warmup", "warmup", "learning-rate", "layer-normalization", "gradient-norm")
 FIGURE = "gradient_norms.png"
-CAPTIONS = {
-    "learning_rate.png": "Effective learning rate",
-    "loss.png": "Training loss, one line per run",
-    "gradient_norm.png": "Norm of the whole gradient before clipping",
-    "gradient_norms.png": "Gradient norm of each layer before clipping, first run of each configuration",
-    "gradient_norm_ratio.png": "Gradient norm of the last layer over the first",
+HEAT_MAP = "Gradient norm of each layer before clipping"
+CAPTIONS = {panel.key: panel.title for panel in PANELS} | {
+    "gradient_norms": f"{HEAT_MAP}, first run of each configuration"
 }
 NOT_RECORDED = {"versions and machine": "not recorded"}
 
@@ -243,7 +240,7 @@ def write_card(runs: Any, output_dir: str | os.PathLike[str], experiment: Experi
     """Write `README.md` and its figures into `output_dir`, and return the path of the card."""
     runs = find_runs(runs)
     figures = draw_comparison(runs, Path(output_dir) / "images")
-    experiment.figures = {f"images/{path.name}": CAPTIONS.get(path.name, path.stem) for path in figures}
+    experiment.figures = {f"images/{path.name}": CAPTIONS.get(path.stem, path.stem) for path in figures}
     path = Path(output_dir) / "README.md"
     experiment_card(experiment, results_of(runs), runs).save(path)
     return path
@@ -282,7 +279,7 @@ def _recording_section(run: Run) -> str:
     parts.append(escape(describe_coverage(run)))
     if run.layers and find_spec("matplotlib") is not None:
         plot_gradient_norms([run]).savefig(run.folder / FIGURE)
-        parts += [f"![Gradient norm of each layer over updates]({FIGURE})", f"*{CAPTIONS[FIGURE].partition(',')[0]}*"]
+        parts += [f"![Gradient norm of each layer over updates]({FIGURE})", f"*{HEAT_MAP}*"]
     rows = [[escape(key), escape(value)] for key, value in {**shared_settings([run]), **run.made_with}.items()]
     if rows:
         parts.append(_table(["setting", "value"], rows))

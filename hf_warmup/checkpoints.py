@@ -237,7 +237,15 @@ def decide_once(decide: Callable[[], T]) -> T:
     return outcome[0]
 
 
-_MAY_DIFFER = {"dataloader_num_workers", "disable_tqdm", "local_rank", "logging_dir", "report_to", "run_name"}
+_MAY_DIFFER = {
+    "dataloader_num_workers",
+    "disable_tqdm",
+    "local_rank",
+    "report_to",
+    "resume_from_checkpoint",
+    "run_name",
+}
+_PATHS = ("_dir", "_file", "_path")  # machines mount their disks in different places
 
 
 def check_same_arguments(arguments: dict[str, Any]) -> None:
@@ -249,11 +257,13 @@ def check_same_arguments(arguments: dict[str, Any]) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
     everywhere: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, arguments)
+    plain = json.loads(json.dumps(arguments, default=lambda _: None, skipkeys=True))  # a function cannot be compared
+    torch.distributed.all_gather_object(everywhere, plain)
     first = everywhere[0]
     for rank, other in enumerate(everywhere):
         for name in sorted(first.keys() - _MAY_DIFFER):
-            if not name.startswith("log_level") and first[name] != other.get(name):
+            may_differ = name.startswith("log_level") or name.endswith(_PATHS)
+            if not may_differ and first[name] != other.get(name):
                 raise ValueError(
                     f"{name}={other.get(name)!r} on process {rank}, but {first[name]!r} on process 0. Start all "
                     "processes of a run with the same arguments."

@@ -18,6 +18,7 @@ COMMANDS = {
 }
 
 
+@exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `hf-warmup COMMAND ...`; each command has its own `--help`."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -25,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = "\n".join(f"  {name:<9} {about}" for name, (_, about) in COMMANDS.items())
         print(f"usage: hf-warmup COMMAND ...\n\n{rows}\n\nhf-warmup COMMAND --help lists the arguments of a command.")
         return
-    with exit_on_user_error():
-        check_name("command", command, COMMANDS)
+    check_name("command", command, COMMANDS)
     import_module(COMMANDS[command][0]).main(rest, prog=f"hf-warmup {command}")
 
 

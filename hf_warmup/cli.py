@@ -79,7 +79,8 @@ _LOST_PEER = (
 def exit_on_user_error(resume_hint: str = "") -> Iterator[None]:
     """Print an error in arguments or files as one line and exit with code 2, without a traceback.
 
-    Exit with code 1 if another process of the run has ended, and with code 130 on Ctrl-C.
+    Exit with code 1 if another process of the run has ended, with code 130 on Ctrl-C, and silently with code 141 if the
+    reader of the output, such as `head`, has closed it.
 
     Args:
         resume_hint (`str`, *optional*): How to continue; printed on Ctrl-C.
@@ -96,7 +97,13 @@ def exit_on_user_error(resume_hint: str = "") -> Iterator[None]:
     ```
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, because an error while Python exits cannot be caught
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError, ImportError) as error:  # ImportError: an argument that needs a missing package
         names_a_file = isinstance(error, OSError) and error.filename and error.strerror
         text = f"{error.filename}: {error.strerror}." if names_a_file else " ".join(str(error).split())  # type: ignore[union-attr]

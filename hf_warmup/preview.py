@@ -300,6 +300,7 @@ def _help(prog: str) -> str:
     return format_help(prog, __doc__, groups)
 
 
+@exit_on_user_error()
 def main(argv: Sequence[str] | None = None, prog: str = "python -m hf_warmup.preview") -> None:
     """Run the command: print the table, and draw the curves."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -320,7 +321,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m hf_warmup.pre
             super().__post_init__()
 
     parser = HfArgumentParser((PreviewArguments, PreviewedArguments), prog=prog, description=__doc__)  # type: ignore[arg-type]
-    with exit_on_user_error(), warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         own, args = parse_arguments(parser, argv, ignore_foreign=True)
         preview = preview_schedule(args, own.num_training_steps, own.compare, num_hidden_layers=own.num_hidden_layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -245,3 +246,12 @@ def test_help_of_a_command_imports_neither_torch_nor_transformers(argv):
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"usage: hf-warmup {argv[0]} [")
+
+
+@pytest.mark.parametrize("command", ["hf_warmup", "hf_warmup.preview"])
+def test_a_command_ends_quietly_when_nobody_reads_its_output(command):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does
+    done = subprocess.run([sys.executable, "-m", command, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

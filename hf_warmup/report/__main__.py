@@ -42,21 +42,21 @@ def build_parser(prog: str = "python -m hf_warmup.report") -> argparse.ArgumentP
     return parser
 
 
+@exit_on_user_error()
 def main(argv: list[str] | None = None, prog: str = "python -m hf_warmup.report") -> None:
     """Run the command line."""
     args = build_parser(prog).parse_args(argv)
-    with exit_on_user_error():
-        runs = find_runs(args.runs)
-        print(write_text(runs), flush=True)
-        if args.csv:
-            print(f"\nWrote {write_csv(runs, args.csv)}.")
-        if args.json:
-            path = Path(args.json)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(findings_as_dicts(runs), indent=1) + "\n", encoding="utf-8")
-            print(f"\nWrote {path}.")
-        if not args.text:
-            _draw(runs, args)
+    runs = find_runs(args.runs)
+    print(write_text(runs), flush=True)
+    if args.csv:
+        print(f"\nWrote {write_csv(runs, args.csv)}.")
+    if args.json:
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(findings_as_dicts(runs), indent=1) + "\n", encoding="utf-8")
+        print(f"\nWrote {path}.")
+    if not args.text:
+        _draw(runs, args)
     if args.fail_on and any(finding.is_problem or args.fail_on == "any" for finding in find(runs)):
         sys.exit(1)
 

@@ -286,6 +286,7 @@ def _recording_section(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+@exit_on_user_error()
 def main(argv: list[str] | None = None, prog: str = "python -m hf_warmup.model_card") -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.partition("\n")[0])
@@ -296,10 +297,9 @@ def main(argv: list[str] | None = None, prog: str = "python -m hf_warmup.model_c
     parser.add_argument("--dataset", default="unknown", help="the Hub's dataset, such as glue")
     parser.add_argument("--license", default="unknown", help="the Hub's name of the licence, such as apache-2.0")
     args = parser.parse_args(argv)
-    with exit_on_user_error():
-        runs = find_runs(args.runs)
-        title = args.title or common_name(args.runs)
-        path = write_card(runs, args.output_dir, describe(runs, title, (args.task, args.dataset), args.license))
+    runs = find_runs(args.runs)
+    title = args.title or common_name(args.runs)
+    path = write_card(runs, args.output_dir, describe(runs, title, (args.task, args.dataset), args.license))
     print(f"Wrote {path}.")
 
 

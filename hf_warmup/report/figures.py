@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 # The colours of Okabe & Ito, which colour-blind readers can tell apart. Grey replaces black, which a dark page hides.
 COLORS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C6D31")
 # plotly's name of a dash -> matplotlib's.
-DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3))}
+DASHES = {"solid": "solid", "dash": (0, (5, 2)), "dashdot": "dashdot", "longdash": (0, (10, 3)), "dot": "dotted"}
 ZONE = "#888888"  # marks the ratios of runs that stall; no configuration has this colour
-STALLING = "early sign of stalling"
 NORM = "gradient norm (dark: vanishing)"
 
 
 def line_style(i: int) -> tuple[str, str]:
-    """Return the colour and the dash of configuration `i`: each dash goes through all colours."""
-    return COLORS[i % len(COLORS)], tuple(DASHES)[i // len(COLORS) % len(DASHES)]
+    """Return the colour and the dash of configuration `i`: each dash but dots goes through all colours."""
+    return COLORS[i % len(COLORS)], tuple(DASHES)[i // len(COLORS) % 4]
 
 
 def need(module: str) -> None:
@@ -82,12 +81,9 @@ def _rates(run: Run) -> list[tuple[str, Series]]:
 
 
 def _ratio(run: Run) -> list[tuple[str, Series]]:
-    """The highest ratio of all stacks at each update; an infinite one is drawn at a million."""
-    highest: dict[int, float] = {}
-    for steps, values in records_of(run).ratios.values():
-        for step, value in zip(steps, values, strict=True):
-            highest[step] = max(highest.get(step, 0.0), min(value, 1e6))
-    return [("", Series(sorted(highest), [highest[step] for step in sorted(highest)]))]
+    """The ratio of last to first block; an infinite one is drawn at a million."""
+    steps, ratios = run.ratio()
+    return [("", Series(steps, [min(ratio, 1e6) for ratio in ratios]))]
 
 
 def _update_ratios(run: Run) -> list[tuple[str, Series]]:
@@ -100,7 +96,7 @@ PANELS = (
     Panel("learning_rate", "Effective learning rate", "learning rate", _rates),
     Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
     Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
-    Panel("gradient_norm_ratio", "Gradient norm, last layer over first", "ratio", _ratio, True),
+    Panel("gradient_norm_ratio", "Gradient norm, last layer over first (grey: it stalls)", "ratio", _ratio, True),
     Panel("update_ratio", "Update over weights, first and last block", "ratio of norms", _update_ratios, True, True),
 )  # fmt: skip
 
@@ -271,6 +267,7 @@ def round_updates(first: int, last: int, count: int) -> list[int]:
 
 # --- matplotlib ---
 
+SYMBOLS = {"star": "*", "triangle-down": "v", "diamond": "D"}  # plotly's name of a symbol -> matplotlib's
 LEGEND = 40  # configurations beyond which a figure has no legend
 HEAT_MAPS = 24  # configurations beyond which a figure has no further heat maps
 
@@ -309,59 +306,41 @@ def blank_axes(
 
 
 def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
-    """Draw a panel with matplotlib: one line per run, one colour per configuration."""
+    """Draw a panel with matplotlib, as [`draw_curves`] draws it for the page."""
     runs = find_runs(runs)
-    x, configurations = resolve_x(runs, x), by_configuration(runs)
-    has_legend = len(configurations) <= LEGEND
-    figure = blank_figure(8, max(3.6, 0.18 * len(configurations) * has_legend + 0.3))  # as high as the legend
+    x, configurations, names = resolve_x(runs, x), by_configuration(runs), names_of(runs)
+    labels = [label(name) for name in configurations]
+    has_legend = len(labels) <= LEGEND
+    figure = blank_figure(8, max(3.6, 0.18 * len(labels) * has_legend + 0.3))  # as high as the legend
     axes = blank_axes(figure, panel.title, panel.unit, X_AXES[x])
-    for i, (name, members) in enumerate(configurations.items()):
+    for i, members in enumerate(configurations.values()):
         color, dash = line_style(i)
-        for j, run in enumerate(members):
-            series = panel.lines(run)[0][1]
-            at, values = thin(x_values(run, series.steps, x), series.values, 2000)
-            axes.plot(
-                at, values, color=color, linestyle=DASHES[dash], linewidth=1.3, alpha=0.9,
-                marker="." if len(at) < 3 else None, label=None if j else plain(label(name)),
-            )  # fmt: skip
-            for key, (symbol, _, _) in MARKS.items():
-                if marks := _marks(run, key, series, x):
-                    axes.plot(*_columns(marks), symbol, color=color, markersize=6)
-            if panel.key == "evaluation" and (best := run.best(panel.unit)):
-                axes.plot(x_values(run, [best.step], x), [best.value], "*", color=color, markersize=9)
+        axes.plot([], [], color=color, linestyle=DASHES[dash], label=plain(labels[i]))
+        for trace in _traces(panel, i, labels, members, names, x, 2000):
+            at, values, line = trace["x"], trace["y"], trace.get("line", {})
+            if "fill" in trace:
+                axes.fill(at, values, color=color, alpha=trace["opacity"], linewidth=0)
+            elif "marker" in trace:
+                axes.plot(at, values, SYMBOLS[trace["marker"]["symbol"]], color=color, markersize=7)
+            elif not trace["meta"]["single"]:
+                marker = "." if len(at) < 3 else None
+                axes.plot(
+                    at, values, color=color, linestyle=DASHES[line["dash"]], linewidth=line["width"], marker=marker
+                )
     if is_logarithmic(panel, runs):
         axes.set_yscale("log")
-    if has_legend and axes.get_legend_handles_labels()[0]:
+    if has_legend:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
-    low, high = axes.get_ylim()
-    if panel.key == "gradient_norm_ratio" and high > DANGER_RATIO:
-        axes.axhspan(DANGER_RATIO, high, color=ZONE, alpha=0.15, linewidth=0)
-        axes.text(0.01, 0.97, STALLING, transform=axes.transAxes, va="top", fontsize=8, color="#555555")
-        axes.set_ylim(low, high)
+    if panel.key == "gradient_norm_ratio":
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, max(high, 3 * DANGER_RATIO))
+        axes.axhspan(DANGER_RATIO, axes.get_ylim()[1], color=ZONE, alpha=0.15, linewidth=0)
     return figure
 
 
 def plain(name: str) -> str:
     """Return a name for matplotlib, which sets text between dollar signs as a formula."""
     return name.replace("$", r"\$")
-
-
-# Recorded keys of updates that are marked on a line: symbols of matplotlib and plotly, and what happened.
-MARKS = {
-    "rewound_to": ("v", "triangle-down", "is rewound"),
-    "num_processes": ("D", "diamond", "changes its number of processes"),
-}
-
-
-def _marks(run: Run, key: str, series: Series, x: str) -> list[Point]:
-    """Return the points of a line at the updates where `key` was recorded."""
-    found = (bisect_right(series.steps, step) - 1 for step in run.recorded(key).steps)
-    at = [i for i in found if i >= 0]
-    return list(zip(x_values(run, [series.steps[i] for i in at], x), [series.values[i] for i in at], strict=True))
-
-
-def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    return [at for at, _ in points], [value for _, value in points]
 
 
 def plot_learning_rate(runs: Any, x: str = "auto") -> Figure:
@@ -466,6 +445,8 @@ PANEL_HEIGHT = 260  # pixels
 LABELLED = 8  # configurations that have their names at the ends of their lines, and bands around them
 SHOWN_FIRST = 20  # the update at which runs that stall and runs that learn are easiest to tell apart
 DECADES = 8  # below the highest value, that a logarithmic axis or a heat map shows
+# Recorded keys of updates that are marked on a line: the symbol, and what happened.
+MARKS = {"rewound_to": ("triangle-down", "is rewound"), "num_processes": ("diamond", "changes its number of processes")}
 CLEAR = "rgba(0,0,0,0)"
 _BACKGROUND = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "template": "plotly_white"}
 
@@ -494,8 +475,8 @@ def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) 
     configurations = by_configuration(runs)
     lines = 3 * len(configurations) + (len(runs) if len(runs) <= MANY else 0)
     limit = min(600, max(24, POINTS // (lines * len(panels))))
-    names = {run: _text(name) for run, name in names_of(runs).items()} if len(runs) <= MANY else {}
-    labels = [_text(label(name)) for name in configurations]
+    names = names_of(runs) if len(runs) <= MANY else {}
+    labels = [label(name) for name in configurations]
     for row, panel in enumerate(panels, 1):
         traces = [
             trace
@@ -503,6 +484,7 @@ def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) 
             for trace in _traces(panel, i, labels, members, names, x, limit)
         ]
         for trace in traces:
+            trace["meta"]["name"] = _text(trace["meta"]["name"])
             figure.add_scatter(row=row, col=1, **trace)
         _lay_out_panel(figure, row, panel, is_logarithmic(panel, runs), traces, [*configurations])
     figure.update_xaxes(title_text=X_AXES[x], row=len(panels))
@@ -531,19 +513,21 @@ def _traces(
             "hovertemplate": "%{meta.name}<br>%{x}: %{y:.4g}<extra></extra>", **style,
         }  # fmt: skip
 
+    def mark(at: Sequence[float], values: Sequence[float], name: str, symbol: str) -> dict[str, Any]:
+        return trace(at, values, name, mode="markers", marker={"color": color, "symbol": symbol, "size": 10})
+
     found = [(run, suffix, series) for run in members for suffix, series in panel.lines(run) if series]
-    drawn = [
-        (names.get(run, labels[i]) + _text(suffix), x_values(run, s.steps, x), s.values) for run, suffix, s in found
-    ]
+    drawn = [(names.get(run, labels[i]) + suffix, x_values(run, s.steps, x), s.values) for run, suffix, s in found]
     first = [each[1:] for each, (_, suffix, _) in zip(drawn, found, strict=True) if not suffix]
     traces, middle, what = [], _middle(panel, first, limit), "mean" if len(first) > 1 else "median"
     if middle:
-        kept = spread(len(middle[0]), limit)
-        at, low, line, high = ([column[k] for k in kept] for column in middle)
+        at, low, line, high = middle
         if low != high and len(labels) <= LABELLED:
+            (above, top), (below, bottom) = thin(at, high, limit), thin(at, low, limit)
             shape = {"fill": "toself", "fillcolor": color, "opacity": 0.18, "line": {"width": 0}, "hoverinfo": "skip"}
-            traces.append(trace([*at, *reversed(at)], [*high, *reversed(low)], labels[i], **shape))
-        traces.append(trace(at, line, f"{labels[i]}, {what}", line={"color": color, "dash": dash, "width": 2}))
+            traces.append(trace([*above, *reversed(below)], [*top, *reversed(bottom)], labels[i], **shape))
+        style = {"color": color, "dash": dash, "width": 2 if len(labels) <= LABELLED else 1.2}
+        traces.append(trace(*thin(at, line, limit), f"{labels[i]}, {what}", line=style))
     for (run, suffix, _), (name, at, values) in zip(found, drawn, strict=True):
         single = middle is not None and not suffix
         style = {"color": color, "dash": "dot" if suffix else dash, "width": 1 if single or suffix else 1.8}
@@ -553,14 +537,14 @@ def _traces(
     if panel.key == "evaluation":
         pick = max if members[0].greater_is_better(panel.unit) else min
         for at, values in [(middle[0], middle[2])] if middle else first:
-            best = pick(zip(at, values, strict=True), key=_value)
-            marker = {"color": color, "symbol": "star", "size": 11}
-            traces.append(trace(*_columns([best]), f"{labels[i]}, best", mode="markers", marker=marker))
+            step, value = pick(zip(at, values, strict=True), key=_value)
+            traces.append(mark([step], [value], f"{labels[i]}, best", "star"))
     for run, series in ((run, series) for run, suffix, series in found if run in names and not suffix):
-        for key, (_, symbol, event) in MARKS.items():
-            if marks := _marks(run, key, series, x):
-                marker = {"color": color, "symbol": symbol, "size": 9}
-                traces.append(trace(*_columns(marks), f"{names[run]} {event}", mode="markers", marker=marker))
+        for key, (symbol, event) in MARKS.items():
+            places = [bisect_right(series.steps, step) - 1 for step in run.recorded(key).steps]
+            if places := [k for k in places if k >= 0]:
+                at = x_values(run, [series.steps[k] for k in places], x)
+                traces.append(mark(at, [series.values[k] for k in places], f"{names[run]} {event}", symbol))
     return traces
 
 
@@ -601,10 +585,8 @@ def _lay_out_panel(
     )  # fmt: skip
     note = {"showarrow": False, "xanchor": "left", "font": {"size": 12, "color": ZONE}}
     if panel.key == "gradient_norm_ratio":
-        figure.add_hrect(
-            y0=DANGER_RATIO, y1=10**high, row=row, col=1, fillcolor=ZONE, opacity=0.15, line_width=0, layer="below",
-        )  # fmt: skip
-        figure.add_annotation(note, text=STALLING, x=0, y=high, xref="x domain", yanchor="top", row=row, col=1)
+        zone = {"fillcolor": ZONE, "opacity": 0.15, "line_width": 0, "layer": "below"}
+        figure.add_hrect(y0=DANGER_RATIO, y1=10**high, row=row, col=1, **zone)
     ends: dict[int, float] = {}
     for trace in traces:
         if "fill" not in trace and not trace["meta"]["single"] and trace["y"] and trace["y"][-1] is not None:

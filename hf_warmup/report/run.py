@@ -26,6 +26,8 @@ from math import inf, isclose, isfinite, nan
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ..norms.grouping import find_stacks
+
 
 logger = logging.getLogger(__name__)
 
@@ -529,22 +531,23 @@ class Run:
         return list(self.norms)
 
     @cached_property
+    def stacks(self) -> dict[str, list[str]]:
+        """Prefix -> recorded blocks of equal shapes, from first to last."""
+        return find_stacks(self.layers, self.settings.get("growing_stacks") or ())
+
+    @property
     def blocks(self) -> list[str]:
-        """The numbered layers in order, such as `encoder.layer.0`; of several stacks the deepest."""
-        stacks: dict[str, dict[int, str]] = {}
-        for layer in self.layers:
-            if numbered := re.fullmatch(r"(.*?)(\d+)", layer):
-                stacks.setdefault(numbered[1], {})[int(numbered[2])] = layer
-        deepest = max(stacks.values(), key=len, default={})
-        return [deepest[number] for number in sorted(deepest)]
+        """The blocks of the deepest stack in order, such as `encoder.layer.0`."""
+        return max(self.stacks.values(), key=len, default=[])
 
     def ratio(self) -> Series:
-        """Return the last block's gradient norm over the first's, `inf` where the first's is 0."""
-        if len(self.blocks) < 2:
-            return Series([], [])
-        first, last = self.norms[self.blocks[0]], self.norms[self.blocks[-1]]
-        pairs = zip(self.steps, first, last, strict=True)
-        return _series((step, b / a if a else inf) for step, a, b in pairs if a == a and b == b and (a or b))
+        """Return the last block's gradient norm over the first's: the highest of all stacks, `inf` over a norm of 0."""
+        highest: dict[int, float] = {}
+        for first, *_, last in self.stacks.values():
+            for step, below, above in zip(self.steps, self.norms[first], self.norms[last], strict=True):
+                if below >= 0 and above > 0:  # neither is nan
+                    highest[step] = max(highest.get(step, 0.0), above / below if below else inf)
+        return _series(sorted(highest.items()))
 
     @cached_property
     def evaluations(self) -> dict[str, Series]:

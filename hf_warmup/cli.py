@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from inspect import get_annotations
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._logging import warn_once
-from ._validation import closest, short_repr
+from ._validation import check_number, closest, short_repr
 
 
 if TYPE_CHECKING:
@@ -320,11 +319,10 @@ def check_minimums(arguments: Any, **minimums: float) -> None:
     ```
     """
     for name, minimum in minimums.items():
-        field_value = getattr(arguments, name)
-        for value in field_value if isinstance(field_value, list) else [field_value]:
-            if value is not None and not minimum <= value < inf:
-                kind = "an integer" if isinstance(value, int) else "a finite number"
-                raise ValueError(f"{name}={value}: expected {kind} in [{minimum:g}, inf).")
+        value = getattr(arguments, name)
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None:
+                check_number(name, each, minimum, integer=isinstance(each, int))
 
 
 def check_process_count(num_processes: int) -> None:

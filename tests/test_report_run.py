@@ -83,11 +83,10 @@ def test_a_row_with_an_odd_value_is_read_without_it(tmp_path, key, value):
     find(run)
 
 
-@pytest.mark.parametrize("size", [10, 200_000])  # shorter and longer than a block that is read
 @pytest.mark.parametrize("step", [0, 1, 2, 5])
-def test_truncate_rows_keeps_rows_up_to_the_step(tmp_path, size, step):
+def test_truncate_rows_keeps_rows_up_to_the_step(tmp_path, step):
     path = tmp_path / "gradient_norms.jsonl"
-    append_rows(path, [{"step": t, "text": "x" * size} for t in (1, 2, 3)])
+    append_rows(path, [{"step": t} for t in (1, 2, 3)])
     with path.open("a") as file:
         file.write('[]\n{"step": 2, "cut o')  # a killed process
     inode = path.stat().st_ino
@@ -215,9 +214,6 @@ def test_status_needs_evidence(tmp_path):
     assert read_run(write_state(tmp_path / "d", log, 520)).status == "checkpoint at update 500 of 520"
     control = {"TrainerControl": {"args": {"should_training_stop": True}}}
     assert read_run(write_state(tmp_path / "e", log, 520, stateful_callbacks=control)).end == "stopped early"
-    patience = {"args": {"early_stopping_patience": 2}, "attributes": {"early_stopping_patience_counter": 2}}
-    callbacks = {"EarlyStoppingCallback": patience}
-    assert read_run(write_state(tmp_path / "f", log, 520, stateful_callbacks=callbacks)).end == "stopped early"
 
 
 def test_write_run_end_is_evidence_until_the_run_goes_on(tmp_path):
@@ -233,7 +229,7 @@ def test_an_unfinished_run_is_read_from_its_last_checkpoint(tmp_path):
     write_run(tmp_path / "older", steps=2, planned=20, checkpoint=2)
     (tmp_path / "older" / "checkpoint-2").rename(folder / "checkpoint-2")
     run = read_run(folder)
-    assert (run.updates, run.num_training_steps, run.cut_short) == (7, 20, True)
+    assert (run.updates, run.num_training_steps, run.end) == (7, 20, "unfinished")
     (tmp_path / "b").mkdir()
     (folder / "gradient_norms.jsonl").rename(tmp_path / "b" / "gradient_norms.jsonl")  # killed before any checkpoint
     assert (read_run(tmp_path / "b").updates, read_run(tmp_path / "b").status) == (7, "7 updates")

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .run import Run, find_runs
+from .run import Run, by_number, find_runs
 
 
 # Settings that do not change what is learned: names, places, seeds, and how a run logs, saves and evaluates.
@@ -63,19 +63,11 @@ def independent_settings(runs: Any) -> list[str]:
     columns = {key: [settings.get(key, "") for settings in known] for key in differing_settings(runs)}
     if len({*zip(*columns.values(), strict=True)}) < 4:
         return list(columns)
-    for key in sorted(columns, key=lambda key: -max(map(by_number, columns[key]))[0]):  # words before numbers
+    for key in sorted(columns, key=lambda key: max(map(by_number, columns[key]))[0] == ""):  # words before numbers
         others = [columns[other] for other in columns if other != key]
         if any(len({*zip(other, columns[key], strict=True)}) == len({*other}) for other in others):
             del columns[key]
     return list(columns)
-
-
-def by_number(text: str) -> tuple[int, float, str]:
-    """Return a sorting key that takes text of a number as a number, before any word."""
-    try:
-        return 0, float(text), text
-    except ValueError:
-        return 1, 0.0, text
 
 
 def shared_settings(runs: Any) -> dict[str, str]:
@@ -152,6 +144,16 @@ def common_metric(runs: Sequence[Run]) -> str | None:
     """Return the metric that most runs were evaluated by, `"loss"` if none was evaluated, `None` without losses."""
     metrics = [run.metric for run in runs if run.metric]
     return max(metrics, key=metrics.count, default=None) or ("loss" if any(run.losses for run in runs) else None)
+
+
+def results_by_metric(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+    """Return metric -> configuration -> one value per run that has it, of the models that were kept."""
+    results: dict[str, dict[str, list[float]]] = {}
+    for configuration, members in by_configuration(runs).items():
+        for run in members:
+            for metric, value in run.results().items():
+                results.setdefault(metric, {}).setdefault(configuration, []).append(value)
+    return results
 
 
 def names_of(runs: Iterable[Run]) -> dict[Run, str]:

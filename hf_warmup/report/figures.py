@@ -96,7 +96,7 @@ PANELS = (
     Panel("learning_rate", "Effective learning rate", "learning rate", _rates),
     Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
     Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
-    Panel("gradient_norm_ratio", "Gradient norm, last layer over first (grey: it stalls)", "ratio", _ratio, True),
+    Panel("gradient_norm_ratio", "Gradient norm, last over first layer (grey: stalling)", "ratio", _ratio, True),
     Panel("update_ratio", "Update over weights, first and last block", "ratio of norms", _update_ratios, True, True),
 )  # fmt: skip
 

@@ -148,9 +148,10 @@ class Group:
 
     @property
     def whose(self) -> str:
-        """The configurations, with the number of runs if a configuration has several."""
+        """The first configurations, with the number of runs if a configuration has several."""
+        named = self.configurations[:3] + [f"{len(self.configurations) - 3} more"] * (len(self.configurations) > 3)
         counted = f" ({len(self.findings)} of {self.of} runs)" if self.of > len(self.configurations) else ""
-        return ", ".join(self.configurations) + counted
+        return "; ".join(named) + counted
 
     @property
     def text(self) -> str:

@@ -28,6 +28,7 @@ from .comparison import (
     differing_settings,
     mean_and_spread,
     names_of,
+    results_by_metric,
     settings_text,
     shared_settings,
 )
@@ -65,7 +66,6 @@ class Experiment:
         limits (`str`): What the numbers do not show, in Markdown.
         figures (`Mapping[str, str]`): Path of a figure relative to the card -> its caption.
         settings (`Mapping[str, str]`): Configuration -> what it adds to the command.
-        commit (`str`, *optional*): The commit that the runs were made with; by default the one that they recorded.
         license (`str`, defaults to `"apache-2.0"`): The Hub's name of the licence.
         tags (`Sequence[str]`): The Hub's tags.
     """
@@ -77,7 +77,6 @@ class Experiment:
     limits: str
     figures: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
-    commit: str | None = None
     license: str = "apache-2.0"
     tags: Sequence[str] = TAGS
 
@@ -180,7 +179,6 @@ def experiment_card(experiment: Experiment, results: Results, runs: Sequence[Run
         spread += f"{which}; {' or '.join(map(str, updates))} updates per run"
     spread += "."
     made_with = next((run.made_with for run in runs if run.made_with), NOT_RECORDED) if runs else environment()
-    made_with = made_with | ({"commit": experiment.commit} if experiment.commit else {})
     return ModelCard.from_template(
         _metadata(experiment, results),
         template_path=str(TEMPLATE),
@@ -200,15 +198,9 @@ def results_of(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
 
     Without evaluations it is the last training loss; of runs that logged neither it is empty.
     """
-    results: dict[str, dict[str, list[float]]] = {}
-    evaluated = any(key.startswith("eval_") for run in runs for key in run.results())
-    for configuration, members in by_configuration(runs).items():
-        for run in members:
-            for key, value in run.results().items():
-                if key.startswith("eval_") is evaluated:
-                    values = results.setdefault(key.removeprefix("eval_"), {})
-                    values.setdefault(configuration, []).append(value)
-    return results
+    results = results_by_metric(runs)
+    evaluated = {key.removeprefix("eval_"): results[key] for key in results if key.startswith("eval_")}
+    return evaluated or results
 
 
 def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: str = "unknown") -> Experiment:
@@ -219,7 +211,7 @@ def describe(runs: Sequence[Run], title: str, task: tuple[str, str], license: st
     answer = escape(describe_runs(runs, groups) + (f" All have {shared}." if shared else ""))
     fewest, names = min(map(len, configurations.values())), names_of(runs)
     limits = [f"At least {fewest} run{'s' * (fewest > 1)} per configuration; no other settings."]
-    if short := [names[run] for run in runs if run.cut_short]:
+    if short := [names[run] for run in runs if run.end in ("unfinished", "interrupted")]:
         limits.append(f"Unfinished: {', '.join(map(code, short))}.")
     limits.append("The findings come from rules of thumb, which were measured on small BERT models.")
     recorded, norms = any(run.made_with for run in runs), any(run.layers for run in runs)

@@ -15,7 +15,6 @@ from typing import Any
 from .. import __version__
 from .comparison import (
     by_configuration,
-    by_number,
     common_metric,
     decimals,
     differing_settings,
@@ -24,11 +23,12 @@ from .comparison import (
     label,
     mean_and_spread,
     names_of,
+    results_by_metric,
     shared_settings,
 )
 from .figures import draw_curves, draw_layers, draw_run, line_style, need
 from .findings import RULES, describe_coverage, group_findings
-from .run import Run, find_runs
+from .run import Run, by_number, find_runs
 from .schedule import describe_schedule
 from .text import (
     by_rule,
@@ -45,50 +45,41 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def run_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the table of all runs: results, status, and the settings in which they differ."""
+    """Return header and rows of the table of all runs: results, status, and the settings in which they differ."""
     settings, names = differing_settings(runs), names_of(runs)
-    results = list(dict.fromkeys(key for run in runs for key in run.results()))[:12]
+    keys = list(dict.fromkeys(key for run in runs for key in run.results()))[:12]
     rows = []
     for run in runs:
-        found, known, best = run.results(), known_settings(run), run.best()
-        rows.append(
-            {
-                "name": names[run],
-                "status": run.status,
-                "cut_short": run.cut_short,
-                "results": [f"{found[key]:.4g}" if key in found else "" for key in results],
-                "best": f"{best.value:.4g} at {best.step}" if best else "",
-                "settings": [known.get(key, "") for key in settings],
-            }
-        )
-    return {"results": results, "settings": settings, "rows": rows, "best": any(row["best"] for row in rows)}
+        results, known, best = run.results(), known_settings(run), run.best()
+        values = [f"{results[key]:.4g}" if key in results else "" for key in keys]
+        evaluated = f"{best.value:.4g} at {best.step}" if best else ""
+        rows.append([names[run], *values, evaluated, run.status, *(known.get(key, "") for key in settings)])
+    return {"header": ["run", *keys, "best evaluation", "status", *settings], "rows": rows}
 
 
 def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return a row for each configuration, best first: colour, mean and spread of each result, how its runs ended."""
-    groups, ranked = by_configuration(runs), rank_configurations(runs)
+    groups, ranked, results = by_configuration(runs), rank_configurations(runs), results_by_metric(runs)
     order = [name for name, _ in ranked[1]] if ranked else []
-    found = {name: [run.results() for run in members] for name, members in groups.items()}
-    keys = list(dict.fromkeys(key for results in found.values() for result in results for key in result))
-    keys = [key for key in keys if 3 * sum(any(key in each for each in found[name]) for name in found) >= len(found)]
+    keys = [key for key in results if 3 * len(results[key]) >= len(groups)]
     first = common_metric(runs)
     keys = sorted(keys, key=lambda key: (key != first, key != "loss", key != "eval_loss"))[:5]
-    digits = {key: decimals(v[key] for results in found.values() for v in results if key in v) for key in keys}
-    rows = []
-    for i, (name, members) in enumerate(groups.items()):
-        values = {key: [result[key] for result in found[name] if key in result] for key in keys}
-        rows.append(
-            {
-                "index": i,
-                "rank": order.index(name) if name in order else len(order),
-                "name": label(name),
-                "style": line_style(i),
-                "results": {key: mean_and_spread(each, digits[key]) if each else "" for key, each in values.items()},
-                "failed": failed[name],
-                "ends": describe_ends(members),
-                "schedule": describe_schedules(members),
-            }
-        )
+    digits = {key: decimals(value for values in results[key].values() for value in values) for key in keys}
+    rows = [
+        {
+            "index": i,
+            "name": label(name),
+            "rank": order.index(name) if name in order else len(order),
+            "style": line_style(i),
+            "results": {
+                key: mean_and_spread(results[key][name], digits[key]) if name in results[key] else "" for key in keys
+            },
+            "failed": failed[name],
+            "ends": describe_ends(members),
+            "schedule": describe_schedules(members),
+        }
+        for i, (name, members) in enumerate(groups.items())
+    ]
     return sorted(rows, key=lambda row: row["rank"])
 
 

@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count, pairwise
 from math import inf, isclose, isfinite, nan
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
 
@@ -218,31 +218,14 @@ def truncate_rows(path: PathLike, step: int) -> None:
         path (`str` or `os.PathLike`): The recording. Nothing happens if there is no such file.
         step (`int`): The last update that is kept.
     """
+    end = position = 0
     with suppress(FileNotFoundError), Path(path).open("r+b") as file:
-        file.truncate(_end_of_step(file, step))
-
-
-_BLOCK = 1 << 16
-
-
-def _end_of_step(file: BinaryIO, step: int) -> int:
-    """Return the offset after the last complete row at or before update `step`, searched from the end."""
-    start, block, limit = file.seek(0, os.SEEK_END), b"", 0
-    while start:
-        size = min(_BLOCK, start)
-        start -= size
-        file.seek(start)
-        block = file.read(size) + block[:limit]
-        limit = len(block)
-        while limit:
-            begin = block.rfind(b"\n", 0, limit - 1) + 1
-            if begin == 0 and start:  # the line begins in the block before
-                break
-            row = parse_row(block[begin:limit]) if block[limit - 1] == ord("\n") else None
+        for line in file:
+            position += len(line)
+            row = parse_row(line) if line.endswith(b"\n") else None
             if row is not None and row["step"] <= step:
-                return start + limit
-            limit = begin
-    return 0
+                end = position
+        file.truncate(end)
 
 
 def parse_row(line: bytes | str) -> dict[str, Any] | None:
@@ -590,15 +573,7 @@ class Run:
             return False
         callbacks = _table(self.state.get("stateful_callbacks"))
         control = _table(_table(callbacks.get("TrainerControl")).get("args"))
-        stopper = _table(callbacks.get("EarlyStoppingCallback"))
-        patience = _integer(_table(stopper.get("args")).get("early_stopping_patience"))
-        waited = _integer(_table(stopper.get("attributes")).get("early_stopping_patience_counter"))
-        return control.get("should_training_stop") is True or 0 < patience <= waited
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the run made fewer updates than planned and no callback ended it, as far as is known."""
-        return self.end in ("unfinished", "interrupted")
+        return control.get("should_training_stop") is True
 
     @property
     def status(self) -> str:
@@ -777,7 +752,7 @@ def _recording_in(folder: Path) -> Path | None:
 
 def _is_recording(path: Path) -> bool:
     with path.open("rb") as file:
-        row = parse_row(file.readline(_BLOCK))
+        row = parse_row(file.readline(1 << 16))
     return row is not None and LOG_PREFIX in row
 
 
@@ -851,10 +826,10 @@ def is_run(folder: Path) -> bool:
     return any(state.exists() for state in states) or _recording_in(folder) is not None
 
 
-def _by_number(path: Path) -> list[list[str | float]]:
-    """Return a sorting key that takes numbers in a path as numbers: lr5e-4 before lr1e-3, seed2 before seed10."""
-    parts = [re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)", part) for part in path.parts]
-    return [[float(each) if i % 2 else each for i, each in enumerate(part)] for part in parts]
+def by_number(text: str) -> list[str | float]:
+    """Return a sorting key that takes numbers in text as numbers: lr5e-4 before lr1e-3, seed2 before seed10."""
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)", text)
+    return [float(each) if i % 2 else each for i, each in enumerate(parts)]
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -863,7 +838,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
         yield folder
         return
     inside = [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    for path in sorted(inside, key=_by_number):
+    for path in sorted(inside, key=lambda path: by_number(path.name)):
         yield from _run_folders(path)
 
 

@@ -6,7 +6,15 @@ import textwrap
 from collections.abc import Sequence
 from statistics import mean
 
-from .comparison import by_configuration, common_metric, decimals, differing_settings, mean_and_spread, names_of
+from .comparison import (
+    by_configuration,
+    common_metric,
+    decimals,
+    differing_settings,
+    mean_and_spread,
+    names_of,
+    results_by_metric,
+)
 from .findings import Group, describe_coverage, find, group_findings
 from .run import Run
 from .schedule import describe_schedule
@@ -64,15 +72,11 @@ def rank_configurations(runs: Sequence[Run]) -> tuple[str, list[tuple[str, list[
     metric = common_metric(runs)
     if metric is None:
         return None
-    values = {
-        name: [found[metric] for run in members if metric in (found := run.results())]
-        for name, members in by_configuration(runs).items()
-    }
+    known = results_by_metric(runs).get(metric, {})
     sign = -1 if metric in runs[0].evaluations and runs[0].greater_is_better(metric) else 1
-    known = [(name, each) for name, each in values.items() if each]
-    if len(known) < 0.9 * len(values):  # runs of different tasks
+    if len(known) < 0.9 * len(by_configuration(runs)):  # runs of different tasks
         return None
-    return metric, sorted(known, key=lambda item: (mean(item[1]) != mean(item[1]), sign * mean(item[1])))
+    return metric, sorted(known.items(), key=lambda item: (mean(item[1]) != mean(item[1]), sign * mean(item[1])))
 
 
 def headline(runs: Sequence[Run], groups: Sequence[Group]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 from .drawing import Row, draw_evaluations
 from .kept_runs import Result, Settings, select
@@ -20,7 +21,8 @@ ABOUT = About(
     "to 0, one warmup length.",
 )
 XIONG = "Xiong et al. 2020, arXiv:2002.04745"
-RATE, STEPS, WARMUP_STEPS = 2e-3, 450, 200
+RATES = (2e-3, 3e-3)
+STEPS, WARMUP_STEPS = 450, 200
 SIZE = {"num_hidden_layers": 6, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
 QUICK_SIZE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGURATIONS: dict[str, Settings] = {
@@ -44,7 +46,7 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
         "grad_norm_steps": 1,
         **(QUICK_SIZE if args.quick else SIZE),
     }
-    return grid(CONFIGURATIONS, [RATE], args.seeds_or(full=3), common)
+    return grid(CONFIGURATIONS, RATES[:1] if args.quick else RATES, args.seeds_or(full=3), common)
 
 
 def learned(run: Result) -> bool:
@@ -58,34 +60,51 @@ def run(args: ReproduceArguments) -> Outcome:
     results = run_grid(partial(finetune_one, texts=find_texts(args.data_dir)), jobs, args)
     table, measured = summary(results, CLASSIFICATION)
     figure = draw_evaluations(results, [Row("accuracy", 2)], {name: {"name": name} for name in CONFIGURATIONS})
-    recordings = [args.folder / "runs" / name for name in jobs][: len(CONFIGURATIONS)]  # of the first seed
+    recordings = [args.folder / "runs" / name for name in jobs][: len(CONFIGURATIONS)]  # of the first seed and rate
     return Outcome(figure, verdicts(results, args.quick), table, results, measured, recordings)
 
 
 def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
     """Judge the claims of the papers, and that a run that rewinds needs no warmup length."""
-    runs = {name: select(results, name=name) for name in CONFIGURATIONS}
-    counts = {name: sum(map(learned, each)) for name, each in runs.items()}
-    words = {name: f"{counts[name]} of {len(each)} seeds learn" for name, each in runs.items()}
-    all_learn = {name: counts[name] == len(each) for name, each in runs.items()}
+    usual, high = RATES
+    cells = {(name, lr): select(results, name=name, learning_rate=lr) for name, lr in product(CONFIGURATIONS, RATES)}
+    counts = {cell: sum(map(learned, runs)) for cell, runs in cells.items()}
+    words = {cell: f"{counts[cell]} of {len(runs)} seeds learn" for cell, runs in cells.items()}
+    none = {cell: None if quick or not runs else counts[cell] == 0 for cell, runs in cells.items()}
+    every_seed = {cell: None if quick or not runs else counts[cell] == len(runs) for cell, runs in cells.items()}
     plain, warmed, radam, auto, pre = CONFIGURATIONS
-
-    def decided(answer: bool) -> bool | None:
-        return None if quick else answer
 
     return [
         Verdict(
-            f"Post-LN needs a warmup (here: at {RATE:g} no seed learns without, every seed with warmup)",
+            f"Post-LN needs a warmup (here: at {usual:g} no seed learns without, every seed with warmup)",
             XIONG + ", section 3",
-            f"{words[plain]} without, {words[warmed]} with warmup",
-            every(decided(counts[plain] == 0), decided(all_learn[warmed])),
+            f"{words[plain, usual]} without, {words[warmed, usual]} with warmup",
+            every(none[plain, usual], every_seed[warmed, usual]),
         ),
-        Verdict("Pre-LN needs no warmup", XIONG + ", section 4", words[pre], decided(all_learn[pre])),
-        Verdict("RAdam needs no warmup", "Liu et al. 2020, arXiv:1908.03265", words[radam], decided(all_learn[radam])),
+        *(
+            Verdict(f"{what} at {lr:g} (here: every seed learns)", source, words[name, lr], every_seed[name, lr])
+            for what, source, name in (
+                ("Pre-LN needs no warmup", XIONG + ", section 4", pre),
+                ("RAdam needs no warmup", "Liu et al. 2020, arXiv:1908.03265", radam),
+            )
+            for lr in RATES
+        ),
         Verdict(
-            "a run that rewinds needs no warmup length (here: every seed learns, as with the linear warmup)",
+            f"a run that rewinds needs no warmup length (here: at {usual:g} every seed learns, as with the linear warmup)",
             "hf_warmup",
-            f"{words[auto]}, {words[warmed]} with the linear warmup",
-            decided(all_learn[auto]) if all_learn[warmed] else None,
+            f"{words[auto, usual]}, {words[warmed, usual]} with the linear warmup",
+            every_seed[auto, usual] if every_seed[warmed, usual] else None,
+        ),
+        Verdict(
+            f"at {high:g} a linear warmup of {WARMUP_STEPS} updates is too short (here: no seed learns)",
+            "hf_warmup",
+            words[warmed, high],
+            none[warmed, high],
+        ),
+        Verdict(
+            f"at {high:g} a run that rewinds finds a warmup that is long enough (here: every seed learns)",
+            "hf_warmup",
+            words[auto, high],
+            every_seed[auto, high],
         ),
     ]

@@ -41,6 +41,7 @@ COLUMNS = {
     "RAdam": ("radam", {"warmup_type": "none"}),
     "auto": ("adamw", {"warmup_type": "auto"}),
 }
+COLUMNS["untuned, then auto"] = ("adamw", COLUMNS["untuned"][1] | {"guard": "rewind"})
 FIXED = ("linear 100", "untuned")
 Row = tuple[str, str, float]  # placement, optimizer, learning rate
 ROWS: list[Row] = [(p, optim, lr) for optim, rates in RATES.items() for p in ("post", "pre") for lr in rates]
@@ -70,8 +71,8 @@ def runs_of(results: list[Result], row: Row, column: str) -> list[Result]:
     wanted = settings_of(row, column, 0, 0)
     if wanted is None:
         return []
-    keys = ("norm_placement", "optim", "warmup_type", "learning_rate")
-    return select(results, **{key: wanted[key] for key in keys})
+    keys = ("norm_placement", "optim", "warmup_type", "learning_rate", "guard")
+    return select(results, **{key: wanted.get(key) for key in keys})
 
 
 def succeeds(results: list[Result]) -> Verdict:
@@ -110,6 +111,20 @@ def free(results: list[Result]) -> Verdict:
     )
 
 
+def start(results: list[Result]) -> Verdict:
+    """Judge whether `auto` should begin without a warmup or with the untuned one."""
+    names = "auto", "untuned, then auto"
+    runs = {name: [run for row in ROWS for run in runs_of(results, row, name)] for name in names}
+    counts = {name: len(solved(each)) for name, each in runs.items()}
+    return Verdict(
+        "auto may begin without a warmup (here: it solves the task on at least as many seeds as if it began with the "
+        "untuned one)",
+        "hf_warmup",
+        ", ".join(f"{counts[name]} of {len(runs[name])} seeds: {name}" for name in names),
+        counts[names[0]] >= counts[names[1]] if all(runs.values()) else None,
+    )
+
+
 def name_of(row: Row) -> str:
     """Return a name such as `Post-LN adamw at 0.002`."""
     return f"{row[0].capitalize()}-LN {row[1]} at {row[2]:g}"
@@ -125,5 +140,5 @@ def run(args: ReproduceArguments) -> Outcome:
     rows = [[name_of(row), *(in_words(runs_of(results, row, column)) for column in COLUMNS)] for row in ROWS]
     named = measures({f"{name_of(row)}, {column}": runs_of(results, row, column) for row in ROWS for column in COLUMNS})
     shown = [folder_of(args, run) for column in ("none", "auto") for run in runs_of(results, ROWS[1], column)[:1]]
-    verdicts = [succeeds(results), in_time(results), free(results)]
+    verdicts = [succeeds(results), in_time(results), free(results), start(results)]
     return Outcome(figure, verdicts, table_of(["", *COLUMNS], rows), results, named, shown)

@@ -149,8 +149,9 @@ def folder_name(settings: Settings) -> str:
     """Return a folder name from the settings in which the runs of one reproduction differ."""
     optim = "_".join(filter(None, (settings["optim"], settings.get("optim_args"))))
     warmup = "noam" if settings.get("lr_scheduler_type") == "noam" else settings["warmup_type"]
+    guard = f"-{settings['guard']}" if "guard" in settings else ""
     lr = f"{settings['learning_rate']:g}"
-    return f"{settings['norm_placement']}-{optim}-{warmup}-lr{lr}-seed{settings['seed']}"
+    return f"{settings['norm_placement']}-{optim}-{warmup}{guard}-lr{lr}-seed{settings['seed']}"
 
 
 def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]:

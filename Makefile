@@ -45,7 +45,7 @@ FINETUNE = $(BIN)/python scripts/finetune_bert.py \
 	--max_eval_samples 400 --report_to none
 
 # At 2e-4 both runs learn, and the warmup makes no clear difference. At 5e-4 both stall: try --learning_rate 5e-4.
-# scripts/text_classification/polarity.py says where the data come from.
+# The reviews are read from the folder mr: scripts/text_classification/polarity.py says where they come from.
 finetune: $(STAMP) $(VENV)/.pretrained
 	$(BIN)/python -m scripts.text_classification.polarity runs/polarity
 	$(FINETUNE) --warmup_type none --output_dir runs/finetune/no_warmup

@@ -34,7 +34,15 @@ from hf_warmup.report import Run, draw_comparison, mean_and_spread, read_run
 from hf_warmup.report.page import write_page
 from reproductions.card import publish_card
 from reproductions.kept_runs import Result, Settings, run_all
-from reproductions.reversal import CHANCE_LOSS, FIRST_SYMBOL, VOCAB_SIZE, run_one, training_arguments
+from reproductions.reversal import (
+    CHANCE_LOSS,
+    FIRST_SYMBOL,
+    VOCAB_SIZE,
+    measures,
+    run_one,
+    solved,
+    training_arguments,
+)
 
 
 DEFAULT_ARMS = [
@@ -93,8 +101,8 @@ def split_arm(arm: str) -> tuple[str, str, str]:
     return placement, ":".join(words[:end]), ":".join(words[end:])
 
 
-def plan(args: CompareArguments) -> dict[Path, Settings]:
-    """Return run folder to settings for all configurations and seeds; raise `ValueError` for invalid arguments."""
+def plan(args: CompareArguments) -> dict[str, Settings]:
+    """Return name to settings for all configurations and seeds; raise `ValueError` for invalid arguments."""
     check_minimums(args, max_steps=1, num_hidden_layers=1, warmup_steps=0, num_workers=0, seeds=0)
     jobs = {}
     for seed in args.seeds:
@@ -110,9 +118,9 @@ def plan(args: CompareArguments) -> dict[Path, Settings]:
                 "num_hidden_layers": args.num_hidden_layers,
                 "seed": seed,
             }
-            folder = Path(args.output_dir) / f"{arm.replace(':', '-')}-seed{seed}"
-            training_arguments(settings, folder)  # checks the settings before anything runs
-            jobs[folder] = settings
+            name = f"{arm.replace(':', '-')}-seed{seed}"
+            training_arguments(settings, Path(args.output_dir) / name)  # checks the settings before anything runs
+            jobs[name] = settings
     return jobs
 
 
@@ -126,22 +134,13 @@ def by_configuration(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {name: [each for each in results if name_of(each) == name] for name in dict.fromkeys(map(name_of, results))}
 
 
-def solved(results: Sequence[Result]) -> list[int]:
-    """Return the updates to loss 0.5 of the runs that reached it."""
-    return [each["steps_to_loss_0.5"] for each in results if each["steps_to_loss_0.5"] is not None]
-
-
 def summarize(results: Sequence[Result]) -> tuple[str, str]:
     """Return the table of results, and the conclusion in words."""
     groups = by_configuration(results)
     width = max(24, *(len(name) + 2 for name in groups))
     lines = [f"{'configuration':<{width}}{'solved':>8}{'final loss':>18}{'accuracy':>18}{'updates to loss 0.5':>22}"]
-    conclusions: dict[str, list[str]] = {
-        "failed on every seed": [],
-        "solved the task on every seed": [],
-        "solved the task on some seeds": [],
-    }
-    none, all_of_them, some = conclusions
+    conclusions = ("failed on every seed", "solved the task on every seed", "solved the task on some seeds")
+    concluded: dict[str, list[str]] = {conclusion: [] for conclusion in conclusions}
     for name, runs in groups.items():
         updates = solved(runs)
         lines.append(
@@ -150,8 +149,8 @@ def summarize(results: Sequence[Result]) -> tuple[str, str]:
             f"{mean_and_spread([run['accuracy'] for run in runs]):>18}"
             f"{mean_and_spread(updates, digits=0) if updates else 'never':>22}"
         )
-        conclusions[none if not updates else all_of_them if len(updates) == len(runs) else some].append(name)
-    words = [f"{', '.join(names)} {conclusion}." for conclusion, names in conclusions.items() if names]
+        concluded[conclusions[0 if not updates else 1 if len(updates) == len(runs) else 2]].append(name)
+    words = [f"{', '.join(names)} {conclusion}." for conclusion, names in concluded.items() if names]
     words.append(f"Chance level: loss {CHANCE_LOSS:.3f}, accuracy {1 / (VOCAB_SIZE - FIRST_SYMBOL):.3f}.")
     return "\n".join(lines), " ".join(words)
 
@@ -163,9 +162,7 @@ def write_card(results: Sequence[Result], runs: Sequence[Run], args: CompareArgu
         metric: {name: [each[key] for each in group] for name, group in configurations.items()}
         for metric, key in {"accuracy": "accuracy", "loss": "final_loss"}.items()
     }
-    metrics["updates to loss 0.5"] = {
-        name: [float(value) for value in solved(group)] for name, group in configurations.items() if solved(group)
-    }
+    metrics["updates to loss 0.5"] = measures(configurations)["updates to loss 0.5"]
     is_default = args == CompareArguments(output_dir=args.output_dir, num_workers=args.num_workers, card=args.card)
     experiment = Experiment(
         title="Post-LN and Pre-LN BERT on sequence reversal, with and without warmup",
@@ -202,7 +199,7 @@ def main() -> None:
     except (KeyboardInterrupt, BrokenProcessPool):
         print(f"\nstopped: the same command continues with the finished runs in {args.output_dir}", file=sys.stderr)
         sys.exit(130)
-    runs = [read_run(folder) for folder in jobs]
+    runs = [read_run(Path(args.output_dir) / name) for name in jobs]
     figures = draw_comparison(runs, args.output_dir)
     page = write_page(runs, Path(args.output_dir) / "report.html")
     write_card(results, runs, args)

@@ -63,6 +63,7 @@ from text_classification.arguments import (
     ModelArguments,
     build_model,
     describe_data,
+    flag,
     load_data,
     load_tokenizer,
     tokenize,
@@ -75,46 +76,39 @@ class LoopArguments:
     """How to train."""
 
     output_dir: str = field(metadata={"help": "Where checkpoints, the model and the recording go."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Examples per process and micro-batch."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Examples per process."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate, if the schedule has a peak."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay, except for biases and LayerNorms."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "For the Adam family."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "For the Adam family and the untuned warmups."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "For the Adam family."})
-    num_train_epochs: int = field(default=3, metadata={"help": "Epochs, unless max_train_steps is given."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "Updates; overrides num_train_epochs."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches per update."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0 for no clipping."})
-    optim: str = field(default="adamw", metadata={"help": "A name in hf_warmup.OPTIMIZERS, or an import path."})
-    optim_args: str | None = field(default=None, metadata={"help": "Options of the optimizer as key=value,key=value."})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "A decay, or a schedule of transformers."})
-    lr_scheduler_kwargs: str | None = field(default=None, metadata={"help": "Options of decay and warmup as JSON."})
-    warmup_type: str | None = field(default=None, metadata={"help": "The warmup before the decay."})
-    num_warmup_steps: float = field(
-        default=0, metadata={"help": "Updates of warmup for any number of processes; a value below 1 is a ratio."}
+    per_device_train_batch_size: int = flag(8, "Examples per process and micro-batch.")
+    per_device_eval_batch_size: int = flag(8, "Examples per process.")
+    learning_rate: float = flag(5e-5, "Peak learning rate, if the schedule has a peak.")
+    weight_decay: float = flag(0.0, "Weight decay, except for biases and LayerNorms.")
+    adam_beta1: float = flag(0.9, "For the Adam family.")
+    adam_beta2: float = flag(0.999, "For the Adam family and the untuned warmups.")
+    adam_epsilon: float = flag(1e-8, "For the Adam family.")
+    num_train_epochs: int = flag(3, "Epochs, unless max_train_steps is given.")
+    max_train_steps: int | None = flag(None, "Updates; overrides num_train_epochs.")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches per update.")
+    max_grad_norm: float = flag(1.0, "Clip the gradient to this norm; 0 for no clipping.")
+    optim: str = flag("adamw", "A name in hf_warmup.OPTIMIZERS, or an import path.")
+    optim_args: str | None = flag(None, "Options of the optimizer as key=value,key=value.")
+    lr_scheduler_type: str = flag("linear", "A decay, or a schedule of transformers.")
+    lr_scheduler_kwargs: str | None = flag(None, "Options of decay and warmup as JSON.")
+    warmup_type: str | None = flag(None, "The warmup before the decay.")
+    num_warmup_steps: float = flag(0, "Updates of warmup for any number of processes; a value below 1 is a ratio.")
+    learning_rate_mapping: str | None = flag(None, "Learning rates as JSON: regular expression of names to number.")
+    layerwise_lr_decay: float | None = flag(None, "Factor of the learning rate for each block below the head.")
+    seed: int = flag(42, "Seed of the model, the order of the data, and dropout.")
+    split_batches: bool = flag(False, "The batch size is the total over all processes.")
+    checkpointing_steps: str | None = flag(None, "Updates between checkpoints, or 'epoch'.")
+    checkpoints_total_limit: int | None = flag(None, "Number of checkpoints to keep.")
+    resume_from_checkpoint: str | None = flag(
+        None, "A checkpoint; 'true': the latest complete one; 'auto': the same, if there is one."
     )
-    learning_rate_mapping: str | None = field(
-        default=None, metadata={"help": "Learning rates by parameter name as JSON: regular expression to number."}
-    )
-    layerwise_lr_decay: float | None = field(
-        default=None, metadata={"help": "Multiply the learning rate by this factor for each block below the head."}
-    )
-    seed: int = field(default=42, metadata={"help": "Seed of the model, the order of the data, and dropout."})
-    split_batches: bool = field(default=False, metadata={"help": "The batch size is the total over all processes."})
-    checkpointing_steps: str | None = field(default=None, metadata={"help": "Updates between checkpoints, or 'epoch'."})
-    checkpoints_total_limit: int | None = field(default=None, metadata={"help": "Number of checkpoints to keep."})
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "A checkpoint; 'true': the latest complete one; 'auto': the same, if there is one."},
-    )
-    stop_on_signal: bool = field(default=False, metadata={"help": "Save a checkpoint and stop on SIGTERM or SIGUSR1."})
-    grad_norm_steps: int = field(default=1, metadata={"help": "Record gradient norms every N updates; 0 for never."})
-    grad_norm_group_by: str = field(default="layer", metadata={"help": "layer, module or parameter."})
-    logging_steps: int = field(default=10, metadata={"help": "Log every N updates; each entry waits for the device."})
-    with_tracking: bool = field(default=False, metadata={"help": "Log to the trackers in report_to."})
-    report_to: str = field(default="all", metadata={"help": "Trackers for with_tracking, such as tensorboard."})
-    process_group_timeout: int = field(default=1800, metadata={"help": "Seconds to wait for another process."})
+    stop_on_signal: bool = flag(False, "Save a checkpoint and stop on SIGTERM or SIGUSR1.")
+    grad_norm_steps: int = flag(1, "Record gradient norms every N updates; 0 for never.")
+    grad_norm_group_by: str = flag("layer", "layer, module or parameter.")
+    logging_steps: int = flag(10, "Log every N updates; each entry waits for the device.")
+    with_tracking: bool = flag(False, "Log to the trackers in report_to.")
+    report_to: str = flag("all", "Trackers for with_tracking, such as tensorboard.")
+    process_group_timeout: int = flag(1800, "Seconds to wait for another process.")
 
     def __post_init__(self) -> None:
         check_minimums(self, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)

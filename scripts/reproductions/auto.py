@@ -6,20 +6,9 @@ from statistics import mean
 
 from hf_warmup.report.figures import blank_axes, blank_figure
 
-from .kept_runs import select
-from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import (
-    Result,
-    Settings,
-    all_solved,
-    draw_grid,
-    folder_of,
-    in_words,
-    job,
-    measures,
-    run_jobs,
-    solved,
-)
+from .kept_runs import Result, Settings, select
+from .outcome import About, Outcome, ReproduceArguments, Verdict
+from .reversal import all_solved, draw_grid, folder_of, job, measures, run_jobs, solved
 
 
 ABOUT = About(
@@ -136,9 +125,8 @@ def run(args: ReproduceArguments) -> Outcome:
     figure = blank_figure(9, 5)
     axes = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "", "warmup")
     cells = [[runs_of(results, row, column) for column in COLUMNS] for row in ROWS]
-    draw_grid(axes, cells, [name_of(row) for row in ROWS], COLUMNS)
-    rows = [[name_of(row), *(in_words(runs_of(results, row, column)) for column in COLUMNS)] for row in ROWS]
+    table = draw_grid(axes, cells, [name_of(row) for row in ROWS], list(COLUMNS))
     named = measures({f"{name_of(row)}, {column}": runs_of(results, row, column) for row in ROWS for column in COLUMNS})
     shown = [folder_of(args, run) for column in ("none", "auto") for run in runs_of(results, ROWS[1], column)[:1]]
     verdicts = [succeeds(results), in_time(results), free(results), start(results)]
-    return Outcome(figure, verdicts, table_of(["", *COLUMNS], rows), results, named, shown)
+    return Outcome(figure, verdicts, table, results, named, shown)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from functools import partial
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, make_pair
+from hf_warmup.report import mean_and_spread
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
@@ -32,6 +34,7 @@ INITIALIZATIONS = {
     "transformers', embedding LayerNorm": ("normal", True),
 }
 PLACEMENTS = ("post", "pre")
+spread = partial(mean_and_spread, digits=2)
 
 
 def last_ffn_norm(model: BertPreLNForMaskedLM, tokens: torch.Tensor) -> float:
@@ -120,11 +123,6 @@ def run(args: ReproduceArguments) -> Outcome:
     return Outcome(
         figure, verdicts(norms, exponents, len(seeds) >= 5 and not args.quick), table, numbers, {"exponent in L": named}
     )
-
-
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation over seeds, such as `-0.53 ± 0.03`."""
-    return f"{mean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def verdicts(norms: dict[str, Any], exponents: dict[str, dict[str, list[float]]], enough: bool) -> list[Verdict]:

@@ -89,23 +89,24 @@ def run_some(run_one: RunOne, todo: Mapping[Path, Settings], workers: int) -> It
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_all(run_one: RunOne, jobs: Mapping[Path, Settings], output_dir: Path, num_workers: int = 0) -> list[Result]:
+def run_all(run_one: RunOne, jobs: Mapping[str, Settings], output_dir: Path, num_workers: int = 0) -> list[Result]:
     """Execute the runs that have no result yet, and return all results in the order of `jobs`.
 
     Args:
         run_one (`Callable`): Takes the settings and the folder of a run and returns what it measured. Importable by
             spawned processes.
-        jobs (`Mapping[Path, Settings]`): Run folder to settings.
-        output_dir (`Path`): Receives `results.json`, which grows as runs finish.
+        jobs (`Mapping[str, Settings]`): Name of a run, which is its folder in `output_dir`, to settings.
+        output_dir (`Path`): Also receives `results.json`, which grows as runs finish.
         num_workers (`int`, defaults to 0): Runs at a time; 0 means one per core.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = {folder: result for folder, settings in jobs.items() if (result := read_result(settings, folder))}
-    todo = {folder: settings for folder, settings in jobs.items() if folder not in results}
+    planned = {output_dir / name: settings for name, settings in jobs.items()}
+    results = {folder: result for folder, settings in planned.items() if (result := read_result(settings, folder))}
+    todo = {folder: settings for folder, settings in planned.items() if folder not in results}
     workers = max(1, min(num_workers or os.cpu_count() or 1, len(todo)))
 
     def write() -> list[Result]:
-        ordered = [results[folder] for folder in jobs if folder in results]
+        ordered = [results[folder] for folder in planned if folder in results]
         (output_dir / "results.json").write_text(json.dumps(ordered, indent=1) + "\n")
         return ordered
 

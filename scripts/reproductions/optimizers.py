@@ -7,20 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .kept_runs import select
-from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import (
-    Result,
-    Settings,
-    all_solved,
-    every,
-    in_words,
-    job,
-    measures,
-    none_solved,
-    run_jobs,
-    solved,
-)
+from .kept_runs import Result, Settings, select
+from .outcome import About, Outcome, ReproduceArguments, Verdict, every, table_of
+from .reversal import all_solved, in_words, job, measures, none_solved, run_jobs, solved
 
 
 if TYPE_CHECKING:

@@ -89,6 +89,11 @@ class Verdict:
         return f"claim     {self.claim} ({self.source})\nmeasured  {self.measured}\n=>        {self.word}"
 
 
+def every(*answers: bool | None) -> bool | None:
+    """Return whether all answers are true; `None` if one is undecided."""
+    return None if None in answers else all(answers)
+
+
 class About(NamedTuple):
     """What a model card says about a reproduction besides its numbers."""
 

@@ -79,7 +79,7 @@ def checkpoint_name(pretrained: Settings) -> str:
 def pretrain_some(args: ReproduceArguments, texts: Path, jobs: list[Settings]) -> list[Result]:
     """Execute the pretraining runs that have no result yet; `finetune` starts from the same checkpoints."""
     folder = Path(args.output_dir) / "pretrain" / "pretrained"
-    planned = {folder / checkpoint_name(settings): settings for settings in jobs}
+    planned = {checkpoint_name(settings): settings for settings in jobs}
     return run_all(partial(pretrain_one, texts=texts), planned, folder, args.num_workers)
 
 
@@ -104,9 +104,8 @@ def best_of(pretrained: list[Result]) -> dict[str, Result]:
 
 def finetune_all(args: ReproduceArguments, texts: Path, jobs: Mapping[str, Settings]) -> list[Result]:
     """Execute the fine-tuning runs that have no result yet; `jobs` maps folder names to settings."""
-    folder = args.folder / "finetuned"
     run_one = partial(finetune_one, texts=texts, checkpoints=Path(args.output_dir) / "pretrain" / "pretrained")
-    return run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
+    return run_all(run_one, jobs, args.folder / "finetuned", args.num_workers)
 
 
 def finetuning(args: ReproduceArguments, pretrained: Result, task: str) -> Settings:

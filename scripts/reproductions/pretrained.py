@@ -13,10 +13,10 @@ from hf_warmup.report import mean_and_spread
 
 from ..text_classification.polarity import write_polarity
 from .drawing import Row, draw_evaluations
-from .kept_runs import Result, Settings, select
+from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict
 from .texts import find_texts
-from .training import CLASSIFICATION, finetune_one, judge_findings, run_grid, runs_with_problems, summary
+from .training import CLASSIFICATION, finetune_one, judge_findings, runs_with_problems, summary
 
 
 ABOUT = About(
@@ -111,7 +111,7 @@ def run(args: ReproduceArguments) -> Outcome:
     texts, polarity, folder = find_texts(args.data_dir), args.folder / "mr", args.folder / "runs"
     write_polarity(texts / "mr", polarity)
     run_one = partial(finetune_one, texts=texts, checkpoints=checkpoint.parent, polarity=polarity)
-    results = run_grid(run_one, jobs, args)
+    results = run_all(run_one, jobs, args.folder / "runs", args.num_workers)
     table, measured = summary(
         results,
         CLASSIFICATION | {"fall of accuracy from its peak": fall},

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from hf_warmup import BertPreLNConfig, get_schedule, make_pair
+from hf_warmup import get_schedule
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import SEQUENCE_LENGTH, VOCAB_SIZE, reversal_data
+from .reversal import HEADS, SEQUENCE_LENGTH, VOCAB_SIZE, WIDTH, reversal_data, reversal_pair
 
 
 ABOUT = About(
@@ -25,7 +25,7 @@ ABOUT = About(
     "Gradient norm of the second feed-forward matrix over layers; one faint line per seed",
     "Six layers of width 64 on a synthetic task; the decoder is torch's. One learning rate, one warmup.",
 )
-LAYERS, WIDTH, HEADS, BATCH = 6, 64, 4, 32
+LAYERS, BATCH = 6, 32
 LEARNING_RATE, BETAS, WARMUP_STEPS = 2e-3, (0.9, 0.98), 100
 XIONG = "Xiong et al. 2020, arXiv:2002.04745, figure 3"
 Profile = list[float]
@@ -62,24 +62,13 @@ class EncoderDecoder(nn.Module):
 
 def encoders(seed: int) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, list[Tensor]]]:
     """Return placement -> loss function, model, and second feed-forward matrix per layer, for BERT encoders."""
-    config = BertPreLNConfig(
-        initializer="xavier_uniform",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
-        max_position_embeddings=SEQUENCE_LENGTH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
     return {
         placement: (
             lambda tokens, model=model: model(input_ids=tokens, labels=tokens.flip(1)).loss,
             model,
             [layer.output.dense.weight for layer in model.bert.encoder.layer],
         )
-        for placement, model in zip(("post", "pre"), make_pair(config, seed), strict=True)
+        for placement, model in zip(("post", "pre"), reversal_pair(LAYERS, seed), strict=True)
     }
 
 

@@ -15,7 +15,7 @@ from hf_warmup.report.figures import blank_axes, blank_figure
 
 from .auto import COLUMNS, STEPS, settings_of
 from .kept_runs import Result, Settings, run_all, select
-from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
+from .outcome import About, Outcome, ReproduceArguments, Verdict, every
 from .reversal import all_solved, draw_grid, folder_name, in_words, job, measures
 from .reversal import run_one as run_plain
 
@@ -139,18 +139,18 @@ def run_one(settings: Settings, folder: Path) -> dict[str, Any]:
     return run_plain(settings, folder, TRAINERS.get(settings.get("ramp", ""), WarmupTrainer))
 
 
-def planned(args: ReproduceArguments) -> dict[Path, Settings]:
-    """Return folder -> settings of all runs: those of the rules, and of `auto` those to compare with."""
+def planned(args: ReproduceArguments) -> dict[str, Settings]:
+    """Return name -> settings of all runs: those of the rules, and of `auto` those to compare with."""
     steps, rates = args.max_steps or STEPS, RATES[1:2] if args.quick else RATES
     found = {}
     for seed in args.seeds_or(full=5):
         for lr in rates:
             for ramp in TRAINERS:
                 settings = job("post", "adamw", "none", lr, steps, seed) | {"ramp": ramp}
-                found[args.folder / "runs" / f"{ramp.replace(' ', '_')}-lr{lr:g}-seed{seed}"] = settings
+                found[f"{ramp.replace(' ', '_')}-lr{lr:g}-seed{seed}"] = settings
             for column in () if args.quick else FIXED:
                 settings = settings_of(("post", "adamw", lr), column, steps, seed) or {}
-                found[args.folder.parent / "auto" / "runs" / folder_name(settings)] = settings
+                found[f"../../auto/runs/{folder_name(settings)}"] = settings
     return found
 
 
@@ -170,7 +170,7 @@ def judge(results: list[Result], name: str) -> Verdict:
     answers = [all_solved(runs_of(results, lr, name)) for lr in needed]
     source = "arXiv:2406.09405" if name == "critical rate" else "arXiv:2602.05813"
     claim = f"a warmup that follows the {name} needs no length"
-    return Verdict(claim, source, f"solved {counts}", None if not answers or None in answers else all(answers))
+    return Verdict(claim, source, f"solved {counts}", every(*answers) if answers else None)
 
 
 def run(args: ReproduceArguments) -> Outcome:
@@ -179,7 +179,6 @@ def run(args: ReproduceArguments) -> Outcome:
     figure = blank_figure(8, 3)
     axes = blank_axes(figure, "Seeds that solved the task, and mean updates to loss 0.5", "learning rate", "warmup")
     cells = [[runs_of(results, lr, name) for name in NAMES] for lr in RATES]
-    draw_grid(axes, cells, [f"{lr:g}" for lr in RATES], NAMES)
-    rows = [[f"{lr:g}", *(in_words(runs_of(results, lr, name)) for name in NAMES)] for lr in RATES]
+    table = draw_grid(axes, cells, [f"{lr:g}" for lr in RATES], NAMES)
     named = measures({f"{name} at {lr:g}": runs_of(results, lr, name) for lr in RATES for name in NAMES})
-    return Outcome(figure, [judge(results, name) for name in TRAINERS], table_of(["", *NAMES], rows), results, named)
+    return Outcome(figure, [judge(results, name) for name in TRAINERS], table, results, named)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from hf_warmup import BertPreLNConfig, WarmupTrainer, WarmupTrainingArguments, make_pair
+from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, WarmupTrainer, WarmupTrainingArguments, make_pair
 
 from .kept_runs import Result, Settings, run_all
-from .outcome import ReproduceArguments
+from .outcome import ReproduceArguments, table_of
 
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 FIRST_SYMBOL, VOCAB_SIZE, SEQUENCE_LENGTH = 5, 32, 16
+WIDTH, HEADS = 64, 4
 CHANCE_LOSS = torch.tensor(float(VOCAB_SIZE - FIRST_SYMBOL)).log().item()
 HELD_OUT = 256
 TARGET_LOSS = 0.5
@@ -31,6 +32,22 @@ def reversal_data(num_examples: int, seed: int) -> list[dict[str, torch.Tensor]]
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(FIRST_SYMBOL, VOCAB_SIZE, (num_examples, SEQUENCE_LENGTH), generator=generator)
     return [{"input_ids": x, "labels": x.flip(0)} for x in tokens]
+
+
+def reversal_pair(layers: int, seed: int) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
+    """Return a Post-LN and a Pre-LN BERT of width 64 with the same initial values."""
+    config = BertPreLNConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=SEQUENCE_LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer="xavier_uniform",
+    )
+    return make_pair(config, seed)
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
@@ -81,19 +98,8 @@ def run_one(
     """Train one configuration with one seed and return its result."""
     seed = settings["seed"]
     args = training_arguments(settings, folder)
-    config = BertPreLNConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        num_hidden_layers=settings["num_hidden_layers"],
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=SEQUENCE_LENGTH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer="xavier_uniform",
-    )
     set_seed(seed)
-    post, pre = make_pair(config, seed)
+    post, pre = reversal_pair(settings["num_hidden_layers"], seed)
     trainer = trainer_class(
         model=post if settings["norm_placement"] == "post" else pre,
         args=args,
@@ -156,9 +162,8 @@ def folder_name(settings: Settings) -> str:
 
 def run_jobs(jobs: Iterable[Settings], args: ReproduceArguments) -> list[Result]:
     """Execute the runs that have no result yet; return all results in the order of `jobs`."""
-    runs = args.folder / "runs"
-    planned = {runs / folder_name(settings): settings for settings in jobs}
-    return run_all(run_one, planned, runs, args.num_workers)
+    planned = {folder_name(settings): settings for settings in jobs}
+    return run_all(run_one, planned, args.folder / "runs", args.num_workers)
 
 
 def solved(results: Iterable[Result]) -> list[int]:
@@ -188,8 +193,8 @@ def in_words(results: list[Result]) -> str:
     return f"{len(updates)}/{len(results)}" + (f" at {mean(updates):.0f}" if updates else "")
 
 
-def draw_grid(axes: Axes, cells: Sequence[Sequence[list[Result]]], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Draw a table of runs, coloured by the share of seeds that solved the task."""
+def draw_grid(axes: Axes, cells: Sequence[Sequence[list[Result]]], rows: Sequence[str], columns: Sequence[str]) -> str:
+    """Draw a table of runs, coloured by the share of seeds that solved the task, and return it as text."""
     shares = [[len(solved(cell)) / len(cell) if cell else float("nan") for cell in line] for line in cells]
     axes.imshow(shares, cmap="RdYlBu", vmin=-0.35, vmax=1.35, aspect="auto")
     for i, line in enumerate(cells):
@@ -199,6 +204,7 @@ def draw_grid(axes: Axes, cells: Sequence[Sequence[list[Result]]], rows: Sequenc
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.grid(False)
     axes.spines[:].set_visible(False)
+    return table_of(["", *columns], [[row, *map(in_words, line)] for row, line in zip(rows, cells, strict=True)])
 
 
 def all_solved(results: list[Result]) -> bool | None:
@@ -209,8 +215,3 @@ def all_solved(results: list[Result]) -> bool | None:
 def none_solved(results: list[Result]) -> bool | None:
     """Return whether no run solved the task; `None` without runs."""
     return not solved(results) if results else None
-
-
-def every(*answers: bool | None) -> bool | None:
-    """Return whether all answers are true; `None` if one is undecided."""
-    return None if None in answers else all(answers)

@@ -19,6 +19,7 @@ from hf_warmup.report.run import Run
 
 from .kept_runs import Result, read_json
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
+from .translation import WORKS
 
 
 if TYPE_CHECKING:
@@ -27,18 +28,16 @@ if TYPE_CHECKING:
 
 ABOUT = About(
     "The guard's rules on all recorded runs: misses and false alarms",
-    ("text-classification", "sequence-reversal, sst2-mr"),
+    ("text-classification", "sequence-reversal, sst2-mr, numbers"),
     "Share of failed and of learned runs in which each rule finds a problem, at the end of the run",
     "The stalling ratio was found on the reversal task. A run of it counts as failed if it did not solve the task "
-    "within its updates, slow ones included; a classifier has failed if the area under its ROC curve is below 0.6. "
+    "within its updates, slow ones included; a classifier has failed if the area under its ROC curve is below 0.6, "
+    "a translation if its BLEU is below 50. "
     "Runs whose guard may rewind and runs on RTE, which is too hard for so few updates, are left out.",
 )
 LEARNED = 0.6  # area under the ROC curve
-Kind = tuple[str, bool]  # task, and whether the run learned it
-TASKS = ("reversal", "text")
-KINDS: dict[Kind, str] = {
-    (task, kind): f"{task} {'learned' if kind else 'failed'}" for task in TASKS for kind in (False, True)
-}
+TASKS = ("reversal", "text", "translation")
+KINDS = [f"{task} {kind}" for task in TASKS for kind in ("failed", "learned")]
 EVERY = 5  # updates between two checks of a live guard
 
 
@@ -70,17 +69,23 @@ def found_live(run: Run) -> dict[str, int]:
     return found
 
 
-def kind_of(result: Result) -> Kind | None:
-    """Return the task of a run and whether the run learned it, or `None` for a run that is left out."""
+def kind_of(result: Result) -> str | None:
+    """Return the kind of a run, one of `KINDS`, or `None` for a run that is left out."""
     if result.get("rewinds") or result.get("guard") == "rewind" or result.get("task") == "RTE":
         return None
     if "steps_to_loss_0.5" in result:
-        return "reversal", result["steps_to_loss_0.5"] is not None
-    return ("text", result["roc_auc"] >= LEARNED) if "roc_auc" in result else None
+        task, learned = "reversal", result["steps_to_loss_0.5"] is not None
+    elif "bleu" in result:
+        task, learned = "translation", result["bleu"] >= WORKS
+    elif "roc_auc" in result:
+        task, learned = "text", result["roc_auc"] >= LEARNED
+    else:
+        return None
+    return f"{task} {'learned' if learned else 'failed'}"
 
 
-def labelled_runs(folder: Path) -> dict[Path, Kind]:
-    """Return run folder -> task and whether the run learned it, for all finished runs of all reproductions."""
+def labelled_runs(folder: Path) -> dict[Path, str]:
+    """Return run folder -> kind, for all finished runs of all reproductions."""
     results = {path.parent: read_json(path) or {} for path in sorted(folder.glob("*/*/*/result.json"))}
     return {path: kind for path, result in results.items() if (kind := kind_of(result))}
 
@@ -96,44 +101,37 @@ def run(args: ReproduceArguments) -> Outcome:
     at_end = {path: {finding.rule for finding in find(run)} for path, run in runs.items()}
     live = {path: found_live(runs[path]) for path in tqdm(labels, desc="recordings", unit="run")}
     groups = {kind: [path for path in labels if labels[path] == kind] for kind in KINDS}
-    found = {
-        rule.name: {
-            **{words: sum(rule.name in at_end[path] for path in groups[kind]) for kind, words in KINDS.items()},
-            **{
-                f"{words}, live": sum(rule.name in live[path] for path in groups[kind]) for kind, words in KINDS.items()
-            },
-            "public logs": sum(rule.name in at_end[path] for path in logs),
-        }
-        for rule in RULES
-    }
-    header = ["rule", *(f"{len(groups[kind])} {words}" for kind, words in KINDS.items()), f"{len(logs)} logs"]
+    found: dict[str, dict[str, int]] = {}
+    for rule in RULES:
+        counts = {kind: sum(rule.name in at_end[path] for path in paths) for kind, paths in groups.items()}
+        counts |= {f"{kind}, live": sum(rule.name in live[path] for path in paths) for kind, paths in groups.items()}
+        found[rule.name] = counts | {"public logs": sum(rule.name in at_end[path] for path in logs)}
+    header = ["rule", *(f"{len(groups[kind])} {kind}" for kind in KINDS), f"{len(logs)} logs"]
     rows = [
         [
             rule.name,
-            *(
-                f"{found[rule.name][words]}" + f" ({found[rule.name][words + ', live']})" * rule.live
-                for words in KINDS.values()
-            ),
-            str(found[rule.name]["public logs"]),
+            *(f"{counts[kind]}" + f" ({counts[f'{kind}, live']})" * rule.live for kind in KINDS),
+            str(counts["public logs"]),
         ]
-        for rule in RULES
+        for rule, counts in zip(RULES, found.values(), strict=True)
         if rule.is_problem or rule.live
     ]
-    latest = {
-        task: max((live[path]["stalling"] for path in groups[task, False] if "stalling" in live[path]), default=0)
+    stalls = {kind: [live[path]["stalling"] for path in groups[kind] if "stalling" in live[path]] for kind in KINDS}
+    verdicts = [
+        verdict
         for task in TASKS
-    }
-    verdicts = [verdict for task in TASKS for verdict in judge(task, groups, found["stalling"], latest[task])]
+        for verdict in judge(task, groups, found["stalling"], max(stalls[f"{task} failed"], default=0))
+    ]
     figure = draw({rule.name: found[rule.name] for rule in RULES if rule.is_problem}, groups)
-    results = {"found": {rule: [each[words] for words in KINDS.values()] for rule, each in found.items()}}
+    results = {"found": {rule: [counts[kind] for kind in KINDS] for rule, counts in found.items()}}
     return Outcome(figure, verdicts, table_of(header, rows), found, results)
 
 
-def judge(task: str, groups: Mapping[Kind, list[Path]], stalls: Mapping[str, int], latest: int) -> list[Verdict]:
+def judge(task: str, groups: Mapping[str, list[Path]], stalls: Mapping[str, int], latest: int) -> list[Verdict]:
     """Judge false alarms and misses of the stalling ratio on the runs of one task."""
-    failed, learned = (len(groups[task, kind]) for kind in (False, True))
+    missed, alarms = f"{task} failed", f"{task} learned"
+    failed, learned = len(groups[missed]), len(groups[alarms])
     enough = failed >= 20 and learned >= 20
-    missed, alarms = KINDS[task, False], KINDS[task, True]
     return [
         Verdict(
             f"the stalling ratio is found in no run that learned ({task})",
@@ -151,16 +149,16 @@ def judge(task: str, groups: Mapping[Kind, list[Path]], stalls: Mapping[str, int
     ]
 
 
-def draw(found: Mapping[str, Mapping[str, int]], groups: Mapping[Kind, list[Path]]) -> Figure:
+def draw(found: Mapping[str, Mapping[str, int]], groups: Mapping[str, list[Path]]) -> Figure:
     """Draw one panel per task: the share of failed and of learned runs in which each rule finds a problem."""
     names = [name for name, counts in found.items() if any(counts.values())]
-    figure = blank_figure(10, 3)
+    figure = blank_figure(5 * len(TASKS), 3)
     for i, task in enumerate(TASKS, 1):
         axes = blank_axes(figure, f"Runs with a problem: {task}", "", "share of the runs", (1, len(TASKS), i))
-        for shift, learned, color in ((-0.2, False, COLORS[0]), (0.2, True, COLORS[1])):
-            total, places = len(groups[task, learned]) or 1, [j + shift for j in range(len(names))]
-            shares = [found[name][KINDS[task, learned]] / total for name in names]
-            axes.barh(places, shares, 0.4, label="learned" if learned else "failed", color=color)
+        for shift, word, color in ((-0.2, "failed", COLORS[0]), (0.2, "learned", COLORS[1])):
+            kind, places = f"{task} {word}", [j + shift for j in range(len(names))]
+            shares = [found[name][kind] / (len(groups[kind]) or 1) for name in names]
+            axes.barh(places, shares, 0.4, label=word, color=color)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlim(0, 1)
         axes.invert_yaxis()

@@ -6,11 +6,10 @@ from functools import partial
 from itertools import product
 
 from .drawing import Row, draw_evaluations
-from .kept_runs import Result, Settings, select
-from .outcome import About, Outcome, ReproduceArguments, Verdict
-from .reversal import every
+from .kept_runs import Result, Settings, run_all, select
+from .outcome import About, Outcome, ReproduceArguments, Verdict, every
 from .texts import find_texts
-from .training import CLASSIFICATION, finetune_one, grid, run_grid, summary
+from .training import CLASSIFICATION, finetune_one, grid, summary
 
 
 ABOUT = About(
@@ -57,7 +56,9 @@ def learned(run: Result) -> bool:
 def run(args: ReproduceArguments) -> Outcome:
     """Train with every configuration and seed; draw the curves and judge the claims."""
     jobs = plan(args)
-    results = run_grid(partial(finetune_one, texts=find_texts(args.data_dir)), jobs, args)
+    results = run_all(
+        partial(finetune_one, texts=find_texts(args.data_dir)), jobs, args.folder / "runs", args.num_workers
+    )
     table, measured = summary(results, CLASSIFICATION)
     figure = draw_evaluations(results, [Row("accuracy", 2)], {name: {"name": name} for name in CONFIGURATIONS})
     recordings = [args.folder / "runs" / name for name in jobs][: len(CONFIGURATIONS)]  # of the first seed and rate
@@ -90,7 +91,8 @@ def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
             for lr in RATES
         ),
         Verdict(
-            f"a run that rewinds needs no warmup length (here: at {usual:g} every seed learns, as with the linear warmup)",
+            f"a run that rewinds needs no warmup length (here: at {usual:g} every seed learns, as with "
+            "the linear warmup)",
             "hf_warmup",
             f"{words[auto, usual]}, {words[warmed, usual]} with the linear warmup",
             every_seed[auto, usual] if every_seed[warmed, usual] else None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -17,6 +17,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     default_data_collator,
     set_seed,
@@ -35,8 +36,8 @@ from hf_warmup.report import find, mean_and_spread, read_run
 
 from ..text_classification.arguments import DataArguments, load_data, tokenize
 from ..text_classification.metrics import compute_metrics
-from .kept_runs import Result, RunOne, Settings, run_all
-from .outcome import ReproduceArguments, Verdict, table_of
+from .kept_runs import Result, Settings
+from .outcome import Verdict, table_of
 from .texts import LENGTH, load_vocabulary, sequences
 
 
@@ -44,7 +45,6 @@ BATCH, SAVES = 32, 10
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 MEASURED = ("loss", "accuracy", "roc_auc", "bleu")
 CLASSIFICATION = {"accuracy": itemgetter("accuracy"), "area under the ROC curve": itemgetter("roc_auc")}
-Arguments = TypeVar("Arguments", bound=WarmupTrainingArguments)
 
 
 class LossAtMasks(BertPreLNForMaskedLM):
@@ -73,15 +73,13 @@ class PrintEvaluations(TrainerCallback):
         tqdm.write(f"{Path(args.output_dir).name}: update {state.global_step}/{state.max_steps}, {', '.join(measured)}")
 
 
-def arguments(
-    settings: Settings, folder: Path, evaluations: int, cls: type[Arguments] = WarmupTrainingArguments, **more: Any
-) -> Arguments:
-    """Return arguments for a linear decay with a warmup over the first tenth of the run, or without warmup.
+def arguments(settings: Settings, folder: Path, evaluations: int) -> dict[str, Any]:
+    """Return training arguments for a linear decay with a warmup over the first tenth of the run, or without warmup.
 
-    Optional settings are `optim`, `warmup_steps`, `batch_size`, `guard` and `grad_norm_steps`; `more` has precedence.
+    Optional settings are `optim`, `warmup_steps`, `batch_size` and `guard`.
     """
     every = max(1, settings["max_steps"] // evaluations)
-    usual = {
+    return {
         "output_dir": str(folder),
         "optim": settings.get("optim", "adamw"),
         "learning_rate": settings["learning_rate"],
@@ -102,10 +100,9 @@ def arguments(
         "seed": settings["seed"],
         "guard": settings.get("guard", "off"),
     }
-    return cls(**(usual | more))
 
 
-def train(trainer: WarmupTrainer, resume: str | None = None) -> None:
+def train(trainer: Trainer, resume: str | None = None) -> None:
     """Train with one line per evaluation, and save the log."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PrintEvaluations())
@@ -113,7 +110,7 @@ def train(trainer: WarmupTrainer, resume: str | None = None) -> None:
     trainer.save_state()
 
 
-def evaluations(trainer: WarmupTrainer, *names: str) -> list[list[float]]:
+def evaluations(trainer: Trainer, *names: str) -> list[list[float]]:
     """Return one row per evaluation: the update and the values of `names`."""
     entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return [[entry["step"], *(entry[f"eval_{name}"] for name in names)] for entry in entries]
@@ -141,7 +138,7 @@ def pretrain_one(settings: Settings, folder: Path, texts: Path) -> Result:
     pair = dict(zip(("post", "pre"), small_pair(settings, tokenizer), strict=True))
     save = max(1, settings["max_steps"] // SAVES)
     more = {"prediction_loss_only": True, "grad_norm_steps": save, "save_steps": save, "save_total_limit": 1}
-    args = arguments(settings, folder, 20, **more)
+    args = WarmupTrainingArguments(**(arguments(settings, folder, 20) | more))
     set_seed(settings["seed"])  # the same masks in both configurations
     masked = masking([{"input_ids": ids} for ids in held_out])
     columns = ("input_ids", "labels")
@@ -205,10 +202,8 @@ def finetune_one(
         model = BertPreLNForSequenceClassification(config)
     trainer = WarmupTrainer(
         model=model,
-        args=arguments(
-            settings,
-            folder,
-            settings.get("num_evaluations", 10),
+        args=WarmupTrainingArguments(
+            **arguments(settings, folder, settings.get("num_evaluations", 10)),
             grad_norm_steps=settings.get("grad_norm_steps", 10),
             save_strategy="no",
         ),
@@ -234,12 +229,6 @@ def grid(
         }
         for seed, lr, name in product(seeds, rates, configurations)
     }  # fmt: skip
-
-
-def run_grid(run_one: RunOne, jobs: Mapping[str, Settings], args: ReproduceArguments) -> list[Result]:
-    """Execute the runs of `jobs`, folder name -> settings, and return their results in the same order."""
-    folder = args.folder / "runs"
-    return run_all(run_one, {folder / name: settings for name, settings in jobs.items()}, folder, args.num_workers)
 
 
 def runs_with_problems(folder: Path, jobs: Iterable[str]) -> set[str]:

@@ -17,9 +17,9 @@ from hf_warmup.norms import find_stacks
 from hf_warmup.report import Run, mean_and_spread, read_run
 
 from .drawing import Row, draw_evaluations
-from .kept_runs import Result, Settings, select
+from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict
-from .training import arguments, evaluations, grid, judge_findings, run_grid, runs_with_problems, summary, train
+from .training import arguments, evaluations, grid, judge_findings, runs_with_problems, summary, train
 
 
 ABOUT = About(
@@ -143,22 +143,19 @@ def translate_one(settings: Settings, folder: Path) -> Result:
     updates, batch = settings["max_steps"], settings["batch_size"]
     numbers = Random(settings["seed"]).sample(range(1, LARGEST + 1), updates * batch + HELD_OUT)
     data = [example(number) for number in numbers]
-    args = arguments(
-        settings,
-        folder,
-        10,
-        WarmupSeq2SeqTrainingArguments,
-        lr_scheduler_type=settings["lr_scheduler_type"],
-        warmup_steps=settings["warmup_steps"],  # without a warmup the learning rate is constant until then
-        adam_beta2=0.98,
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        per_device_eval_batch_size=HELD_OUT,
-        predict_with_generate=True,
-        generation_max_length=LENGTH + 1,
-        save_strategy="no",
-        grad_norm_steps=1,
-    )
+    changed = {
+        "lr_scheduler_type": settings["lr_scheduler_type"],
+        "warmup_steps": settings["warmup_steps"],  # without a warmup the learning rate is constant until then
+        "adam_beta2": 0.98,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "per_device_eval_batch_size": HELD_OUT,
+        "predict_with_generate": True,
+        "generation_max_length": LENGTH + 1,
+        "save_strategy": "no",
+        "grad_norm_steps": 1,
+    }
+    args = WarmupSeq2SeqTrainingArguments(**(arguments(settings, folder, 10) | changed))
     trainer = WarmupSeq2SeqTrainer(
         model=build_model(settings),
         args=args,
@@ -197,7 +194,7 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
 def run(args: ReproduceArguments) -> Outcome:
     """Train with every configuration, learning rate and seed; draw the curves and judge the claims."""
     jobs = plan(args)
-    results = run_grid(translate_one, jobs, args)
+    results = run_all(translate_one, jobs, args.folder / "runs", args.num_workers)
     table, measured = summary(results, {"BLEU": itemgetter("bleu"), "accuracy of words": itemgetter("accuracy")})
     rows = [
         Row("BLEU", 2),

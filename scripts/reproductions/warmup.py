@@ -7,23 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
-from .kept_runs import select
-from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import (
-    WARMUPS,
-    Result,
-    Settings,
-    all_solved,
-    draw_grid,
-    every,
-    folder_of,
-    in_words,
-    job,
-    measures,
-    none_solved,
-    run_jobs,
-    solved,
-)
+from .kept_runs import Result, Settings, select
+from .outcome import About, Outcome, ReproduceArguments, Verdict, every
+from .reversal import WARMUPS, all_solved, draw_grid, folder_of, in_words, job, measures, none_solved, run_jobs, solved
 
 
 if TYPE_CHECKING:
@@ -177,12 +163,11 @@ def run(args: ReproduceArguments) -> Outcome:
     kinds = [(p, o) for o in SIZES for p in ("post", "pre")]
     cells = [[runs_of(results, (p, o, w)) for w in WARMUPS] for p, o in kinds]
     names = [f"{p.capitalize()}-LN, {NAMES[o]}" for p, o in kinds]
-    draw_grid(grid, cells, names, list(WARMUPS))
+    table = draw_grid(grid, cells, names, list(WARMUPS))
     band = blank_axes(figure, "Adam: updates to loss 0.5", "updates", "learning rate", (1, 2, 2))
     draw_band(band, results)
-    rows = [[name, *map(in_words, line)] for name, line in zip(names, cells, strict=True)]
     configurations = [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
     named = measures({title(each): runs_of(results, each) for each in configurations})
     shown = [folder_of(args, run) for each in QUICK_CONFIGURATIONS for run in runs_of(results, each)[:1]]
     verdicts = [*(judge(claim, results) for claim in CLAIMS), faster(results), wider(results)]
-    return Outcome(figure, verdicts, table_of(["", *WARMUPS], rows), results, named, shown)
+    return Outcome(figure, verdicts, table, results, named, shown)

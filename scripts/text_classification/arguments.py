@@ -23,7 +23,8 @@ logger = logging.get_logger(__name__)
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")  # of a BERT from scratch
 
 
-def _flag(default: Any, help: str, **more: Any) -> Any:
+def flag(default: Any, help: str, **more: Any) -> Any:
+    """Return a field of an argument class."""
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -31,17 +32,17 @@ def _flag(default: Any, help: str, **more: Any) -> Any:
 class DataArguments:
     """What to train and evaluate on."""
 
-    task_name: str | None = _flag(None, "A GLUE task; files have its columns, too.", choices=[*TASK_COLUMNS])
-    train_file: str | None = _flag(None, "A csv, tsv or json file instead of Hub data.")
-    validation_file: str | None = _flag(None, "A csv, tsv or json file.")
-    test_file: str | None = _flag(None, "A csv, tsv or json file.")
-    text_column_names: str | None = _flag(None, "Text columns of files with other names, such as title,body.")
-    max_seq_length: int = _flag(128, "Tokens per example; longer ones are truncated.", aliases=["--max_length"])
-    pad_to_max_length: bool = _flag(True, "Pad to max_seq_length; otherwise to the batch.")
-    overwrite_cache: bool = _flag(False, "Tokenize again instead of reading the cache.")
-    max_train_samples: int | None = _flag(None, "Use only the first examples.")
-    max_eval_samples: int | None = _flag(None, "Use only the first examples.")
-    max_predict_samples: int | None = _flag(None, "Use only the first examples.")
+    task_name: str | None = flag(None, "A GLUE task; files have its columns, too.", choices=[*TASK_COLUMNS])
+    train_file: str | None = flag(None, "A csv, tsv or json file instead of Hub data.")
+    validation_file: str | None = flag(None, "A csv, tsv or json file.")
+    test_file: str | None = flag(None, "A csv, tsv or json file.")
+    text_column_names: str | None = flag(None, "Text columns of files with other names, such as title,body.")
+    max_seq_length: int = flag(128, "Tokens per example; longer ones are truncated.", aliases=["--max_length"])
+    pad_to_max_length: bool = flag(True, "Pad to max_seq_length; otherwise to the batch.")
+    overwrite_cache: bool = flag(False, "Tokenize again instead of reading the cache.")
+    max_train_samples: int | None = flag(None, "Use only the first examples.")
+    max_eval_samples: int | None = flag(None, "Use only the first examples.")
+    max_predict_samples: int | None = flag(None, "Use only the first examples.")
 
     def __post_init__(self) -> None:
         smallest = {"max_train_samples": 1, "max_eval_samples": 1, "max_predict_samples": 1}
@@ -52,22 +53,22 @@ class DataArguments:
 class ModelArguments:
     """What to train: a checkpoint, or a BERT of the given sizes from scratch."""
 
-    model_name_or_path: str | None = _flag(None, "A checkpoint: a Hub id or a folder.")
-    tokenizer_name: str | None = _flag(None, "A tokenizer; by default the checkpoint's.")
-    norm_placement: str | None = _flag(
+    model_name_or_path: str | None = flag(None, "A checkpoint: a Hub id or a folder.")
+    tokenizer_name: str | None = flag(None, "A tokenizer; by default the checkpoint's.")
+    norm_placement: str | None = flag(
         None,
         "Placement of LayerNorm in a BERT; by default the checkpoint's, and post from scratch.",
         choices=["pre", "post"],
     )
-    initializer: str = _flag("normal", "Initial values from scratch.", choices=["normal", "xavier_uniform"])
-    num_hidden_layers: int = _flag(12, "From scratch.")
-    hidden_size: int = _flag(768, "From scratch.")
-    num_attention_heads: int = _flag(12, "From scratch.")
-    intermediate_size: int = _flag(3072, "From scratch.")
-    cache_dir: str | None = _flag(None, "Folder for downloads from the Hub.")
-    model_revision: str = _flag("main", "Branch, tag or commit of the checkpoint.")
-    token: str | None = _flag(None, "Token for gated checkpoints on the Hub.")
-    ignore_mismatched_sizes: bool = _flag(False, "Replace the checkpoint's head if it has another size.")
+    initializer: str = flag("normal", "Initial values from scratch.", choices=["normal", "xavier_uniform"])
+    num_hidden_layers: int = flag(12, "From scratch.")
+    hidden_size: int = flag(768, "From scratch.")
+    num_attention_heads: int = flag(12, "From scratch.")
+    intermediate_size: int = flag(3072, "From scratch.")
+    cache_dir: str | None = flag(None, "Folder for downloads from the Hub.")
+    model_revision: str = flag("main", "Branch, tag or commit of the checkpoint.")
+    token: str | None = flag(None, "Token for gated checkpoints on the Hub.")
+    ignore_mismatched_sizes: bool = flag(False, "Replace the checkpoint's head if it has another size.")
 
     def __post_init__(self) -> None:
         check_minimums(self, **dict.fromkeys(_SIZES, 1))

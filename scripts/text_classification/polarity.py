@@ -1,11 +1,11 @@
 """Write the sentence polarity data (MR) as csv files for the fine-tuning scripts.
 
-    python -m scripts.text_classification.polarity runs/polarity                       # reads $HF_WARMUP_DATA/mr
+    python -m scripts.text_classification.polarity runs/polarity    # reads the folder mr, or $HF_WARMUP_DATA/mr
     python -m scripts.text_classification.polarity runs/polarity --data_dir path/to/folder
 
 10,662 sentences of film reviews, half of them positive (Pang & Lee 2005, version 1.0, CC BY 4.0). Download
 https://www.cs.cornell.edu/people/pabo/movie-review-data/rt-polaritydata.tar.gz and extract `rt-polarity.pos` and
-`rt-polarity.neg` into one folder. A tenth of the sentences, chosen with a fixed seed, becomes the validation file.
+`rt-polarity.neg` into a folder `mr`. A tenth of the sentences, chosen with a fixed seed, becomes the validation file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from hf_warmup.cli import exit_on_user_error
 
 
+URL = "https://www.cs.cornell.edu/people/pabo/movie-review-data/rt-polaritydata.tar.gz"
 FILES = {"rt-polarity.neg": 0, "rt-polarity.pos": 1}  # file -> label
 
 
@@ -40,10 +41,9 @@ def write_polarity(data_dir: Path, output_dir: Path) -> tuple[Path, Path]:
     """
     for name in FILES:
         if not (data_dir / name).is_file():
-            url = "https://www.cs.cornell.edu/people/pabo/movie-review-data/rt-polaritydata.tar.gz"
             raise ValueError(
-                f"{data_dir} has no file {name}. Download {url} (CC BY 4.0), extract it, and pass the folder as "
-                "`--data_dir`, or set HF_WARMUP_DATA to the parent folder of `mr`."
+                f"The folder {data_dir} has no file {name}. Download {URL} (CC BY 4.0) and extract "
+                f"{' and '.join(FILES)} into this folder. `make finetune` reads the folder mr, or $HF_WARMUP_DATA/mr."
             )
     rows = [(sentence, label) for name, label in FILES.items() for sentence in read_sentences(data_dir / name)]
     random.Random(0).shuffle(rows)

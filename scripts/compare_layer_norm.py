@@ -64,9 +64,7 @@ class CompareArguments:
         default_factory=lambda: list(DEFAULT_ARMS),
         metadata={"help": "Configurations: norm_placement:optim:warmup_type, for example post:adamw:linear."},
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "One run per seed and configuration."}
-    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per seed and arm."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate, constant after the warmup."})
     warmup_steps: int = field(default=100, metadata={"help": "Updates of warmup in configurations that have one."})
     max_steps: int = field(default=300, metadata={"help": "Updates per run."})

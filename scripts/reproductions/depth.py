@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_warmup import BertPreLNConfig, BertPreLNForMaskedLM, make_pair
+from hf_warmup import BertPreLNForMaskedLM
 from hf_warmup.report import mean_and_spread
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
+from .reversal import build_pair
 
 
 ABOUT = About(
@@ -49,20 +50,9 @@ def last_ffn_norm(model: BertPreLNForMaskedLM, tokens: torch.Tensor) -> float:
 
 def build(depth: int, initializer: str, keeps: bool, seed: int) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
     """Return the Post-LN and the Pre-LN model of that depth, without dropout."""
-    config = BertPreLNConfig(
-        initializer=initializer,
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        intermediate_size=4 * WIDTH,
-        max_position_embeddings=LENGTH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    post, pre = make_pair(config, seed)
+    post, pre = build_pair(seed, depth, WIDTH, VOCAB, LENGTH, initializer=initializer)
     if keeps:
-        pre.bert.embeddings.LayerNorm = nn.LayerNorm(WIDTH, eps=config.layer_norm_eps)
+        pre.bert.embeddings.LayerNorm = nn.LayerNorm(WIDTH, eps=pre.config.layer_norm_eps)
     return post, pre
 
 

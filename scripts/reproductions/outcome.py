@@ -42,20 +42,12 @@ class ReproduceArguments:
     """Which reproduction to run, and at which size."""
 
     what: str = field(metadata={"help": "The reproduction.", "choices": REPRODUCTIONS})
-    quick: bool = field(
-        default=False,
-        metadata={"help": "Run a small version in under a minute: the structure, not the result."},
-    )
+    quick: bool = field(default=False, metadata={"help": "A small version in under a minute: not the result."})
     seeds: list[int] = field(default_factory=list, metadata={"help": "Seeds to use instead of the default ones."})
     max_steps: int = field(default=0, metadata={"help": "Updates per training run; 0 for the default number."})
     num_workers: int = field(default=0, metadata={"help": "Training runs at a time; 0 for one per core."})
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder with the texts that some of them need (default: $HF_WARMUP_DATA)."},
-    )
-    output_dir: str = field(
-        default="runs/reproduce", metadata={"help": "Results are stored in a subfolder with the reproduction's name."}
-    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the texts (default: $HF_WARMUP_DATA)."})
+    output_dir: str = field(default="runs/reproduce", metadata={"help": "Each reproduction has a subfolder of it."})
     card: bool = field(default=False, metadata={"help": "Also store the model card and its figures in model_cards/."})
 
     def check(self) -> None:

@@ -171,13 +171,8 @@ def draw(pretrained: list[Result], best: dict[str, Result]) -> Figure:
     axes = blank_axes(figure, "Masked-LM loss on held-out text", "loss")
     for run in pretrained:
         color = COLORS[list(PLACEMENT_WARMUPS).index(run["norm_placement"])]
-        style = (
-            "-"
-            if run in best.values()
-            else "--"
-            if run["warmup_type"] != PLACEMENT_WARMUPS[run["norm_placement"]]
-            else ":"
-        )
+        is_control = run["warmup_type"] != PLACEMENT_WARMUPS[run["norm_placement"]]
+        style = "-" if run in best.values() else "--" if is_control else ":"
         axes.plot(*zip(*run["evaluations"], strict=True), style, color=color, marker=".", label=in_words(run))
     last_step, last = best["post"]["evaluations"][-1]
     reached = updates_to(best["pre"]["evaluations"], last)

@@ -16,7 +16,7 @@ from .drawing import Row, draw_evaluations
 from .kept_runs import Result, Settings, run_all, select
 from .outcome import About, Outcome, ReproduceArguments, Verdict
 from .texts import find_texts
-from .training import CLASSIFICATION, finetune_one, judge_findings, runs_with_problems, summary
+from .training import CLASSIFICATION, finetune_one, grid, judge_findings, runs_with_problems, summary
 
 
 ABOUT = About(
@@ -59,12 +59,12 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
     """Return folder name -> settings of all runs; seed by seed, so that an interrupted set has every configuration."""
     post_ln = [name for name in CONFIGURATIONS if not name.startswith("Pre-LN")]
     if args.quick:
-        grid = [("MR", RATES[0], name) for name in CONFIGURATIONS]
+        cells = [("MR", RATES[0], name) for name in CONFIGURATIONS]
     else:
         tasks = ("MR", "SST-2")
-        grid = list(product(tasks, (USUAL,), (PLAIN, WARMED))) + list(product(tasks, RATES, post_ln))
-        grid += [("MR", lr, name) for lr in RATES for name in CONFIGURATIONS if name not in post_ln]
-        grid += [("RTE", RTE_RATE, name) for name in post_ln]
+        cells = list(product(tasks, (USUAL,), (PLAIN, WARMED))) + list(product(tasks, RATES, post_ln))
+        cells += [("MR", lr, name) for lr in RATES for name in CONFIGURATIONS if name not in post_ln]
+        cells += [("RTE", RTE_RATE, name) for name in post_ln]
     common = {
         "checkpoint": "model",
         "batch_size": 8,
@@ -75,14 +75,12 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
         "grad_norm_steps": 1,
     }
     steps = args.max_steps or (10 if args.quick else STEPS)
-    return {
-        f"{task}-{name.replace(', ', '-').replace(' ', '_')}-lr{lr:g}-seed{seed}": {
-            "task": task, "name": name, "learning_rate": lr, "seed": seed, **CONFIGURATIONS[name], **common,
-            "max_steps": USUAL_STEPS if lr == USUAL and not args.max_steps else steps,
-        }
-        for seed in args.seeds_or(full=3)
-        for task, lr, name in grid
-    }  # fmt: skip
+    jobs: dict[str, Settings] = {}
+    for seed, (task, lr, name) in product(args.seeds_or(full=3), cells):
+        updates = USUAL_STEPS if lr == USUAL and not args.max_steps else steps
+        settings = {"task": task, "name": name, **CONFIGURATIONS[name], **common, "max_steps": updates}
+        jobs |= grid({f"{task}, {name}": settings}, [lr], [seed], {})
+    return jobs
 
 
 def roughness(run: Result) -> float:

@@ -16,7 +16,7 @@ from hf_warmup import get_schedule
 from hf_warmup.report.figures import COLORS, blank_axes, blank_figure
 
 from .outcome import About, Outcome, ReproduceArguments, Verdict, table_of
-from .reversal import HEADS, SEQUENCE_LENGTH, VOCAB_SIZE, WIDTH, reversal_data, reversal_pair
+from .reversal import HEADS, SEQUENCE_LENGTH, VOCAB_SIZE, WIDTH, build_pair, reversal_data
 
 
 ABOUT = About(
@@ -68,7 +68,7 @@ def encoders(seed: int) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module
             model,
             [layer.output.dense.weight for layer in model.bert.encoder.layer],
         )
-        for placement, model in zip(("post", "pre"), reversal_pair(LAYERS, seed), strict=True)
+        for placement, model in zip(("post", "pre"), build_pair(seed, LAYERS), strict=True)
     }
 
 

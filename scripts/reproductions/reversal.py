@@ -34,20 +34,22 @@ def reversal_data(num_examples: int, seed: int) -> list[dict[str, torch.Tensor]]
     return [{"input_ids": x, "labels": x.flip(0)} for x in tokens]
 
 
-def reversal_pair(layers: int, seed: int) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
-    """Return a Post-LN and a Pre-LN BERT of width 64 with the same initial values."""
-    config = BertPreLNConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
-        max_position_embeddings=SEQUENCE_LENGTH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer="xavier_uniform",
-    )
-    return make_pair(config, seed)
+def build_pair(
+    seed: int, layers: int, width: int = WIDTH, vocab_size: int = VOCAB_SIZE, length: int = SEQUENCE_LENGTH, **more: Any
+) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
+    """Return a Post-LN and a Pre-LN BERT without dropout, with the same initial values (by default Xavier's)."""
+    settings = {
+        "initializer": "xavier_uniform",
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": length,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return make_pair(BertPreLNConfig(**(settings | more)), seed)
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
@@ -99,7 +101,7 @@ def run_one(
     seed = settings["seed"]
     args = training_arguments(settings, folder)
     set_seed(seed)
-    post, pre = reversal_pair(settings["num_hidden_layers"], seed)
+    post, pre = build_pair(seed, settings["num_hidden_layers"])
     trainer = trainer_class(
         model=post if settings["norm_placement"] == "post" else pre,
         args=args,

@@ -68,11 +68,12 @@ def run(args: ReproduceArguments) -> Outcome:
 def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
     """Judge the claims of the papers, and that a run that rewinds needs no warmup length."""
     usual, high = RATES
-    cells = {(name, lr): select(results, name=name, learning_rate=lr) for name, lr in product(CONFIGURATIONS, RATES)}
-    counts = {cell: sum(map(learned, runs)) for cell, runs in cells.items()}
-    words = {cell: f"{counts[cell]} of {len(runs)} seeds learn" for cell, runs in cells.items()}
-    none = {cell: None if quick or not runs else counts[cell] == 0 for cell, runs in cells.items()}
-    every_seed = {cell: None if quick or not runs else counts[cell] == len(runs) for cell, runs in cells.items()}
+    words, none, every_seed = {}, {}, {}
+    for name, lr in product(CONFIGURATIONS, RATES):
+        runs = select(results, name=name, learning_rate=lr)
+        count = sum(map(learned, runs))
+        words[name, lr] = f"{count} of {len(runs)} seeds learn"
+        none[name, lr], every_seed[name, lr] = (None, None) if quick else (count == 0, count == len(runs))
     plain, warmed, radam, auto, pre = CONFIGURATIONS
 
     return [

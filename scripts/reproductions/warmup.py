@@ -76,15 +76,10 @@ def plan(args: ReproduceArguments) -> list[Settings]:
     """Return the settings of all runs, ordered so that an interrupted set already shows every configuration."""
     every_one = [(p, o, w) for o in SIZES for p in ("post", "pre") for w in WARMUPS]
     configurations = QUICK_CONFIGURATIONS if args.quick else every_one
-
-    def of_seed(seed: int) -> list[Settings]:
-        return [job(*each, SIZES[each[1]][0], args.max_steps or SIZES[each[1]][1], seed) for each in configurations]
-
-    first, *others = seeds = args.seeds_or(full=3)
-    steps = args.max_steps or SIZES["adamw"][1]
-    band = [[job(p, "adamw", w, lr, steps, seed) for lr in BAND for p, w in BAND_CONFIGURATIONS] for seed in seeds]
-    rest = [each for i, seed in enumerate(others, 1) for each in (*of_seed(seed), *band[i])]
-    return of_seed(first) if args.quick else [*of_seed(first), *band[0], *rest]
+    band = () if args.quick else [(p, "adamw", w, lr) for lr in BAND for p, w in BAND_CONFIGURATIONS]
+    planned = [*((p, o, w, SIZES[o][0]) for p, o, w in configurations), *band]
+    seeds = args.seeds_or(full=3)
+    return [job(p, o, w, lr, args.max_steps or SIZES[o][1], seed) for seed in seeds for p, o, w, lr in planned]
 
 
 def runs_of(results: list[Result], configuration: Configuration, lr: float | None = None) -> list[Result]:

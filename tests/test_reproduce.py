@@ -256,9 +256,9 @@ def test_pretrain_and_finetune_at_their_smallest_size(reproduce, texts, tmp_path
 @pytest.mark.slow
 def test_scratch_at_its_smallest_size(reproduce, texts):
     results, _ = reproduce("scratch", "--quick", "--max_steps", 2, "--num_workers", 1, "--data_dir", texts)
-    assert [run["norm_placement"] for run in results["numbers"]] == ["post"] * 4 + ["pre"]
+    assert [run["norm_placement"] for run in results["numbers"]] == ["post"] * 5 + ["pre"]
     assert {run["majority"] for run in results["numbers"]} == {0.5}
-    assert holds(results) == [None] * 8
+    assert holds(results) == [None] * 9
 
 
 @pytest.mark.slow

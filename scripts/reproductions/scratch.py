@@ -29,6 +29,7 @@ CONFIGURATIONS: dict[str, Settings] = {
     "Post-LN, linear warmup": {"norm_placement": "post", "warmup_type": "linear"},
     "Post-LN, RAdam": {"norm_placement": "post", "warmup_type": "none", "optim": "radam"},
     "Post-LN, auto": {"norm_placement": "post", "warmup_type": "none", "guard": "rewind"},
+    "Post-LN, untuned, then auto": {"norm_placement": "post", "warmup_type": "untuned_exponential", "guard": "rewind"},
     "Pre-LN, no warmup": {"norm_placement": "pre", "warmup_type": "none"},
 }
 LEARNED = 0.05  # a run has learned if its accuracy is this much above the majority class
@@ -74,7 +75,7 @@ def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
         count = sum(map(learned, runs))
         words[name, lr] = f"{count} of {len(runs)} seeds learn"
         none[name, lr], every_seed[name, lr] = (None, None) if quick else (count == 0, count == len(runs))
-    plain, warmed, radam, auto, pre = CONFIGURATIONS
+    plain, warmed, radam, auto, untuned, pre = CONFIGURATIONS
 
     return [
         Verdict(
@@ -109,5 +110,11 @@ def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
             "hf_warmup",
             words[auto, high],
             every_seed[auto, high],
+        ),
+        Verdict(
+            "a run that begins with the untuned warmup and rewinds needs no warmup length (here: every seed learns)",
+            "hf_warmup",
+            ", ".join(f"{words[untuned, lr]} at {lr:g}" for lr in RATES),
+            every(*(every_seed[untuned, lr] for lr in RATES)),
         ),
     ]

@@ -79,6 +79,7 @@ def arguments(settings: Settings, folder: Path, evaluations: int) -> dict[str, A
     Optional settings are `optim`, `warmup_steps`, `batch_size` and `guard`.
     """
     every = max(1, settings["max_steps"] // evaluations)
+    has_length = settings["warmup_type"] not in ("none", "untuned_exponential")
     return {
         "output_dir": str(folder),
         "optim": settings.get("optim", "adamw"),
@@ -86,7 +87,7 @@ def arguments(settings: Settings, folder: Path, evaluations: int) -> dict[str, A
         "weight_decay": 0.01,
         "lr_scheduler_type": "linear",
         "warmup_type": settings["warmup_type"],
-        "warmup_steps": settings.get("warmup_steps", 0.1) if settings["warmup_type"] != "none" else 0,
+        "warmup_steps": settings.get("warmup_steps", 0.1) if has_length else 0,
         "max_steps": settings["max_steps"],
         "per_device_train_batch_size": settings.get("batch_size", BATCH),
         "per_device_eval_batch_size": 64,

@@ -16,7 +16,7 @@ CHANCE = math.log(27)  # the loss of a guess among 27 symbols
 @pytest.mark.slow
 def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
     jobs = plan(CompareArguments(seeds=[3], output_dir=str(tmp_path)))
-    results = {name_of(settings): run_one(settings, folder) for folder, settings in jobs.items()}
+    results = {name_of(settings): run_one(settings, tmp_path / name) for name, settings in jobs.items()}
     stuck = results.pop("post:adamw:none")
     assert stuck["final_loss"] == pytest.approx(CHANCE, abs=0.05)
     assert stuck["accuracy"] < 0.1
@@ -35,5 +35,5 @@ def test_post_ln_needs_a_warmup_and_pre_ln_does_not(tmp_path):
     assert ratio_at_20("pre-adamw-none") < 3
 
     # The findings tell the failed run from the others.
-    stalled = {folder.name for folder in jobs if any(finding.is_problem for finding in find(read_run(folder)))}
+    stalled = {name for name in jobs if any(finding.is_problem for finding in find(read_run(tmp_path / name)))}
     assert stalled == {"post-adamw-none-seed3"}

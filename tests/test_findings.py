@@ -78,7 +78,7 @@ def test_group_findings_states_a_rule_once_per_configuration(tmp_path):
     assert list(x.runs_by_text.values()) == [["x-seed0", "x-seed1"], ["x-seed2"]]
     assert y.whose == "y (2 of 2 runs)"
     (both,) = group_findings(runs[3:-1])  # the same sentence about all runs of x and y
-    assert both.whose == "x, y (4 of 4 runs)"
+    assert both.whose == "x; y (4 of 4 runs)"
 
 
 def test_findings_as_dicts_is_json(tmp_path):
@@ -95,9 +95,9 @@ def test_find_tells_a_failed_demo_run_from_sound_ones(tmp_path):
     arms = ["post:adamw:none", "post:adamw:linear", "post:radam:none", "pre:adamw:none"]
     jobs = plan(CompareArguments(arms=arms, seeds=[1], max_steps=30, warmup_steps=30, output_dir=str(tmp_path)))
     findings = {}
-    for folder, settings in jobs.items():
-        run_one(settings, folder)
-        findings[folder.name] = {finding.rule: finding for finding in find(read_run(folder))}
+    for name, settings in jobs.items():
+        run_one(settings, tmp_path / name)
+        findings[name] = {finding.rule: finding for finding in find(read_run(tmp_path / name))}
     stalled = findings.pop("post-adamw-none-seed1")["stalling"]
     assert stalled.numbers["ratio"] > DANGER_RATIO
     assert stalled.layer == "encoder.layer.0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from math import cos, inf, nan, pi
+from dataclasses import replace
+from math import cos, exp, inf, nan, pi
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,13 @@ def decayed(rate):
     """A loop without a known plan, with four updates of warmup."""
     rates = [min(rate(t), (t + 1) / 4) for t in range(60)]
     return Records(log={"effective_learning_rate": (range(1, 61), rates)}, updates=60)
+
+
+def untuned(beta2):
+    """A run of 1,000 updates with the untuned exponential warmup, before a linear decay."""
+    rates = [(1 - exp(-(1 - beta2) * t)) * (1 - t / 1000) for t in range(1, 1001, 10)]
+    settings = ADAMW | {"adam_beta2": beta2, "warmup_type": "untuned_exponential", "warmup_steps": 0}
+    return logged([1.0] * 100, learning_rate=rates, settings=settings)
 
 
 def used(*rates):
@@ -172,6 +180,7 @@ FOUND = [
      "eval_wer is as good as ever: best, 32, at update 20 (32.1 at the end)."),
     ("never left the warmup", logged([1.0] * 3, learning_rate=[1e-5, 2e-5, 3e-5]), "still rises"),
     ("long warmup", logged([1.0] * 6, learning_rate=[1, 2, 3, 2, 1, 0.5]), "about 30 of 60 updates (50 %)"),
+    ("long warmup", untuned(0.995), "about 400 of 1000 updates (40 %)"),
     ("schedule restarts", logged([0.1, 0.1, 3.0, 2.0], learning_rate=[2, 1, 0, 1]), "at update 30"),
     ("schedule restarts", logged([0.1, 0.1, 3.0, 2.0], learning_rate=[2, 0, 2, 1]), "at update 20"),
     ("skipped updates", logged([2.0, 1.0, 0.9], grad_norm=[1.0, nan, 1.0], learning_rate=[3, 3, 2]), "did not move"),
@@ -211,6 +220,8 @@ SOUND = [
     ("overfitting", logged([1, 0.5, 0.3], eval_loss=[0.5, 0.4, 0.43])),
     ("never left the warmup", logged([1.0] * 3, learning_rate=[1e-5, 2e-5, 3e-5], ended=False)),
     ("never left the warmup", logged([1.0] * 3, learning_rate=[1e-5, 1e-5, 1e-5])),
+    ("never left the warmup", replace(logged([1.0] * 3, learning_rate=[1e-5, 2e-5, 3e-5]), num_training_steps=500)),
+    ("long warmup", untuned(0.98)),
     ("long warmup", logged([1.0] * 10, learning_rate=[1, 2, 2, 2, 2, 2, 2, 2, 2, 1])),
     ("schedule restarts", logged([1.0] * 4, learning_rate=[2, 1, 2, 1], settings={"lr_scheduler_type": "greedy"})),
     ("schedule restarts", Records(log={"learning_rate": ([1, 2, 3], [2, 0.1, 1])}, rewinds=([1], [25]))),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..norms.grouping import find_stacks
 from ..report.run import describe_gaps
-from ..report.schedule import LoggedSchedule, find_decay_end, planned_warmup, read_schedule
+from ..report.schedule import LoggedSchedule, find_decay_end, planned_warmup, read_schedule, untuned_length
 from ..schedules.warmups import LEFT_BY_RADAM, describe_rectification
 
 
@@ -122,18 +122,14 @@ class Records:
 
     @property
     def warmup_length(self) -> int | None:
-        """Updates of warmup after the last rewind, else as the settings ask for; `None` if they do not say or the
-        length follows from beta2."""
+        """Updates of warmup after the last rewind, else as the settings ask for; `None` if they do not say."""
         rewound = self.rewinds[1]
         return int(rewound[-1]) if rewound else planned_warmup(self.settings, self.num_training_steps)
 
     @property
     def untuned_length(self) -> int | None:
         """Updates of warmup that Adam's beta2 asks for, 2 / (1 - beta2); `None` for other optimizers."""
-        beta2 = self.setting("adam_beta2")
-        if self.settings.get("optim") not in ADAM or beta2 is None or not 0 <= beta2 < 1:
-            return None
-        return round(2 / (1 - beta2))
+        return untuned_length(self.settings) if self.settings.get("optim") in ADAM else None
 
     @property
     def is_post_ln(self) -> bool:
@@ -476,7 +472,8 @@ def _deviations(value: float, past: Sequence[float]) -> float:
 
 def check_never_left_warmup(records: Records, threshold: float) -> Verdict | None:
     found = records.schedule
-    if found.warmup != "never left" or not records.ended:
+    stopped_early = records.updates < (records.num_training_steps or 0)  # inside its warmup, perhaps
+    if found.warmup != "never left" or not records.ended or stopped_early:
         return None
     text = (
         f"The learning rate still rises at the end of the log, to {found.peak:.3g} at update {found.last}: the run "

@@ -250,11 +250,22 @@ def _shape(points: _Points, warmup: float | None, peak: float, total: int | None
     return f"falling to {rate_text(r1) if r1 > 1e-3 * peak else 0}"
 
 
+def untuned_length(settings: Mapping[str, Any]) -> int | None:
+    """Return 2 / (1 - beta2), the updates of warmup that Adam's `adam_beta2` asks for; `None` if that is not known."""
+    beta2 = settings.get("adam_beta2")
+    return round(2 / (1 - beta2)) if isinstance(beta2, (int, float)) and 0 <= beta2 < 1 else None
+
+
 def planned_warmup(settings: Mapping[str, Any], num_training_steps: int | None) -> int | None:
-    """Return the updates of warmup that `settings` ask for; `None` if they do not say or it follows from beta2."""
+    """Return the updates of warmup that `settings` ask for; `None` if they do not say.
+
+    Of a warmup that follows from beta2 this is 2 / (1 - beta2); the curves approach 1 only later.
+    """
     kind, decay = settings.get("warmup_type"), settings.get("lr_scheduler_type")
     length = settings.get("num_warmup_steps", settings.get("warmup_steps"))
-    if kind in _FROM_BETA2 or not isinstance(length, (int, float)):
+    if kind in _FROM_BETA2:
+        return untuned_length(settings)
+    if not isinstance(length, (int, float)):
         return None
     if settings.get("optim") == "adam_warmup":
         return int(length) or None  # 0: the length is among `optim_args`

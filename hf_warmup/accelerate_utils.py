@@ -265,7 +265,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     accelerator: Accelerator,
-    resume_from_checkpoint: str | bool,
+    resume_from_checkpoint: str | bool | None,
     output_dir: str | Path,
     model: nn.Module,
     max_steps: int = 0,
@@ -274,14 +274,15 @@ def load_checkpoint(
 
     Args:
         accelerator (`Accelerator`): All of its processes call this function.
-        resume_from_checkpoint (`str` or `bool`): A checkpoint; `True` or `"true"` for the latest complete one of
-            `output_dir`; `"auto"` for the same, or for none if no save has finished yet.
-        output_dir (`str` or `Path`): The folder that the run saves to.
+        resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint; `True` or `"true"` for the latest complete
+            one of `output_dir`; `"auto"` for the same, or for none if no save has finished yet; `None` for none.
+        output_dir (`str` or `Path`): The folder that the run saves to. Without a checkpoint the files of an earlier run
+            in it are moved into a sub-folder.
         model (`nn.Module`): The model, prepared or not. The weights have to fit it.
         max_steps (`int`, *optional*): Updates of the run. The checkpoint may not have made more.
 
     Returns:
-        `TrainerState`: Its `global_step` is the number of updates made, 0 if `"auto"` found no checkpoint.
+        `TrainerState`: Its `global_step` is the number of updates made, 0 without a checkpoint.
 
     Raises:
         `ValueError`: If the checkpoint is damaged, with the file's name and the latest complete checkpoint; or if it is

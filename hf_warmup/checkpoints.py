@@ -368,6 +368,10 @@ def _judge_structure(folder: Path) -> str | None:
             raise
         except Exception:  # safetensors, zipfile, json and pickle have dozens for a damaged or a wrong file
             return f"{path.name} is damaged, or is not what its name says"
+    # A process that is alone saves `rng_state.pth`: numbered ones belong to at least two.
+    ranks = {int(path.stem.rpartition("_")[2]) for path in folder.glob("rng_state_*.pth")}
+    if ranks and (missing := set(range(max(2, 1 + max(ranks)))) - ranks):
+        return f"rng_state_{min(missing)}.pth is missing"
     absent = (name for name, patterns in _NEEDED.items() if not any(next(folder.glob(each), None) for each in patterns))
     return next((f"{name} is missing" for name in absent), None)
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
 from ._logging import get_logger
-from .checkpoints import copy_run_files, decide_once, read_manifest, resolve_checkpoint
+from .checkpoints import copy_run_files, decide_once, read_manifest, resolve_checkpoint, start_from_scratch
 from .optim.adam_family import AdamFamily
 from .report.run import (
     GRADIENT_NORMS_FILE,
@@ -36,34 +36,37 @@ logger = get_logger(__name__)
 
 
 def prepare_resume(
-    resume_from_checkpoint: str | bool | Path, output_dir: str | Path, model: nn.Module | None = None
+    resume_from_checkpoint: str | bool | Path | None, output_dir: str | Path, model: nn.Module | None = None
 ) -> Path | None:
-    """Resolve the checkpoint on the main process, for all, and bring its settings and recording to `output_dir`.
+    """Resolve the checkpoint on the main process, for all, and make the files in `output_dir` those of its run.
 
-    Args and errors as in [`~hf_warmup.checkpoints.resolve_checkpoint`]. If the checkpoint was saved by
-    another number of processes, a warning is logged and the recording notes it.
+    Args and errors as in [`~hf_warmup.checkpoints.resolve_checkpoint`]. Without a checkpoint the files of an earlier
+    run are moved into a sub-folder. If the checkpoint was saved by another number of processes, a warning is logged and
+    the recording notes it.
     """
 
     def prepare() -> Path | None:
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, output_dir, model)
-        if checkpoint is not None:
-            ids = {read_run_settings(folder).get("run_id") for folder in (checkpoint, output_dir)}
-            if len(ids - {None}) > 1:  # the files in the folder are of another run than the checkpoint
-                set_aside_former_run(output_dir)
-            copy_run_files(checkpoint, output_dir)
-            manifest, now = read_manifest(checkpoint), PartialState().num_processes
-            saved = manifest.get("num_processes")
-            if saved not in (None, now):
-                if (recording := Path(output_dir) / GRADIENT_NORMS_FILE).is_file():
-                    truncate_rows(recording, manifest["global_step"])
-                    changed = {"former_num_processes": saved, "num_processes": now}
-                    append_rows(recording, [{"step": manifest["global_step"], **changed}])
-                logger.warning(
-                    f"{checkpoint} was saved by {saved} process{'es' * (saved > 1)} and is resumed by {now}. With the "
-                    f"same batch size per process an update averages {now / saved:g} times as many examples at the "
-                    "same learning rate; gradient_accumulation_steps can make up for it. Random states of new "
-                    "processes are new."
-                )
+        wanted = resume_from_checkpoint
+        checkpoint = resolve_checkpoint(wanted, output_dir, model) if wanted else None
+        if checkpoint is None:
+            start_from_scratch(output_dir)
+            return None
+        ids = {read_run_settings(folder).get("run_id") for folder in (checkpoint, output_dir)}
+        if len(ids - {None}) > 1:  # the files in the folder are of another run than the checkpoint
+            set_aside_former_run(output_dir)
+        copy_run_files(checkpoint, output_dir)
+        manifest, now = read_manifest(checkpoint), PartialState().num_processes
+        saved = manifest.get("num_processes")
+        if saved not in (None, now):
+            if (recording := Path(output_dir) / GRADIENT_NORMS_FILE).is_file():
+                truncate_rows(recording, manifest["global_step"])
+                changed = {"former_num_processes": saved, "num_processes": now}
+                append_rows(recording, [{"step": manifest["global_step"], **changed}])
+            logger.warning(
+                f"{checkpoint} was saved by {saved} process{'es' * (saved > 1)} and is resumed by {now}. With the same "
+                f"batch size per process an update averages {now / saved:g} times as many examples at the same "
+                "learning rate; gradient_accumulation_steps can make up for it. Random states of new processes are new."
+            )
         return checkpoint
 
     return decide_once(prepare)
@@ -115,8 +118,6 @@ def keep_finished_warmup(checkpoint: str | Path, args: Any, num_training_steps: 
         args.warmup_steps, args.warmup_epochs = before[1], None
 
 
-# State of the parameter's own shape; factored and quantised optimizers keep their state under other names.
-_LIKE_THE_PARAMETER = {"acc_delta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
 _FILLED_IN = {"scheduled_lr", "warmup_steps"}  # by optimizers of hf_warmup that load the state of AdamW
 _ADAM_LIKE = (Adam, NAdam, RAdam, AdamFamily)
 
@@ -144,8 +145,12 @@ def check_same_kind(checkpoint: str | Path, optimizer: Optimizer, lr_scheduler: 
         if states and isinstance(own, _ADAM_LIKE):
             needed |= {"exp_avg", "exp_avg_sq"} - set.intersection(*states)
         _check_keys(path, set().union(*states), needed, type(own).__name__, "optimizer", "optim")
-        if odd := _find_other_parameter(own, saved):
-            raise ValueError(f"{path} is of another model, or of other trained parameters: {odd}.")
+        sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own.param_groups)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{path} is of another model, or of other trained parameters: its groups have {sizes[0]} parameters, "
+                f"those of this run {sizes[1]}."
+            )
     path, saved = _read_state(checkpoint, "scheduler")
     if saved:
         needed = _missing_keys(lr_scheduler.state_dict(), saved)
@@ -160,22 +165,6 @@ def _read_state(checkpoint: str | Path, stem: str) -> tuple[Path, dict[str, Any]
             with suppress(pickle.UnpicklingError, RuntimeError):
                 return path, load(path, map_location="cpu", mmap=True)
     return Path(checkpoint), {}
-
-
-def _find_other_parameter(optimizer: Optimizer, saved: dict[str, Any]) -> str | None:
-    """Compare the shapes of the saved state with those of the parameters, one by one."""
-    sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], optimizer.param_groups)]
-    if sizes[0] != sizes[1]:
-        return f"its groups have {sizes[0]} parameters, those of this run {sizes[1]}"
-    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        if "rank" in own:  # of projections of the gradient: GaLore, APOLLO
-            continue
-        for index, p in zip(group["params"], own["params"], strict=True):
-            for key in saved["state"].get(index, {}).keys() & _LIKE_THE_PARAMETER:
-                shape = getattr(saved["state"][index][key], "shape", p.shape)
-                if shape != p.shape and isinstance(index, int):  # FSDP saves names, and flattens parameters
-                    return f"{key} of parameter {index} has the shape {list(shape)}, not {list(p.shape)}"
-    return None
 
 
 def _missing_keys(own: dict[str, Any], saved: dict[str, Any]) -> set[str]:

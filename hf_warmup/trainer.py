@@ -39,7 +39,6 @@ from .checkpoints import (
     lock_output_dir,
     raise_on_full_disk,
     save_trainer_checkpoint,
-    start_from_scratch,
     use_writable_output_dir,
 )
 from .cli import warn_of_process_count
@@ -606,13 +605,11 @@ class WarmupTrainerMixin(_TrainerBase):
             _hide_layer_norms(callback)
         with nullcontext() if searching else lock_output_dir(output_dir), raise_on_full_disk(output_dir):
             self._resumed_from = None
-            if resume_from_checkpoint:
+            if not searching:
                 own = {type(self)._save, type(self)._load_from_checkpoint}
                 as_transformers = own == {Trainer._save, Trainer._load_from_checkpoint}
                 model = self.model if as_transformers else None  # else the names in the file may be others
                 self._resumed_from = prepare_resume(resume_from_checkpoint, output_dir, model)
-            if self._resumed_from is None and self.is_world_process_zero() and not searching:
-                start_from_scratch(output_dir)
             resume = str(self._resumed_from) if self._resumed_from else None
             if self.guard is not None:
                 self.guard.checkpoint = resume

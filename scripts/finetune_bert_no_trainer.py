@@ -45,7 +45,7 @@ from hf_warmup.accelerate_utils import (
     record_gradient_norms,
     save_checkpoint,
 )
-from hf_warmup.checkpoints import check_same_arguments, start_from_scratch
+from hf_warmup.checkpoints import check_same_arguments
 from hf_warmup.cli import (
     RESUME_HINT,
     check_minimums,
@@ -281,12 +281,7 @@ def main() -> None:
         prepared = accelerator.prepare(model, optimizer, train_loader, eval_loader, scheduler)
         model, *_, eval_loader, _ = prepared
         with lock_output_dir(args.output_dir):
-            state = TrainerState()
-            if args.resume_from_checkpoint:
-                resume = args.resume_from_checkpoint
-                state = load_checkpoint(accelerator, resume, args.output_dir, model, max_steps)
-            if accelerator.is_main_process and state.global_step == 0:
-                start_from_scratch(args.output_dir)
+            state = load_checkpoint(accelerator, args.resume_from_checkpoint, args.output_dir, model, max_steps)
             state.max_steps = max_steps
             stop = StopOnSignalCallback() if args.stop_on_signal else None
             if state.global_step == max_steps:

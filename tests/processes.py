@@ -9,6 +9,8 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "scripts/accelerate_configs"
+LAUNCH = ("-m", "accelerate.commands.launch")
 
 
 def environment(**variables: str) -> dict[str, str]:

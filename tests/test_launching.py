@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import BertForSequenceClassification
 
@@ -25,14 +26,12 @@ from hf_warmup.cli import check_process_count
 from hf_warmup.norms import read_gradient_norms
 from scripts.text_classification.polarity import write_polarity
 
-from .processes import ROOT, environment, run, torchrun
+from .processes import CONFIGS, LAUNCH, ROOT, environment, run, torchrun
 from .testing_utils import FROM_SCRATCH, tiny_bert, write_task
 
 
-CONFIGS = ROOT / "scripts/accelerate_configs"
 LOOP = ROOT / "scripts/finetune_bert_no_trainer.py"
 TRAINER = ROOT / "scripts/finetune_bert.py"
-LAUNCH = ("-m", "accelerate.commands.launch")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +50,12 @@ def test_accelerate_loads_each_recipe(name, kind, processes):
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert (config.distributed_type.value, config.num_processes) == (kind, processes)
     assert "accelerate launch --config_file scripts/accelerate_configs/" in (CONFIGS / f"{name}.yaml").read_text()
+
+
+def test_the_kubernetes_job_follows_the_schema():
+    validator = pytest.importorskip("kubernetes_validate", reason="100 MB: pip install kubernetes-validate")
+    job = yaml.safe_load((CONFIGS / "kubernetes.yaml").read_text())
+    assert validator.validate(job, validator.latest_version(), strict=True)
 
 
 # Stand-ins for the commands of SLURM, and for the launcher.

@@ -14,11 +14,11 @@ import sys
 
 import pytest
 
-from hf_warmup.checkpoints import find_corruption, read_manifest, resolve_checkpoint
+from hf_warmup.checkpoints import MANIFEST_FILE, find_corruption, read_manifest, resolve_checkpoint
 from hf_warmup.norms import read_gradient_norms
 from hf_warmup.report import find
 
-from .processes import ROOT, environment, run, torchrun
+from .processes import CONFIGS, LAUNCH, ROOT, environment, run, torchrun
 
 
 pytestmark = pytest.mark.multiprocess
@@ -140,9 +140,12 @@ def test_a_run_resumes_with_another_number_of_processes(saved_by_two, tmp_path, 
     assert find_corruption(folder / "checkpoint-8") is None
 
 
-def test_a_missing_file_of_another_process_is_named(saved_by_two, tmp_path):
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_missing_file_of_another_process_is_named(saved_by_two, tmp_path, manifest):
     folder = shutil.copytree(saved_by_two, tmp_path / "run")
     (folder / "checkpoint-4/rng_state_1.pth").unlink()
+    if not manifest:  # as transformers itself saves
+        (folder / "checkpoint-4" / MANIFEST_FILE).unlink()
     with pytest.raises(ValueError, match=r"no complete checkpoint \(checkpoint-4: rng_state_1.pth is missing\)"):
         resolve_checkpoint("auto", folder)
 
@@ -168,15 +171,35 @@ def test_processes_with_different_arguments_end_with_one_error(tmp_path):
     assert not any(tmp_path.glob("*/checkpoint-*"))
 
 
-def test_torchrun_restarts_killed_workers_and_the_run_continues(tmp_path):
-    worker = ROOT / "tests/workers/elastic.py"
-    whole = run(*torchrun(2), worker, tmp_path / "whole", 12)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": "6,10"}
-    done = run(*torchrun(2), "--max-restarts", 3, worker, tmp_path / "killed", 12, **variables)
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("never_killed")
+    done = run(*torchrun(2), ROOT / "tests/workers/elastic.py", folder, 12)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {path.name for path in (tmp_path / "killed").glob("killed-*")} == {"killed-6", "killed-10"}
-    weights = [tmp_path / name / "checkpoint-12/model.safetensors" for name in ("whole", "killed")]
+    return folder
+
+
+ACCELERATE = [*LAUNCH, "--config_file", CONFIGS / "cpu.yaml", "--main_process_port", 0]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "moments"),
+    [
+        ([*torchrun(2), "--max-restarts", 3], ["6", "10"]),
+        ([*torchrun(2), "--max-restarts", 3], ["save-8"]),
+        ([*ACCELERATE, "--max_restarts", 3, "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file"], ["6", "10"]),
+    ],
+    ids=["torchrun", "torchrun, while saving", "accelerate launch"],
+)
+def test_launchers_restart_killed_processes_and_the_run_continues(never_killed, tmp_path, launcher, moments):
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILL_AT": ",".join(moments), "ACCELERATE_USE_CPU": "true"}
+    done = run(*launcher, ROOT / "tests/workers/elastic.py", tmp_path, 12, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in tmp_path.glob("killed-*")} == {f"killed-{moment}" for moment in moments}
+    weights = [folder / "checkpoint-12/model.safetensors" for folder in (never_killed, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    recordings = [read_gradient_norms(tmp_path / name) for name in ("whole", "killed")]
-    assert recordings[0] == recordings[1]
+    assert read_gradient_norms(never_killed) == read_gradient_norms(tmp_path)
+    if moments == ["save-8"]:
+        assert "checkpoint-8 is skipped (the save did not finish). Resuming from checkpoint-4." in done.stderr
+        again = (tmp_path / "checkpoint-8" / MANIFEST_FILE).stat().st_mtime
+        assert again - (tmp_path / "killed-save-8").stat().st_mtime < 60  # seconds until it is saved again

@@ -31,8 +31,8 @@ LIMIT = 600.0  # seconds after which a start counts as hanging
 NOTE = (
     f"{PLAN.updates} updates of a small BERT without dropout, saved every {PLAN.save_steps}; `weights` is the start of "
     "their MD5 digest, `same` means an equal digest, exit codes are those of the launcher. Another number of processes "
-    "adds the gradients in another order: the figure is the distance from the undisturbed weights over their norm. "
-    "Lightning continues with other batches, because it does not restore the place in the data"
+    "adds the gradients in another order: the figure is the distance from the undisturbed weights over their norm. The "
+    "command took {minutes:.0f} minutes"
 )
 ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -50,12 +50,17 @@ def execute(*command: object, **variables: str) -> NoReturn:
 
 def train_here(folder: Path, plan: Plan, world: int) -> int:
     """Train in this process, or under torchrun in several."""
-    return train(folder, plan) if world == 1 else torchrun(folder, plan, world)
+    return train(folder, plan) if world == 1 else torchrun("trainer")(folder, plan, world)
 
 
-def torchrun(folder: Path, plan: Plan, world: int) -> NoReturn:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", world, "--max-restarts", 3)
-    execute(*launcher, "-m", __name__, "train", folder, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+def torchrun(job: str) -> Callable[[Path, Plan, int], Any]:
+    """Return a function that starts one of the `JOBS`."""
+
+    def start(folder: Path, plan: Plan, world: int) -> None:
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", world, "--max-restarts", 3)
+        execute(*launcher, "-m", __name__, job, folder, world, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+
+    return start
 
 
 def notebook_launcher(folder: Path, plan: Plan, world: int) -> None:
@@ -73,7 +78,8 @@ def accelerate_launch(script: str, *flags: object) -> Callable[[Path, Plan, int]
         config = ROOT / "scripts/accelerate_configs/cpu.yaml"
         launcher = ("-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", world)
         # With one process `accelerate launch --multi_gpu` is an error.
-        launcher = () if world == 1 else (*launcher, "--main_process_port", 0, "--max_restarts", 3)
+        restarts = ("--max_restarts", 3, "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file")
+        launcher = () if world == 1 else (*launcher, "--main_process_port", 0, *restarts)
         files = ("--train_file", task / "train.tsv", "--validation_file", task / "dev.tsv", "--task_name", "sst2")
         common = ("--max_seq_length", 8, "--learning_rate", 1e-3, "--per_device_train_batch_size", 16 // world)
         resume = ("--resume_from_checkpoint", "auto", "--stop_on_signal", "true", "--logging_steps", 1)
@@ -105,7 +111,7 @@ def ray_train(folder: Path, plan: Plan, world: int) -> NoReturn:
     execute("-m", __name__, "ray", folder, world, RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
 
 
-def run_ray(folder: str, world: str) -> None:
+def run_ray(folder: Path, plan: Plan, world: int) -> None:
     """Train with Ray Train, which starts all workers again if one dies."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -114,9 +120,8 @@ def run_ray(folder: str, world: str) -> None:
     variables = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=10**8, runtime_env={"env_vars": variables})
     TorchTrainer(
-        lambda config: train(Path(config["folder"]), PLAN),
-        train_loop_config={"folder": folder},
-        scaling_config=ScalingConfig(num_workers=int(world)),
+        lambda config: train(folder, plan),
+        scaling_config=ScalingConfig(num_workers=world),
         run_config=RunConfig(storage_path=f"{folder}-ray", failure_config=FailureConfig(max_failures=3)),
     ).fit()
 
@@ -147,15 +152,15 @@ TRAINER_FLAGS = (
 LOOP_FLAGS = ("--max_train_steps", PLAN.updates, "--checkpointing_steps", PLAN.save_steps)
 ENGINES = {
     "Trainer, one process": Engine(train_here, 1, 2),
-    "torchrun": Engine(torchrun),
+    "torchrun, Trainer": Engine(torchrun("trainer")),
+    "torchrun, Lightning": Engine(torchrun("lightning")),
+    "torchrun, Fabric": Engine(torchrun("fabric")),
     "notebook_launcher": Engine(notebook_launcher),
     "accelerate launch, finetune_bert.py": Engine(accelerate_launch("finetune_bert.py", *TRAINER_FLAGS)),
     "accelerate launch, finetune_bert_no_trainer.py": Engine(
         accelerate_launch("finetune_bert_no_trainer.py", *LOOP_FLAGS)
     ),
     "Ray Train": Engine(ray_train, worker="ray::_RayTrainWorker", cannot_stop="trains in a thread"),
-    "Lightning": Engine(run_lightning, 1, 2),
-    "Fabric": Engine(run_fabric, 1, 2),
 }
 
 
@@ -297,17 +302,23 @@ def engines(names: Collection[str] = tuple(ENGINES), output_dir: Path = Path("ru
         for cell in CELLS
     }
     rows: dict[str, dict[str, Any]] = {}
-    for result in run_all(run_cell, jobs, output_dir, num_workers=1):
+    results = run_all(run_cell, jobs, output_dir, num_workers=1)
+    for result in results:
         rows.setdefault(result["engine"], {"name": result["engine"]})[result["cell"]] = result["found"]
     shutil.rmtree(output_dir)  # complete: the next call measures again
-    return {"note": NOTE, "rows": list(rows.values())}
+    minutes = sum(result["seconds"] for result in results) / 60
+    return {"note": NOTE.format(minutes=minutes), "rows": list(rows.values())}
 
+
+JOBS: dict[str, Callable[[Path, Plan, int], Any]] = {
+    "trainer": lambda folder, plan, world: train(folder, plan),
+    "lightning": run_lightning,
+    "fabric": run_fabric,
+    "ray": run_ray,
+}
 
 if __name__ == "__main__":
-    if sys.argv[1] == "ray":
-        run_ray(*sys.argv[2:])
-    else:
-        code = train(Path(sys.argv[2]), PLAN)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # gloo may abort while the interpreter ends
+    code = JOBS[sys.argv[1]](Path(sys.argv[2]), PLAN, int(sys.argv[3])) or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # gloo may abort while the interpreter ends

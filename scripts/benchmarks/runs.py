@@ -9,6 +9,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import traceback
@@ -104,10 +105,19 @@ def train(folder: Path, plan: Plan, resume: str = "auto") -> int:
     return trainer.exit_code
 
 
-def batches(plan: Plan, world: int) -> DataLoader[dict[str, torch.Tensor]]:
-    """Return the batches of each update, for loops that let Lightning or Fabric spread them over `world` processes."""
+def recipe(page: str, name: str) -> Any:
+    """Return what a block in `docs/` defines, so that the recipe that people copy is the one that runs here."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    block = next(each for each in re.findall(r"^```py.*?\n(.*?)^```", text, re.M | re.S) if f"class {name}" in each)
+    names: dict[str, Any] = {}
+    exec(compile(block, page, "exec"), names)
+    return names[name]
+
+
+def batches(plan: Plan, world: int, loader: Any = DataLoader) -> Any:
+    """Return the part of this process of the batches of each update, in order: Lightning would shuffle them."""
     data = [{"input_ids": x, "labels": x.flip(0)} for x in sequences(plan.updates).flatten(0, 1)]
-    return DataLoader(data, BATCH // world)  # type: ignore[arg-type]
+    return loader(data[int(os.environ.get("RANK", "0")) :: world], BATCH // world, generator=torch.Generator())
 
 
 def latest(folder: Path) -> Path | None:
@@ -116,19 +126,16 @@ def latest(folder: Path) -> Path | None:
 
 
 def run_fabric(folder: Path, plan: Plan, world: int) -> int:
-    """Train with a loop of Lightning's Fabric."""
+    """Train with a loop of Lightning's Fabric; return its exit code."""
     from lightning.fabric import Fabric
 
-    fabric = Fabric(accelerator="cpu", devices=world, strategy="ddp_fork" if world > 1 else "auto")
-    return fabric.launch(_fabric_loop, folder, plan, world) or 0
-
-
-def _fabric_loop(fabric: Any, folder: Path, plan: Plan, world: int) -> int:
+    fabric = Fabric(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto")
+    fabric.launch()
     model = model_of(plan)
     optimizer = create_optimizer(model, "radam", plan.learning_rate)
     scheduler = get_scheduler("cosine", optimizer, 4, plan.updates, warmup_type="linear")
     model, optimizer = fabric.setup(model, optimizer)
-    loader = fabric.setup_dataloaders(batches(plan, world))
+    loader = fabric.setup_dataloaders(batches(plan, world), use_distributed_sampler=False)
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "step": 0}
     if saved := latest(folder):
         fabric.load(saved, state)
@@ -160,7 +167,7 @@ def _fabric_loop(fabric: Any, folder: Path, plan: Plan, world: int) -> int:
 
 
 def run_lightning(folder: Path, plan: Plan, world: int) -> int:
-    """Train with Lightning's Trainer."""
+    """Train with Lightning's Trainer; return its exit code."""
     import lightning.pytorch as L
 
     from hf_warmup.lightning import GradientNormCallback
@@ -187,17 +194,18 @@ def run_lightning(folder: Path, plan: Plan, world: int) -> int:
         max_steps=plan.updates,
         accelerator="cpu",
         devices=world,
-        strategy="ddp_fork" if world > 1 else "auto",
+        strategy="ddp" if world > 1 else "auto",
         logger=False,
         default_root_dir=folder,
         gradient_clip_val=1.0,
         callbacks=[GradientNormCallback(), checkpoints],
         enable_progress_bar=False,
         enable_model_summary=False,
-        use_distributed_sampler=world > 1,
+        use_distributed_sampler=False,
     )
     module = Module()
-    trainer.fit(module, batches(plan, world), ckpt_path=latest(folder))
+    loader = batches(plan, world, recipe("how-to/lightning.md", "ResumableLoader"))
+    trainer.fit(module, loader, ckpt_path=latest(folder))
     if trainer.is_global_zero:
         write_weights(folder, module.model)
     return 0

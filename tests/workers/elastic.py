@@ -1,6 +1,8 @@
-"""One process of a run that is killed after the updates in KILL_AT, or resumed with another number of processes.
+"""One process of a run that is killed at the moments in KILL_AT, or resumed with another number of processes.
 
 torchrun --nproc_per_node 2 tests/workers/elastic.py FOLDER UPDATES [OPTIMIZER] [BATCH SIZE]
+
+A moment is the number of an update, or `save-N` for the save after update N.
 """
 
 from __future__ import annotations
@@ -19,17 +21,24 @@ from hf_warmup import WarmupTrainer
 from tests.testing_utils import arguments, examples, tiny_bert, train
 
 
-class KillLast(TrainerCallback):
-    """Kill the last process after each of the `updates`, once."""
+def kill_last(args, moment: str) -> None:
+    """Kill the last process if this is one of the moments, once."""
+    flag = Path(args.output_dir, f"killed-{moment}")
+    last = args.process_index == args.world_size - 1
+    if last and moment in os.environ.get("KILL_AT", "").split(",") and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, folder: Path, updates: list[int]):
-        self.folder, self.updates = folder, updates
 
+class Killed(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        flag = self.folder / f"killed-{state.global_step}"
-        if state.global_step in self.updates and args.process_index == args.world_size - 1 and not flag.exists():
-            flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        kill_last(args, str(state.global_step))
+
+
+class KilledTrainer(WarmupTrainer):
+    def _save_rng_state(self, output_dir):
+        kill_last(self.args, f"save-{self.state.global_step}")  # while the other processes save
+        super()._save_rng_state(output_dir)
 
 
 if __name__ == "__main__":
@@ -38,9 +47,7 @@ if __name__ == "__main__":
         folder, max_steps=int(updates), optim=optim, per_device_train_batch_size=int(batch_size),
         save_strategy="steps", save_steps=4,
     )  # fmt: skip
-    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples())
-    kill_at = [int(update) for update in os.environ.get("KILL_AT", "").split(",") if update]
-    trainer.add_callback(KillLast(Path(folder), kill_at))
+    trainer = KilledTrainer(tiny_bert(), args, train_dataset=examples(), callbacks=[Killed()])
     train(trainer, resume_from_checkpoint="auto")
     sys.stderr.flush()
     os._exit(0)  # gloo's threads abort now and then at the end of the interpreter

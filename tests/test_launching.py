@@ -24,6 +24,7 @@ from transformers import BertForSequenceClassification
 from hf_warmup.checkpoints import resolve_checkpoint
 from hf_warmup.cli import check_process_count
 from hf_warmup.norms import read_gradient_norms
+from scripts.benchmarks.engines import engines
 from scripts.text_classification.polarity import write_polarity
 
 from .processes import CONFIGS, LAUNCH, ROOT, environment, run, torchrun
@@ -312,3 +313,15 @@ def test_two_machines_train_as_two_processes_and_stop_when_one_dies(two_machines
     assert [process.wait(180) for process in both] == [0, 0], log(folder, 0)[-3000:]
     assert losses(folder) == losses(tmp_path / "one")
     assert [record["step"] for record in read_gradient_norms(folder)] == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "engine", ["torchrun, Lightning", "torchrun, Fabric", "accelerate launch, finetune_bert_no_trainer.py"]
+)
+def test_an_engine_killed_stopped_or_changed_ends_with_the_weights_of_the_undisturbed_run(tmp_path, engine):
+    """Other engines are tested in `test_multiprocess.py`, `test_stop_on_signal.py` and `test_ray.py`."""
+    (row,) = engines([engine], tmp_path)["rows"]
+    assert (row["killed"], row["stopped"]) == ("same, 2 kills, restarted", "same, exit code 1")
+    assert float(row["processes_changed"].removeprefix("2 to 1: ")) < 1e-4

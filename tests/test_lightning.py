@@ -12,6 +12,7 @@ from hf_warmup import GIAdam, GradientNormRecorder, get_scheduler
 from hf_warmup.guard import callback
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
 from hf_warmup.report.findings import Finding
+from scripts.benchmarks.runs import recipe
 
 from .testing_utils import examples, run, tiny_bert
 
@@ -25,7 +26,7 @@ class TestLightning:
     def _lightning(self):
         self.L = pytest.importorskip("lightning.pytorch", reason="the extra `lightning` is not installed")
 
-    def fit(self, folder, ckpt_path=None, accumulate=1, seed=0):
+    def fit(self, folder, ckpt_path=None, accumulate=1, seed=0, dropout=0.0):
         """Train 6 updates in 2 epochs; return their learning rates, norms before clipping, and logged metrics."""
         from hf_warmup.lightning import GradientNormCallback
 
@@ -34,7 +35,7 @@ class TestLightning:
         class Module(L.LightningModule):
             def __init__(self):
                 super().__init__()
-                self.model = tiny_bert(seed)
+                self.model = tiny_bert(seed, hidden_dropout_prob=dropout)
 
             def training_step(self, batch, index):
                 return self.model(**batch).loss
@@ -62,7 +63,9 @@ class TestLightning:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        loader = torch.utils.data.DataLoader(examples(32), batch_size=8 // accumulate)
+        torch.manual_seed(seed)
+        loader_class, order = recipe("how-to/lightning.md", "ResumableLoader"), torch.Generator().manual_seed(seed)
+        loader = loader_class(examples(32), 8 // accumulate, shuffle=dropout > 0, generator=order)
         trainer.fit(Module(), loader, ckpt_path=ckpt_path)
         with open(f"{trainer.logger.log_dir}/metrics.csv", encoding="utf-8") as file:
             return lrs, norms, list(csv.DictReader(file))
@@ -79,11 +82,12 @@ class TestLightning:
         key = "grad_norm/encoder.layer.1"
         assert {float(row[key]) for row in metrics if row[key]} == {record[key] for record in records}
 
-    def test_gradient_norm_callback_resumed_run_equals_run_never_stopped(self, tmp_path):
-        lrs, norms, _ = self.fit(tmp_path)
+    @pytest.mark.parametrize("update", [2, 4])  # within an epoch, and at its end
+    def test_resumed_run_equals_run_never_stopped(self, tmp_path, update):
+        lrs, norms, _ = self.fit(tmp_path, dropout=0.1)
         records = (tmp_path / GRADIENT_NORMS_FILE).read_text()
-        again = self.fit(tmp_path, ckpt_path=tmp_path / "step=4.ckpt", seed=9)
-        assert again[:2] == (lrs[4:], norms[4:])
+        again = self.fit(tmp_path, ckpt_path=tmp_path / f"step={update}.ckpt", seed=9, dropout=0.1)
+        assert again[:2] == (lrs[update:], norms[update:])
         assert (tmp_path / GRADIENT_NORMS_FILE).read_text() == records
         assert json.loads(records.splitlines()[-1])["step"] == 6
 

@@ -70,24 +70,21 @@ def notebook_launcher(folder: Path, plan: Plan, world: int) -> None:
     accelerate.notebook_launcher(train, (folder, plan), world, use_port="0", max_restarts=3, rdzv_backend="c10d")
 
 
-def accelerate_launch(script: str, *flags: object) -> Callable[[Path, Plan, int], Any]:
-    """Return a function that starts one of the two fine-tuning scripts, as `docs/how-to/launching.md` does."""
-
-    def start(folder: Path, plan: Plan, world: int) -> None:
-        task = write_task(folder.parent / "task")
-        config = ROOT / "scripts/accelerate_configs/cpu.yaml"
-        launcher = ("-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", world)
-        # With one process `accelerate launch --multi_gpu` is an error.
+def accelerate_launch(folder: Path, plan: Plan, world: int) -> NoReturn:
+    """Start the script with the Accelerate loop, as `docs/how-to/launching.md` does."""
+    task = write_task(folder.parent / "task")
+    launcher: tuple[object, ...] = ()
+    if world > 1:  # with one process `accelerate launch --multi_gpu` is an error
+        config = ("--config_file", ROOT / "scripts/accelerate_configs/cpu.yaml", "--num_processes", world)
         restarts = ("--max_restarts", 3, "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file")
-        launcher = () if world == 1 else (*launcher, "--main_process_port", 0, *restarts)
-        files = ("--train_file", task / "train.tsv", "--validation_file", task / "dev.tsv", "--task_name", "sst2")
-        common = ("--max_seq_length", 8, "--learning_rate", 1e-3, "--per_device_train_batch_size", 16 // world)
-        resume = ("--resume_from_checkpoint", "auto", "--stop_on_signal", "true", "--logging_steps", 1)
-        model = ("--model_name_or_path", task / "model", "--output_dir", folder)
-        command = (*launcher, ROOT / "scripts" / script, *files, *common, *resume, *model, *flags)
-        execute(*command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", HF_HOME=str(task / "cache"))
-
-    return start
+        launcher = ("-m", "accelerate.commands.launch", *config, "--main_process_port", 0, *restarts)
+    files = ("--train_file", task / "train.tsv", "--validation_file", task / "dev.tsv", "--task_name", "sst2")
+    common = ("--max_seq_length", 8, "--learning_rate", 1e-3, "--per_device_train_batch_size", 16 // world)
+    length = ("--max_train_steps", plan.updates, "--checkpointing_steps", plan.save_steps, "--logging_steps", 1)
+    resume = ("--resume_from_checkpoint", "auto", "--stop_on_signal", "true")
+    model = ("--model_name_or_path", task / "model", "--output_dir", folder)
+    command = (*launcher, ROOT / "scripts/finetune_bert_no_trainer.py", *files, *common, *length, *resume, *model)
+    execute(*command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", HF_HOME=str(task / "cache"))
 
 
 def write_task(folder: Path) -> Path:
@@ -145,21 +142,13 @@ class Engine:
     cannot_stop: str = ""
 
 
-TRAINER_FLAGS = (
-    *("--do_train", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--max_steps", PLAN.updates),
-    *("--save_steps", PLAN.save_steps, "--dataloader_pin_memory", "false"),
-)
-LOOP_FLAGS = ("--max_train_steps", PLAN.updates, "--checkpointing_steps", PLAN.save_steps)
 ENGINES = {
     "Trainer, one process": Engine(train_here, 1, 2),
     "torchrun, Trainer": Engine(torchrun("trainer")),
     "torchrun, Lightning": Engine(torchrun("lightning")),
     "torchrun, Fabric": Engine(torchrun("fabric")),
     "notebook_launcher": Engine(notebook_launcher),
-    "accelerate launch, finetune_bert.py": Engine(accelerate_launch("finetune_bert.py", *TRAINER_FLAGS)),
-    "accelerate launch, finetune_bert_no_trainer.py": Engine(
-        accelerate_launch("finetune_bert_no_trainer.py", *LOOP_FLAGS)
-    ),
+    "accelerate launch, finetune_bert_no_trainer.py": Engine(accelerate_launch),
     "Ray Train": Engine(ray_train, worker="ray::_RayTrainWorker", cannot_stop="trains in a thread"),
 }
 

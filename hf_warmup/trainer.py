@@ -605,7 +605,7 @@ class WarmupTrainerMixin(_TrainerBase):
             _hide_layer_norms(callback)
         with nullcontext() if searching else lock_output_dir(output_dir), raise_on_full_disk(output_dir):
             self._resumed_from = None
-            if not searching:
+            if resume_from_checkpoint or not searching:
                 own = {type(self)._save, type(self)._load_from_checkpoint}
                 as_transformers = own == {Trainer._save, Trainer._load_from_checkpoint}
                 model = self.model if as_transformers else None  # else the names in the file may be others

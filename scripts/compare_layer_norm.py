@@ -178,7 +178,7 @@ def write_card(results: Sequence[Result], runs: Sequence[Run], args: CompareArgu
             "matrix as in the paper."
         ),
         figures={
-            "loss.png": "Training loss, one line per seed",
+            "loss.png": "Training loss, mean and range of the seeds",
             "gradient_norms.png": "Gradient norm of each layer before clipping, first seed",
             "gradient_norm_ratio.png": "Gradient norm of the last layer divided by that of the first",
         },

@@ -142,10 +142,10 @@ def test_single_runs_are_shown_on_demand(opened):
 def test_a_configuration_is_switched_off_with_its_labels(opened):
     driver = opened()
     labels = "document.getElementById('curves').layout.annotations.filter(a => a.name && a.visible).map(a => a.text)"
-    assert set(in_page(driver, labels)) == {"Post-LN, adamw, no warmup", "Pre-LN, adamw, no warmup"}
+    assert set(in_page(driver, labels)) == {"post-adamw-none", "pre-adamw-none"}
     driver.find_element(By.CSS_SELECTOR, "input[data-configuration='0']").click()
     wait(driver, lambda: visible(driver) == {(1, False)})
-    assert set(in_page(driver, labels)) == {"Pre-LN, adamw, no warmup"}
+    assert set(in_page(driver, labels)) == {"pre-adamw-none"}
 
 
 def test_labels_at_the_lines_give_way_on_a_phone(opened):

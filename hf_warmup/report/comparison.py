@@ -167,26 +167,8 @@ def common_name(folders: Iterable[str | Path]) -> str:
     return Path(commonpath([Path(folder).resolve() for folder in folders])).name or "Runs"
 
 
-def label(configuration: str) -> str:
-    """Return a configuration's name of the form `post-adamw-none-lr2e-3` in words, and any other unchanged.
-
-    Example:
-
-    ```python
-    >>> label("post-adamw-none-lr2e-3")
-    'Post-LN, adamw, no warmup, lr 2e-3'
-
-    ```
-    """
-    placement, *rest = re.split(r"-(?=[a-z])", configuration)
-    if placement not in ("post", "pre") or not rest:
-        return configuration
-    words = ["no warmup" if part == "none" else re.sub(r"^lr(?=\d)", "lr ", part) for part in rest]
-    return ", ".join([f"{placement.capitalize()}-LN", *words])
-
-
 def short_label(configuration: str) -> str:
-    """Return [`label`] for a figure with little room: of settings only the values.
+    """Return a configuration's name for a figure with little room: of settings only the values.
 
     Example:
 
@@ -196,7 +178,7 @@ def short_label(configuration: str) -> str:
 
     ```
     """
-    name = re.sub(r"\w+=", "", label(configuration))
+    name = re.sub(r"\w+=", "", configuration)
     return name if len(name) <= 32 else f"{name[:31]}…"
 
 

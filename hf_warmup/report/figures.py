@@ -16,7 +16,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from .._validation import check_name
-from .comparison import by_configuration, common_metric, label, names_of, short_label
+from .comparison import by_configuration, common_metric, names_of, short_label
 from .findings import DANGER_RATIO, records_of
 from .run import UPDATE_PREFIXES, Run, Series, find_runs
 
@@ -96,7 +96,7 @@ PANELS = (
     Panel("learning_rate", "Effective learning rate", "learning rate", _rates),
     Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
     Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
-    Panel("gradient_norm_ratio", "Gradient norm, last over first layer (grey: stalling)", "ratio", _ratio, True),
+    Panel("gradient_norm_ratio", "Ratio of gradient norms (grey: stalling)", "last layer over first", _ratio, True),
     Panel("update_ratio", "Update over weights, first and last block", "ratio of norms", _update_ratios, True, True),
 )  # fmt: skip
 
@@ -309,7 +309,7 @@ def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
     """Draw a panel with matplotlib, as [`draw_curves`] draws it for the page."""
     runs = find_runs(runs)
     x, configurations, names = resolve_x(runs, x), by_configuration(runs), names_of(runs)
-    labels = [label(name) for name in configurations]
+    labels = list(configurations)
     has_legend = len(labels) <= LEGEND
     figure = blank_figure(8, max(3.6, 0.18 * len(labels) * has_legend + 0.3))  # as high as the legend
     axes = blank_axes(figure, panel.title, panel.unit, X_AXES[x])
@@ -321,7 +321,7 @@ def plot_panel(runs: Any, panel: Panel, x: str = "auto") -> Figure:
             if "fill" in trace:
                 axes.fill(at, values, color=color, alpha=trace["opacity"], linewidth=0)
             elif "marker" in trace:
-                axes.plot(at, values, SYMBOLS[trace["marker"]["symbol"]], color=color, markersize=7)
+                axes.plot(at, values, SYMBOLS[trace["marker"]["symbol"]], color=color, markersize=6)
             elif not trace["meta"]["single"]:
                 marker = "." if len(at) < 3 else None
                 axes.plot(
@@ -402,7 +402,7 @@ def plot_gradient_norms(runs: Any) -> Figure:
         )  # fmt: skip
         # The same axis for all: a run that ended early leaves the rest of its heat map blank.
         axes.set_xlim(min(start for start, _ in ends), max(end for _, end in ends))
-        axes.set_title(plain(label(name)), loc="left", fontsize=8)
+        axes.set_title(plain(name), loc="left", fontsize=8)
         axes.set_yticks(range(1, layers + 1, -(-layers // 12)))
         axes.tick_params(labelsize=8)
         axes.set_ylabel("layer" if i % columns == 0 else "", fontsize=9)
@@ -476,7 +476,7 @@ def draw_curves(runs: Sequence[Run], x: str = "auto", keys: Sequence[str] = ()) 
     lines = 3 * len(configurations) + (len(runs) if len(runs) <= MANY else 0)
     limit = min(600, max(24, POINTS // (lines * len(panels))))
     names = names_of(runs) if len(runs) <= MANY else {}
-    labels = [label(name) for name in configurations]
+    labels = list(configurations)
     for row, panel in enumerate(panels, 1):
         traces = [
             trace

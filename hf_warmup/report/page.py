@@ -20,7 +20,6 @@ from .comparison import (
     differing_settings,
     independent_settings,
     known_settings,
-    label,
     mean_and_spread,
     names_of,
     results_by_metric,
@@ -68,7 +67,7 @@ def configuration_table(runs: Sequence[Run], failed: Mapping[str, int]) -> list[
     rows = [
         {
             "index": i,
-            "name": label(name),
+            "name": name,
             "rank": order.index(name) if name in order else len(order),
             "style": line_style(i),
             "results": {

@@ -102,7 +102,14 @@ PANELS = (
 
 
 def panels_of(runs: Sequence[Run], keys: Sequence[str] = ()) -> list[Panel]:
-    """Return the panels for which `runs` have values, with the common evaluation metric and further log `keys`."""
+    """Return the panels for which `runs` have values, with the common evaluation metric and further `keys`.
+
+    Raises:
+        `ValueError`: If no run logged or recorded one of `keys`.
+    """
+    known = {key for run in runs for entry in (*run.log_history, run.recording.values) for key in entry} - {"step"}
+    for key in keys:
+        check_name("keys", key, known)
     metric = common_metric(runs)
     more = [Panel(re.sub(r"\W+", "_", key), key, key, _series_of(key)) for key in keys]
     evaluated = [run.evaluations[metric].steps for run in runs if metric in run.evaluations]

@@ -173,7 +173,7 @@ def test_figures_are_drawn_of_what_there_is(tmp_path):
     write_state(tmp_path / "b", [{"step": t, "loss": 1.0, "epoch": t / 4, "odd key": t} for t in (1, 2)], 4)
     few = draw_comparison(tmp_path / "b", tmp_path / "out", x="epoch", keys=["odd key"])
     assert [path.stem for path in few] == ["loss", "odd_key"]
-    with pytest.raises(ValueError, match="keys='od key' is unknown. Did you mean 'odd key'"):
+    with pytest.raises(ValueError, match=r"keys='od key' is unknown\. Did you mean 'odd key'"):
         draw_comparison(tmp_path / "b", tmp_path / "out", keys=["od key"])
 
 

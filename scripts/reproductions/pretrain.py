@@ -85,13 +85,8 @@ def pretrain_some(args: ReproduceArguments, texts: Path, jobs: list[Settings]) -
 
 def pretrain_all(args: ReproduceArguments, texts: Path, seed: int) -> list[Result]:
     """Pretrain both configurations at every learning rate."""
-    rates = RATES[:1] if args.quick else RATES
-    jobs = [
-        pretraining(args, placement, warmup, lr, seed)
-        for lr in rates
-        for placement, warmup in PLACEMENT_WARMUPS.items()
-    ]
-    return pretrain_some(args, texts, jobs)
+    cells = product(RATES[:1] if args.quick else RATES, PLACEMENT_WARMUPS.items())
+    return pretrain_some(args, texts, [pretraining(args, *configuration, lr, seed) for lr, configuration in cells])
 
 
 def best_of(pretrained: list[Result]) -> dict[str, Result]:
@@ -138,8 +133,7 @@ def run(args: ReproduceArguments) -> Outcome:
     finetuned = finetune_all(args, texts, jobs)
     accuracies = {
         (placement, task): [run["accuracy"] for run in select(finetuned, norm_placement=placement, task=task)]
-        for placement in PLACEMENT_WARMUPS
-        for task in TASKS
+        for placement, task in product(PLACEMENT_WARMUPS, TASKS)
     }
     rows = [
         [in_words(run), f"{run['evaluations'][-1][1]:.3f}"]

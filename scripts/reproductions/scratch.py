@@ -49,11 +49,6 @@ def plan(args: ReproduceArguments) -> dict[str, Settings]:
     return grid(CONFIGURATIONS, RATES[:1] if args.quick else RATES, args.seeds_or(full=3), common)
 
 
-def learned(run: Result) -> bool:
-    """Return whether a run is better than the majority class at its end."""
-    return run["accuracy"] > run["majority"] + LEARNED
-
-
 def run(args: ReproduceArguments) -> Outcome:
     """Train with every configuration and seed; draw the curves and judge the claims."""
     jobs = plan(args)
@@ -72,7 +67,7 @@ def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
     words, none, every_seed = {}, {}, {}
     for name, lr in product(CONFIGURATIONS, RATES):
         runs = select(results, name=name, learning_rate=lr)
-        count = sum(map(learned, runs))
+        count = sum(run["accuracy"] > run["majority"] + LEARNED for run in runs)
         words[name, lr] = f"{count} of {len(runs)} seeds learn"
         none[name, lr], every_seed[name, lr] = (None, None) if quick else (count == 0, count == len(runs))
     plain, warmed, radam, auto, untuned, pre = CONFIGURATIONS

@@ -56,5 +56,10 @@ def draw_evaluations(results: Sequence[Result], rows: Sequence[Row], configurati
                 axes.plot(updates, [*map(mean, points)], color=color, label=name)
     drawn_lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     handles = [drawn_lines[name] for name in configurations if name in drawn_lines]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 2 * len(rates)), frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), max(2, round(1.5 * len(rates)))),
+        frameon=False,
+    )
     return figure

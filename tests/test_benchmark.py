@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from scripts.benchmarks.contenders import OPTIMIZERS
-from scripts.benchmarks.measure import interleave, peak_extra_megabytes, table_of
+from scripts.benchmarks.measure import Finished, interleave, peak_extra_megabytes, table_of
 from scripts.benchmarks.sections import DEMO_BERT, SECTIONS, read_results
 
 
@@ -183,3 +184,16 @@ def test_figures_in_readme_and_docs_are_no_better_than_measured():
         if "<!-- benchmark:" in text:
             assert path.exists(), f"{page} states figures: run `python -m scripts.benchmarks all --json {path}`"
             assert too_good(text, json.loads(path.read_text(encoding="utf-8"))) == [], page
+
+
+def test_finished_parts_of_a_section_are_not_measured_again(tmp_path):
+    def fail():
+        raise RuntimeError
+
+    path, conditions = tmp_path / "kills.json", {"commit": "a"}
+    assert Finished(path, conditions).count("chain 1", lambda: Counter(kills=2, hang=False)) == {"kills": 2, "hang": 0}
+    with pytest.raises(RuntimeError):
+        Finished(path, conditions).count("chain 2", fail)
+    assert Finished(path, conditions).count("chain 1", fail) == {"kills": 2, "hang": 0}
+    with pytest.raises(RuntimeError):
+        Finished(path, {"commit": "b"}).count("chain 1", fail)

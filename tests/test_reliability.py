@@ -20,6 +20,7 @@ import pytest
 
 from hf_warmup.checkpoints import MANIFEST_FILE
 from hf_warmup.norms import GRADIENT_NORMS_FILE
+from scripts.benchmarks.measure import Finished
 from scripts.benchmarks.reliability import damages, kills
 
 from .processes import ROOT, environment, torchrun
@@ -130,14 +131,14 @@ def test_a_run_killed_at_random_moments_gives_the_same_curve(task, tmp_path, scr
     print(f"{script}, {world} processes: killed {kills} times, {during_saves} during a save (seed {seed})")
 
 
-def test_killed_runs_of_the_benchmark_give_the_same_result():
-    total = kills(12)["rows"][-1]
+def test_killed_runs_of_the_benchmark_give_the_same_result(tmp_path):
+    total = kills(12, Finished(tmp_path / "kills.json", {}))["kills"]["rows"][-1]
     assert (total["same_result"], total["hang"], total["abort"]) == (total["chains"], 0, 0)
 
 
-def test_any_damage_to_any_file_is_named_and_the_resumed_run_has_the_same_result():
+def test_any_damage_to_any_file_is_named_and_the_resumed_run_has_the_same_result(tmp_path):
     """Only a manifest that is gone is not named; the other files are sound then."""
-    (table,) = damages(1, ("Trainer",)).values()
+    (table,) = damages(1, ("Trainer",), Finished(tmp_path / "damages.json", {})).values()
     total = table["rows"][-1]
     assert total["damaged"] > 150
     assert total["named"] == total["damaged"] - 1

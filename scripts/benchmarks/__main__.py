@@ -14,8 +14,9 @@
 
 Candidates take turns in random order. The tables have medians, best values, and ratios to the first row; on a shared
 machine only the ratios mean something. `--quick` uses small sizes and one round. The results are stored in `--json`
-after each section; `all` continues an interrupted file of the same machine, versions and commit. Other libraries are
-measured if they are installed: `pip install ".[bench]"`, and timm.
+after each section; `all` continues an interrupted file of the same machine, versions and commit, and `kills` and
+`damages` continue after the last chain of the same versions and commit. Other libraries are measured if they are
+installed: `pip install ".[bench]"`, and timm.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -50,6 +52,30 @@ def interleave(
             if turn >= warm_up:
                 seconds[name].append(took)
     return seconds
+
+
+class Finished:
+    """The counts of finished parts of a section in a file, so that the same command continues an interrupted section.
+
+    Args:
+        path (`Path`): The file. One with other conditions is not read.
+        conditions (`dict[str, Any]`): Versions and options that the counts depend on.
+    """
+
+    def __init__(self, path: Path, conditions: dict[str, Any]):
+        self.path = path
+        self.kept: dict[str, Any] = {"conditions": conditions}
+        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["conditions"] == conditions:
+            self.kept = found
+
+    def count(self, part: str, measure: Callable[[], Counter[str]]) -> Counter[str]:
+        """Return the counts of a part, measured now unless the file has them."""
+        if part not in self.kept:
+            self.kept[part] = measure()
+            unfinished = self.path.with_suffix(".new")
+            unfinished.write_text(json.dumps(self.kept), encoding="utf-8")
+            unfinished.replace(self.path)
+        return Counter(self.kept[part])
 
 
 def table_of(note: str, seconds: Mapping[str, list[float]], **columns: Mapping[str, float]) -> Table:

@@ -7,8 +7,9 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_warmup.checkpoints import MANIFEST_FILE
 
-from .measure import Table
+from .measure import Finished, Table
 from .runs import RESULT_FILE, Plan, Run, joined_file, loop, result_of, train
 
 
@@ -55,7 +56,7 @@ def table_of_counts(rows: dict[str, Counter[str]], note: str) -> Table:
 
 
 def kill_and_restart(
-    function: Callable[..., object], folder: Path, plan: Plan, world: int, seconds: float
+    function: Callable[..., object], folder: Path, plan: Plan, world: int, seconds: float, expected: object
 ) -> Counter[str]:
     """Kill a run at up to three random moments within `seconds`, restart it each time, and let it end."""
     counts = Counter(chains=1, kills=0, during_a_save=0, same_result=0, hang=0, abort=0)
@@ -75,6 +76,10 @@ def kill_and_restart(
     counts["hang"] += not ended
     counts["abort"] += any(code is not None and code < 0 for code in run.exit_codes)
     run.kill()
+    counts["same_result"] += result_of(folder) == expected
+    if not counts["same_result"]:
+        tqdm.write(f"{folder}: {dict(counts)}\n{run.output[-3000:]}")
+    shutil.rmtree(folder, ignore_errors=True)
     return counts
 
 
@@ -84,7 +89,7 @@ def is_saving(folder: Path) -> bool:
     return any(folder.glob(".saving-*")) or any('"files": null' in path.read_text() for path in manifests)
 
 
-def kills(wanted: int) -> Table:
+def kills(wanted: int, finished: Finished) -> dict[str, Table]:
     """Kill runs until `wanted` kills are made, and compare each chain with the run that was never killed."""
     rows: dict[str, Counter[str]] = {}
     with TemporaryDirectory() as base, tqdm(total=wanted, desc="kills", unit="kill") as progress:
@@ -94,18 +99,14 @@ def kills(wanted: int) -> Table:
             seconds, expected = complete(function, whole, plan, world), result_of(whole)
             assert expected is not None
             counts = Counter[str]()
-            while counts["kills"] < max(1, round(share * wanted)):
+            while (before := counts["kills"]) < max(1, round(share * wanted)):
                 folder = Path(base, f"{len(rows)}-killed-{counts['chains']}")
-                chain = kill_and_restart(function, folder, plan, world, seconds)
-                chain["same_result"] = int(result_of(folder) == expected)
-                if not chain["same_result"]:
-                    tqdm.write(f"{name}: {dict(chain)}\n{folder.with_name(folder.name + '.log').read_text()[-3000:]}")
-                progress.update(chain["kills"])
-                counts.update(chain)
-                shutil.rmtree(folder, ignore_errors=True)
+                chain = partial(kill_and_restart, function, folder, plan, world, seconds, expected)
+                counts.update(finished.count(f"{name}, chain {counts['chains']}", chain))
+                progress.update(counts["kills"] - before)
             counts["rewinds"] = counts["chains"] * expected["rewinds"]
             rows[name] = counts
-    return table_of_counts(rows, NOTE_ON_KILLS)
+    return {"kills": table_of_counts(rows, NOTE_ON_KILLS)}
 
 
 # Damage
@@ -182,18 +183,17 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
 
 
-def damaged_copies(saved: Path, other: Path, copy: Path, places: int) -> Iterator[tuple[str, set[str]]]:
-    """Copy `saved` to `copy`, damage a file of the last checkpoint, and yield the damage and the changed files."""
-    before = contents(saved / LAST)
-    for file in sorted(before):
-        for name, damage in DAMAGES.items():
-            for _ in range(places if name in RANDOM else 1):
-                shutil.copytree(saved, copy)
-                damage(copy / LAST / file, other / LAST / file)
-                after = contents(copy / LAST)
-                if changed := {each for each in before if after.get(each) != before[each]}:
-                    yield name, changed
-                shutil.rmtree(copy)
+def judge_copy(
+    function: Callable[..., object], saved: Path, other: Path, file: str, name: str, expected: object
+) -> Counter[str]:
+    """Copy `saved`, damage a file of the last checkpoint in the way `name`, resume, and count what happened."""
+    before, copy = contents(saved / LAST), saved.with_name("damaged")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(saved, copy)
+    DAMAGES[name](copy / LAST / file, other / LAST / file)
+    after = contents(copy / LAST)
+    changed = {each for each in before if after.get(each) != before[each]}
+    return judge(function, copy, changed, expected) if changed else Counter()
 
 
 def resume_damaged(folder: Path, plan: Plan, function: Callable[..., object]) -> None:
@@ -227,7 +227,7 @@ def judge(function: Callable[..., object], folder: Path, changed: set[str], expe
     )
 
 
-def damages(places: int, names: Collection[str] = tuple(DAMAGED)) -> dict[str, Table]:
+def damages(places: int, names: Collection[str], finished: Finished) -> dict[str, Table]:
     """Damage each file of a checkpoint in each way, and compare the resumed run with a run that was not damaged."""
     tables: dict[str, Table] = {}
     with TemporaryDirectory() as base:
@@ -241,12 +241,18 @@ def damages(places: int, names: Collection[str] = tuple(DAMAGED)) -> dict[str, T
                     path.unlink()
             expected = result_of(saved)
             (saved / RESULT_FILE).unlink()
-            counts: dict[str, Counter[str]] = {}
-            copies = damaged_copies(saved, other, Path(base, "damaged"), places)
-            for damage, changed in tqdm(copies, desc=f"damages, {name}", unit="file"):
-                found = judge(function, Path(base, "damaged"), changed, expected)
-                if not (found["named"] or removed):
-                    tqdm.write(f"{name}: {damage}, {', '.join(sorted(changed))}: {dict(found)}")
-                counts.setdefault(damage, Counter()).update(found)
+            counts = {damage: Counter[str]() for damage in DAMAGES}
+            parts = [
+                (damage, file, place)
+                for file in sorted(contents(saved / LAST))
+                for damage in DAMAGES
+                for place in range(places if damage in RANDOM else 1)
+            ]
+            for damage, file, place in tqdm(parts, desc=f"damages, {name}", unit="file"):
+                part = f"{name}, {damage}, {file}, {place}"
+                found = finished.count(part, partial(judge_copy, function, saved, other, file, damage, expected))
+                if found["other_result"] or (found["damaged"] and not (found["named"] or removed)):
+                    tqdm.write(f"{part}: {dict(found)}")
+                counts[damage].update(found)
             tables[f"damages, {name}"] = table_of_counts(counts, NOTE_ON_DAMAGES)
     return tables

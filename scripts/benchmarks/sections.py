@@ -33,12 +33,13 @@ from transformers import (
 from hf_warmup import GradientNormRecorder, WarmupTrainer, WarmupTrainingArguments
 from hf_warmup.checkpoints import find_corruption
 from hf_warmup.guard.callback import Snapshot
+from hf_warmup.model_card import environment
 from hf_warmup.optim.updates import update_norms
 
 from .contenders import DEVICE, GRADIENT_NORMS, OPTIMIZERS, REFERENCE, is_available
 from .engines import ENGINES, engines
-from .measure import Table, interleave, peak_extra_megabytes, table_of
-from .reliability import damages, kills
+from .measure import Finished, Table, interleave, peak_extra_megabytes, table_of
+from .reliability import DAMAGED, damages, kills
 
 
 DEMO_BERT = {
@@ -325,10 +326,22 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
     "trainer": trainer,
     "saves": saves,
 }
+
+
+def continued(args: BenchmarkArguments, count: Callable[[Finished], Tables]) -> Tables:
+    """Return the tables of a section about faults, whose finished parts are kept beside `--json` if it is interrupted."""
+    kept = Path(args.json).with_suffix(f".{args.what}.json")
+    tables = count(Finished(kept, {**environment(), "quick": args.quick}))
+    kept.unlink(missing_ok=True)
+    return tables
+
+
 # Sections that count what happens to runs under faults, and take longer. `all` leaves them out.
 FAULTS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
-    "kills": lambda args: {"kills": kills(4 if args.quick else 120)},
-    "damages": lambda args: damages(1, ("Accelerate loop",)) if args.quick else damages(3),
+    "kills": lambda args: continued(args, partial(kills, 4 if args.quick else 120)),
+    "damages": lambda args: continued(
+        args, partial(damages, *((1, ["Accelerate loop"]) if args.quick else (3, DAMAGED)))
+    ),
     "engines": lambda args: {"engines": engines(args.only or ([*ENGINES][:1] if args.quick else ENGINES))},
 }
 

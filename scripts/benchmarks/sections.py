@@ -329,7 +329,7 @@ SECTIONS: dict[str, Callable[[BenchmarkArguments], Tables]] = {
 
 
 def continued(args: BenchmarkArguments, count: Callable[[Finished], Tables]) -> Tables:
-    """Return the tables of a section about faults, whose finished parts are kept beside `--json` if it is interrupted."""
+    """Return the tables of a section about faults; finished parts are kept beside `--json` if it is interrupted."""
     kept = Path(args.json).with_suffix(f".{args.what}.json")
     tables = count(Finished(kept, {**environment(), "quick": args.quick}))
     kept.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ from .checkpoints import (
 from .cli import warn_of_process_count
 from .guard.callback import WarmupGuard, check_guard
 from .item_count import honor_item_count
-from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, growing_stacks, record_gradient_norms
+from .norms import GRADIENT_NORMS_FILE, LOG_PREFIX, GradientNormRecorder, record_gradient_norms
 from .optim import effective_learning_rates, knows_updates_of, update_norms
 from .report.model_card import add_recording
 from .report.notebook import Report, show
@@ -218,8 +218,6 @@ class _RunFolderCallback(TrainerCallback):
         if state.is_world_process_zero:
             config = getattr(model, "config", None)
             model_config = config.to_dict() if isinstance(config, PretrainedConfig) else {}
-            if growing := growing_stacks({name: p.shape for name, p in model.named_parameters()}):
-                model_config["growing_stacks"] = growing
             write_run_settings(
                 folder,
                 args.to_dict(),

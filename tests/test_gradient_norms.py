@@ -44,6 +44,8 @@ from hf_warmup.norms import (
     read_gradient_norms,
     record_gradient_norms,
 )
+from hf_warmup.report import read_run
+from hf_warmup.report.findings import records_of
 
 from .testing_utils import TINY
 
@@ -213,6 +215,17 @@ def test_find_stacks_of_encoder_and_decoder_and_not_of_growing_stages():
     assert stacks_of(T5ForConditionalGeneration, T5) == {"encoder.block": 2, "decoder.block": 2}
     stages = ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
     assert stacks_of(ConvNextForImageClassification, stages) == {}
+
+
+def test_the_recording_of_any_loop_notes_growing_stacks_for_the_report(tmp_path):
+    model = torch.nn.ModuleDict({"stages": torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))})
+    recorder = GradientNormRecorder(tmp_path / GRADIENT_NORMS_FILE)
+    for step in (1, 2):
+        model["stages"](torch.ones(4)).sum().backward()
+        recorder.record(model.named_parameters(), step)
+    recorder.flush()
+    assert ["growing_stacks" in row for row in read_gradient_norms(tmp_path)] == [True, False]
+    assert records_of(read_run(tmp_path)).stacks == {}
 
 
 def test_find_stacks_orders_blocks_by_number():

@@ -21,6 +21,7 @@ from .._deepspeed import before_engine_step, named_gradient_norms
 from .._validation import check_name, check_number
 from ..report.run import (
     GRADIENT_NORMS_FILE,
+    GROWING_STACKS,
     LOG_PREFIX,
     UPDATE_PREFIXES,
     append_rows,
@@ -29,7 +30,7 @@ from ..report.run import (
     iter_rows,
     truncate_rows,
 )
-from .grouping import GROUPINGS, GroupBy, group_names
+from .grouping import GROUPINGS, GroupBy, group_names, growing_stacks
 from .measure import ClipNorms, group_norms, measure
 
 
@@ -126,14 +127,20 @@ class GradientNormRecorder:
         Raises:
             `ValueError`: If `step` is not a whole number from 1 on.
         """
-        self.record_gradients(((name, p.grad) for name, p in named_parameters), step, scale)
+        named_parameters = list(named_parameters)
+        self.record_gradients(((name, p.grad) for name, p in named_parameters), step, scale, dict(named_parameters))
 
     def record_gradients(
-        self, named_gradients: Iterable[tuple[str, Tensor | None]], step: int, scale: Tensor | float | None = None
+        self,
+        named_gradients: Iterable[tuple[str, Tensor | None]],
+        step: int,
+        scale: Tensor | float | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Measure gradients, as [`record`][hf_warmup.GradientNormRecorder.record] does.
 
-        The norm of a gradient may be given in its place.
+        The norm of a gradient may be given in its place. The row of update 1 notes the stacks whose blocks in
+        `parameters` have different shapes.
         """
         step = check_number("step", step, 1, integer=True)
         if self._pending and self._pending[-1].step == step:  # a loop that accumulates gradients by hand
@@ -144,7 +151,9 @@ class GradientNormRecorder:
         if [name for name, _ in named_gradients] != list(self._groups):
             self._groups = group_names([name for name, _ in named_gradients], self.group_by)
         groups, norms, self._for_clip = measure(named_gradients, self._groups, for_clip=self.share_with_clip)
-        self._pending.append(_Row(step, groups, norms if scale is None else norms / scale))
+        growing = growing_stacks({name: p.shape for name, p in (parameters or {}).items()}) if step == 1 else []
+        values = {GROWING_STACKS: growing} if growing else {}
+        self._pending.append(_Row(step, groups, norms if scale is None else norms / scale, values))
 
     def log(self, **values: Any) -> None:
         """Add values, such as `loss` and `learning_rate`, to the row of the last recorded update.
@@ -319,7 +328,7 @@ def _fetch(pending: list[_Row]) -> list[dict[str, Any]]:
 
 
 def _as_row(row: _Row, norms: list[float]) -> dict[str, Any]:
-    values = {key: _number(value) for key, value in row.values.items()}
+    values = {key: value if key == GROWING_STACKS else _number(value) for key, value in row.values.items()}
     if row.groups is None:
         return {"step": row.step, **values}
     nonfinite = [group for group, norm in zip(row.groups, norms, strict=True) if not isfinite(norm)]
@@ -398,7 +407,8 @@ def record_gradient_norms(
 
         def record() -> None:
             scale = getattr(engine.optimizer, "loss_scale", None) if engine.fp16_enabled() else None
-            recorder.record_gradients(named_gradient_norms(engine.module), step, scale)
+            parameters = dict(engine.module.named_parameters())
+            recorder.record_gradients(named_gradient_norms(engine.module), step, scale, parameters)
 
         with before_engine_step(engine, record):
             yield

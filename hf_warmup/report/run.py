@@ -36,6 +36,7 @@ GRADIENT_NORMS_FILE = "gradient_norms.jsonl"
 TRAINER_STATE_FILE = "trainer_state.json"
 RESULTS_FILE = "all_results.json"
 UPDATE_PREFIXES = ("update_norm/", "update_ratio/")  # keys of a layer's update, and of its ratio to the weights
+GROWING_STACKS = "growing_stacks"  # key of a recording's first row
 LOG_PREFIX = "grad_norm"  # of the log's and the recording's keys: `grad_norm`, `grad_norm/<layer>`
 PACKAGES = ("hf-warmup", "torch", "transformers", "accelerate", "datasets")
 
@@ -267,11 +268,13 @@ class Columns:
         steps (`array[int]`): The recorded updates, ascending.
         values (`dict[str, array[float]]`): Key -> one value per recorded update, `nan` where the row has none.
         nonfinite (`dict[int, list[str]]`): Update -> the layers whose norm was not finite.
+        growing_stacks (`list[str]`): Prefixes of blocks with different shapes, which are not compared.
     """
 
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: dict[str, array[float]] = field(default_factory=dict)
     nonfinite: dict[int, list[str]] = field(default_factory=dict)
+    growing_stacks: list[str] = field(default_factory=list)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. A row of the last step is merged with it; an earlier step replaces the rows from there on."""
@@ -285,6 +288,8 @@ class Columns:
         for key, value in row.items():
             if key == "nonfinite" and isinstance(value, list) and value:
                 self.nonfinite[step] = [str(each) for each in value]
+            elif key == GROWING_STACKS and isinstance(value, list):
+                self.growing_stacks = [str(each) for each in value]
             elif key != "step":
                 for name, number in _numbers(key, value):
                     if name not in self.values:
@@ -798,11 +803,14 @@ def read_run(folder: PathLike, state: Mapping[str, Any] | None = None) -> Run:
     entries, skipped = _clean_log(path, state) if state else ([], 0)
     state.pop("log_history", None)
     final = {} if at_hand else _read_optional(folder / RESULTS_FILE)
+    columns = read_columns(recording) if recording else Columns()
+    if columns.growing_stacks:
+        settings[GROWING_STACKS] = columns.growing_stacks
     planned = [described.get("num_training_steps"), state.get("max_steps"), settings.get("max_steps")]
     run = Run(
         path,
         entries,
-        read_columns(recording) if recording else Columns(),
+        columns,
         settings,
         made_with,
         state,

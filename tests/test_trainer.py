@@ -372,15 +372,19 @@ def test_warmup_trainer_prints_no_layer_norms_and_logs_them(tmp_path, capsys):
     assert "grad_norm/pooler" in trainer.state.log_history[0]
 
 
-def test_warmup_trainer_tracker_settings_hold_the_resolved_warmup_length(tmp_path):
-    seen = {}
+def test_warmup_trainer_logs_norms_and_settings_to_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    class Tracker(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            seen.update(args.to_sanitized_dict())
-
-    train(make(tmp_path, max_steps=8, warmup_steps=0.3, callbacks=[Tracker()]))
-    assert seen["num_warmup_steps"] == 3  # 0.3 of 8 updates, rounded up
+    recipe = {"optim": "radam", "warmup_type": "exponential", "warmup_steps": 0.3, "lr_scheduler_type": "cosine"}
+    log = train(make(tmp_path, max_steps=8, report_to="tensorboard", **recipe))
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    for key in ("loss", "grad_norm", "grad_norm/encoder.layer.0", "learning_rate", "effective_learning_rate"):
+        logged = [event.value for event in events.Scalars(f"train/{key}")]
+        assert logged == pytest.approx(column(log, key)), key
+    settings = json.loads(events.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
+    assert {key: settings[key] for key in recipe} == recipe
+    assert settings["num_warmup_steps"] == 3  # 0.3 of 8 updates, rounded up
 
 
 def test_warmup_trainer_create_model_card_describes_a_run_with_model_init(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import filecmp
 import hashlib
 import json
 import os
@@ -138,10 +137,9 @@ def start_from_scratch(output_dir: str | Path) -> None:
 def copy_run_files(source: str | Path, target: str | Path) -> None:
     """Copy settings and recording from a run's folder to its checkpoint, or back where the run is resumed."""
     for name in (SETTINGS_FILE, GRADIENT_NORMS_FILE):
-        before, after = Path(source) / name, Path(target) / name
-        if before.is_file() and not (after.is_file() and filecmp.cmp(before, after, shallow=False)):
-            after.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(before, after)
+        if (Path(source) / name).is_file():
+            Path(target).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(source) / name, Path(target) / name)
 
 
 def use_writable_output_dir(args: Any) -> None:
@@ -237,15 +235,11 @@ def decide_once(decide: Callable[[], T]) -> T:
     return outcome[0]
 
 
-_MAY_DIFFER = {
-    "dataloader_num_workers",
-    "disable_tqdm",
-    "local_rank",
-    "report_to",
-    "resume_from_checkpoint",
-    "run_name",
-}
-_PATHS = ("_dir", "_file", "_path")  # machines mount their disks in different places
+# What processes of one run may differ in. Machines mount their disks in different places.
+_MAY_DIFFER = re.compile(
+    "dataloader_num_workers|disable_tqdm|local_rank|log_level.*|report_to|resume_from_checkpoint|run_name|"
+    ".*_(dir|file|path)"
+)
 
 
 def check_same_arguments(arguments: dict[str, Any]) -> None:
@@ -259,14 +253,12 @@ def check_same_arguments(arguments: dict[str, Any]) -> None:
     everywhere: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
     plain = json.loads(json.dumps(arguments, default=lambda _: None, skipkeys=True))  # a function cannot be compared
     torch.distributed.all_gather_object(everywhere, plain)
-    first = everywhere[0]
     for rank, other in enumerate(everywhere):
-        for name in sorted(first.keys() - _MAY_DIFFER):
-            may_differ = name.startswith("log_level") or name.endswith(_PATHS)
-            if not may_differ and first[name] != other.get(name):
+        for name, value in sorted(everywhere[0].items()):
+            if other.get(name) != value and not _MAY_DIFFER.fullmatch(name):
                 raise ValueError(
-                    f"{name}={other.get(name)!r} on process {rank}, but {first[name]!r} on process 0. Start all "
-                    "processes of a run with the same arguments."
+                    f"{name}={other.get(name)!r} on process {rank}, but {value!r} on process 0. Start all processes of "
+                    "a run with the same arguments."
                 )
 
 
@@ -326,20 +318,19 @@ def _absence(path: Path) -> str:
 
 # The files that resuming reads, by the names of the Trainer and of Accelerate, and the types of what they hold. Objects
 # that a loop registered may hold classes of the user, and are not loaded to check them.
-_NUMBER = (int, float)
 _CONTENTS: dict[str, dict[str, Any] | None] = {
     r"trainer_state\.json": {
         "global_step": int,
         "log_history": list,
-        "epoch": (*_NUMBER, type(None)),
-        **dict.fromkeys(("max_steps", "num_train_epochs", "total_flos"), _NUMBER),
+        "epoch": (int, float, type(None)),
+        **dict.fromkeys(("max_steps", "num_train_epochs", "total_flos"), (int, float)),
     },
     r"config\.json": {},
     r"(model\.safetensors|pytorch_model\.bin)\.index\.json": {"weight_map": dict},
     r"(adapter_)?model(_\d+|-\d+-of-\d+)?\.safetensors|(pytorch|adapter)_model(_\d+|-\d+-of-\d+)?\.bin": {},
     r"optimizer(_\d+)?\.(pt|bin)": {"state": dict, "param_groups": list},
-    r"scheduler(_\d+)?\.(pt|bin)|scaler\.pt|warmup_guard\.pt": {},
-    r"rng_state(_\d+)?\.pth": {"python": tuple, "numpy": tuple, "cpu": Tensor},
+    r"scheduler(_\d+)?\.(pt|bin)|scaler\.pt|warmup_guard(_shard-\d+)?\.pt": {},
+    r"(batch_)?rng_state(_\d+)?\.pth": {"python": tuple, "numpy": tuple, "cpu": Tensor},
     r"random_states_\d+\.pkl": {"random_state": tuple, "numpy_random_seed": tuple, "torch_manual_seed": Tensor},
     r"(sampler|dl_state_dict)(_\d+)?\.bin|custom_checkpoint_\d+\.pkl": None,
 }

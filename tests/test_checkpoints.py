@@ -270,6 +270,7 @@ def test_states_of_the_wrong_kind_are_named(plain_runs):
         ("scheduler.pt", [1]),
         ("rng_state.pth", {"python": 0}),
         ("rng_state.pth", {"python": 1, "numpy": 1, "cpu": 1}),
+        ("batch_rng_state_0.pth", {"python": 1}),
         ("warmup_guard.pt", [1]),
     ]
     for file, content in wrong:

@@ -168,7 +168,7 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 RANDOM = ("one bit flipped", "a page of zeros", "cut at random")  # more than one place in a file
 
 SMALL = Plan(5, 2, layers=1, limit=None)
-OURS = (MANIFEST_FILE, "run_settings.json", "gradient_norms.jsonl", "warmup_guard.pt")
+OURS = (MANIFEST_FILE, "run_settings.json", "gradient_norms.jsonl", "warmup_guard.pt", "batch_rng_state_*.pth")
 
 # name: function, files that are removed from its checkpoints before
 DAMAGED: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {

@@ -5,7 +5,7 @@ The script takes the flags of transformers' `run_glue.py` and those of hf_warmup
     python scripts/finetune_bert.py --model_name_or_path bert-base-uncased --train_file train.csv \
         --validation_file validation.csv --do_train --do_eval --optim radam --output_dir runs/mine
 
-With a GLUE task from the Hub:
+`make finetune` does this with a published BERT from PyPI and film reviews. With a GLUE task from the Hub:
 
     python scripts/finetune_bert.py --model_name_or_path bert-base-uncased --task_name sst2 --do_train --do_eval \
         --optim radam --lr_scheduler_type linear --warmup_type linear --warmup_steps 0.06 --output_dir runs/sst2

@@ -23,7 +23,7 @@ SLOWER = 1.5
 # Optimizer -> learning rates. SGD needs others than Adam.
 RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "sgdm": (0.05, 0.1)}
 # Name -> optimizer (of Adam's kind) and warmup.
-COLUMNS = {
+COLUMNS: dict[str, tuple[str, Settings]] = {
     "none": ("adamw", {"warmup_type": "none"}),
     "linear 100": ("adamw", {"warmup_type": "linear"}),
     "untuned": ("adamw", {"warmup_type": "untuned_exponential", "lr_scheduler_kwargs": {"beta2": 0.98}}),

@@ -38,7 +38,7 @@ def build_pair(
     seed: int, layers: int, width: int = WIDTH, vocab_size: int = VOCAB_SIZE, length: int = SEQUENCE_LENGTH, **more: Any
 ) -> tuple[BertPreLNForMaskedLM, BertPreLNForMaskedLM]:
     """Return a Post-LN and a Pre-LN BERT without dropout, with the same initial values (by default Xavier's)."""
-    settings = {
+    settings: Settings = {
         "initializer": "xavier_uniform",
         "vocab_size": vocab_size,
         "hidden_size": width,

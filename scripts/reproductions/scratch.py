@@ -64,7 +64,9 @@ def run(args: ReproduceArguments) -> Outcome:
 def verdicts(results: list[Result], quick: bool) -> list[Verdict]:
     """Judge the claims of the papers, and that a run that rewinds needs no warmup length."""
     usual, high = RATES
-    words, none, every_seed = {}, {}, {}
+    words: dict[tuple[str, float], str] = {}
+    none: dict[tuple[str, float], bool | None] = {}
+    every_seed: dict[tuple[str, float], bool | None] = {}
     for name, lr in product(CONFIGURATIONS, RATES):
         runs = select(results, name=name, learning_rate=lr)
         count = sum(run["accuracy"] > run["majority"] + LEARNED for run in runs)

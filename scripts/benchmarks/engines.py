@@ -66,7 +66,7 @@ def torchrun(job: str) -> Callable[[Path, Plan, int], Any]:
 def notebook_launcher(folder: Path, plan: Plan, world: int) -> None:
     import accelerate
 
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ.update(ACCELERATE_USE_CPU="true", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     accelerate.notebook_launcher(train, (folder, plan), world, use_port="0", max_restarts=3, rdzv_backend="c10d")
 
 

@@ -149,7 +149,7 @@ ENGINES = {
     "torchrun, Fabric": Engine(torchrun("fabric")),
     "notebook_launcher": Engine(notebook_launcher),
     "accelerate launch, finetune_bert_no_trainer.py": Engine(accelerate_launch),
-    "Ray Train": Engine(ray_train, worker="ray::_RayTrainWorker", cannot_stop="trains in a thread"),
+    "Ray Train": Engine(ray_train, worker="RayTrainWorker", cannot_stop="trains in a thread"),
 }
 
 

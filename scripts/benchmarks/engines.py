@@ -32,7 +32,7 @@ NOTE = (
     f"{PLAN.updates} updates of a small BERT without dropout, saved every {PLAN.save_steps}; `weights` is the start of "
     "their MD5 digest, `same` means an equal digest, exit codes are those of the launcher. Another number of processes "
     "adds the gradients in another order: the figure is the distance from the undisturbed weights over their norm. The "
-    "command took {minutes:.0f} minutes"
+    "cells took {minutes:.0f} minutes together"
 )
 ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -52,7 +52,7 @@ def check_number(
 
     ```
     """
-    left, right = ("(" if open_low else "["), (")" if open_high or high == inf else "]")
+    left, right = ("(" if open_low or low == -inf else "["), (")" if open_high or high == inf else "]")
     allowed = f"{'an integer' if integer else 'a finite number'} in {left}{low:g}, {high:g}{right}"
     if not _is_number(value) or not low <= value <= high:
         raise ValueError(f"{name}={short_repr(value)}: expected {allowed}.")

@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count, pairwise
 from math import inf, isclose, isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..norms.grouping import find_stacks
 
@@ -219,14 +219,31 @@ def truncate_rows(path: PathLike, step: int) -> None:
         path (`str` or `os.PathLike`): The recording. Nothing happens if there is no such file.
         step (`int`): The last update that is kept.
     """
-    end = position = 0
     with suppress(FileNotFoundError), Path(path).open("r+b") as file:
-        for line in file:
-            position += len(line)
-            row = parse_row(line) if line.endswith(b"\n") else None
+        file.truncate(_end_of_step(file, step))
+
+
+_BLOCK = 1 << 16
+
+
+def _end_of_step(file: BinaryIO, step: int) -> int:
+    """Return the offset after the last complete row at or before update `step`, searched from the end."""
+    start, block, limit = file.seek(0, os.SEEK_END), b"", 0
+    while start:
+        size = min(_BLOCK, start)
+        start -= size
+        file.seek(start)
+        block = file.read(size) + block[:limit]
+        limit = len(block)
+        while limit:
+            begin = block.rfind(b"\n", 0, limit - 1) + 1
+            if begin == 0 and start:  # the line begins in the block before
+                break
+            row = parse_row(block[begin:limit]) if block[limit - 1] == ord("\n") else None
             if row is not None and row["step"] <= step:
-                end = position
-        file.truncate(end)
+                return start + limit
+            limit = begin
+    return 0
 
 
 def parse_row(line: bytes | str) -> dict[str, Any] | None:
@@ -757,7 +774,7 @@ def _recording_in(folder: Path) -> Path | None:
 
 def _is_recording(path: Path) -> bool:
     with path.open("rb") as file:
-        row = parse_row(file.readline(1 << 16))
+        row = parse_row(file.readline(_BLOCK))
     return row is not None and LOG_PREFIX in row
 
 

@@ -172,7 +172,9 @@ def load_tokenizer(args: ModelArguments) -> Any:
     except TypeError:
         tokenizer = None  # transformers 4.57 found no file of a vocabulary
     if tokenizer is None or len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"{name} has no vocabulary that {tokenizer_class.__name__} can read: expected a vocab.txt with words.")
+        raise ValueError(
+            f"{name} has no vocabulary that {tokenizer_class.__name__} can read: expected a vocab.txt with words."
+        )
     return tokenizer
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import sys
+from enum import Enum
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +146,66 @@ def test_warn_logs_each_kind_once(tmp_path, stalls_at, caplog):
     assert [record.message for record in caplog.records if "stalling" in record.message] == [
         "Update 5: The run is stalling. Warm up."
     ]
+
+
+class AlertLevel(Enum):
+    WARN = "warn"
+
+
+class TrackioRun:
+    """The alert of trackio 0.43, whose `level` is a member of its enumeration."""
+
+    def __init__(self, sent):
+        self.sent = sent
+
+    def alert(self, title: str, text: str | None = None, level=AlertLevel.WARN, step=None, webhook_url=None):
+        self.sent.append((title, text, level.value))
+
+
+class WandbRun(TrackioRun):
+    """The alert of W&B 0.31, whose `level` is INFO unless it is given."""
+
+    def alert(self, title: str, text: str, level=None, wait_duration=None):
+        self.sent.append((title, text, level.value if level else "info"))
+
+
+def trackers(trackio_run, wandb_run):
+    """The attributes of trackio and wandb that the guard reads."""
+    run = SimpleNamespace(get=lambda: trackio_run)
+    return {
+        "trackio": SimpleNamespace(AlertLevel=AlertLevel, context_vars=SimpleNamespace(current_run=run)),
+        "wandb": SimpleNamespace(AlertLevel=AlertLevel, run=wandb_run),
+    }
+
+
+def tell(**modules):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        WarmupGuard()._tell(STALLING, 5)
+
+
+def test_finding_is_an_alert_of_each_tracker_in_use(caplog):
+    sent = []
+    tell(**trackers(TrackioRun(sent), WandbRun(sent)))
+    assert sent == [("stalling at update 5", "Update 5: The run is stalling. Warm up.", "warn")] * 2
+    tell(**trackers(None, None))  # imported, without a run
+    assert len(sent) == 2
+    assert len(caplog.records) == 2  # the findings
+
+
+def test_alert_that_fails_is_logged(caplog):
+    tell(**trackers(object(), None))
+    assert "trackio did not take the alert of update 5: AttributeError" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "stand_in"), [("trackio", TrackioRun), ("wandb", WandbRun)])
+def test_alerts_of_the_stand_ins_have_the_signatures_of_the_packages(name, stand_in):
+    package = pytest.importorskip(name)
+    signature = inspect.signature(package.Run.alert)
+    assert list(signature.parameters) == list(inspect.signature(stand_in.alert).parameters)
+    assert package.AlertLevel.WARN.value.lower() == "warn"
+    tell(**{name: package})  # no run is in progress
 
 
 def test_stop_ends_training_and_saves_no_checkpoint(tmp_path, stalls_at, caplog):

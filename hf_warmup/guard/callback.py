@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -261,8 +261,6 @@ class WarmupGuard(TrainerCallback):
         self.snapshot: Snapshot | None = None
         self.settings: dict[str, Any] = {}
         self.num_training_steps: int | None = None
-        self._is_main = True
-        self._reports_to: Sequence[str] = ()
         self._rows: list[dict[str, Any]] = []
         self._log: dict[str, tuple[list[int], list[float]]] = {}
         self._told: set[str] = set()
@@ -474,6 +472,10 @@ class WarmupGuard(TrainerCallback):
         latest = [ratios[0] > DANGER_RATIO or smooth(ratios)[-1] < SOUND_RATIO for _, ratios in records.ratios.values()]
         return all(latest) and not any(step in records.nonfinite for step in records.steps[-self.check_steps :])
 
+    @property
+    def _is_main(self) -> bool:
+        return not dist.is_initialized() or dist.get_rank() == 0
+
     # Acting
 
     def _take_snapshot(self, step: int) -> None:
@@ -486,17 +488,20 @@ class WarmupGuard(TrainerCallback):
             )
 
     def _tell(self, finding: Finding, step: int, what: str = "") -> None:
-        """Log a finding, once per rule, and hand it to the trackers that have alerts."""
+        """Log a finding, once per rule, and send it as an alert of the trackers."""
         is_new = what or finding.rule not in self._told
         self._told.add(finding.rule)
         if not is_new or not self._is_main:
             return
         text = f"Update {step}: {finding.sentence} {what or finding.advice}"
         logger.warning(text)
-        for name in ("trackio", "wandb"):
-            if name in self._reports_to and name in sys.modules:
-                with suppress(Exception):  # an alert that fails must not end the run
-                    sys.modules[name].alert(title=f"{finding.rule} at update {step}", text=text)
+        for name, run_in_progress in _TRACKER_RUNS.items():
+            try:
+                tracker: Any = sys.modules.get(name)
+                if tracker and (run := run_in_progress(tracker)) is not None:
+                    run.alert(title=f"{finding.rule} at update {step}", text=text, level=tracker.AlertLevel.WARN)
+            except Exception as error:  # an alert that fails does not end the run
+                logger.warning(f"{name} did not take the alert of update {step}: {type(error).__name__}: {error}")
 
     def _tell_without_blocks(self) -> None:
         if "blocks" not in self._told and self._is_main:
@@ -559,7 +564,6 @@ class WarmupGuard(TrainerCallback):
         self.num_training_steps = state.max_steps
         if hasattr(args, "get_warmup_steps"):
             self.settings["num_warmup_steps"] = args.get_warmup_steps(state.max_steps)
-        self._is_main, self._reports_to = state.is_world_process_zero, args.report_to
         if state.global_step and self.checkpoint:
             self.load(Path(self.checkpoint))
             for entry in state.log_history:
@@ -608,5 +612,10 @@ def _unwrap_scheduler(lr_scheduler: Any) -> tuple[tuple[Any, str] | None, Any]:
     return outer, lr_scheduler
 
 
+# The trackers that have alerts, and where each keeps its run.
+_TRACKER_RUNS: dict[str, Callable[[Any], Any]] = {
+    "trackio": lambda trackio: trackio.context_vars.current_run.get(),
+    "wandb": lambda wandb: wandb.run,
+}
 _NORMS = (LOG_PREFIX, *UPDATE_PREFIXES)
 _ACTING = {rule.name for rule in RULES if rule.acts}

@@ -328,7 +328,7 @@ class WarmupTrainerMixin(_TrainerBase):
         self.add_callback(_RunFolderCallback(self))
         self.guard: WarmupGuard | None = None
         if self.args.guard_action != "off":
-            check_guard(self.args, self.lr_scheduler)
+            check_guard(self.args, self.optimizer, self.lr_scheduler)
             self.guard = WarmupGuard(
                 self.args.guard_action, self.gradient_norm_recorder, max_rewinds=self.args.guard_max_rewinds
             )

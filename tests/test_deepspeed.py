@@ -46,6 +46,14 @@ def test_a_deepspeed_config_may_replace_what_the_user_did_not_choose(tmp_path):
         create_optimizer_and_scheduler(tiny_bert(), args, 8)
 
 
+@pytest.mark.parametrize("kwargs", [{"guard": "rewind"}, {"warmup_type": "auto"}])
+def test_rewind_with_deepspeed_raises_before_training(tmp_path, kwargs):
+    args = arguments(tmp_path, **kwargs)
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config={})
+    with pytest.raises(ValueError, match=r"guard='rewind' cannot restore a DeepSpeed optimizer.*Use guard='stop'"):
+        WarmupTrainer(tiny_bert(), args)
+
+
 class Engine:
     def __init__(self):
         self.calls = []

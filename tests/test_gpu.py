@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_warmup import AdamWarmup, GradientNormRecorder, get_scheduler
+from hf_warmup import AdamWarmup, GradientNormRecorder, WarmupGuard, get_scheduler
 
 from .test_optim import (
     FORMS,
@@ -78,6 +78,31 @@ def test_recording_and_step_do_not_synchronize(cls, kwargs, form):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(recorder.flush()) == 19
+
+
+@pytest.mark.parametrize("action", ["warn", "stop", "rewind"])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamWarmup], ids=lambda cls: cls.__name__)
+def test_guard_does_not_synchronize_between_checks(cls, action):
+    fused = {"fused": True} if cls is torch.optim.AdamW else {}
+    optimizer, named = prepared(cls, [(64, 64)] * 20, **fused)
+    recorder = GradientNormRecorder(None)
+    guard = WarmupGuard(action, recorder, check_steps=10)
+    scheduler = guard.wrap_scheduler(get_scheduler("noam", optimizer, 10, 100))
+    model = torch.nn.ParameterList([p for _, p in named])
+    guard.start(model, optimizer, scheduler)
+    recorder.record(named, 1)  # sends the index of the groups to the device
+    loss = torch.tensor(1.0, device="cuda")
+    for step in range(2, 100):
+        torch.cuda.set_sync_debug_mode("default" if step % guard.check_steps == 0 else "error")
+        try:
+            recorder.record(named, step)
+            guard.count_loss(loss)  # 64 losses are counted together, on the device
+            guard.before_step(step)
+            optimizer.step()
+            scheduler.step()
+            guard.after_step(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @classes

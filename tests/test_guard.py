@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hf_warmup import (
     AdamWarmup,
@@ -309,9 +310,8 @@ def test_nonfinite_losses_hidden_by_the_trainer_are_counted(tmp_path, caplog):
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())  # the update was skipped
 
 
-@pytest.mark.parametrize("kwargs", [{"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}])
-def test_rewind_refuses_a_schedule_that_follows_a_metric(tmp_path, kwargs):
-    args = arguments(tmp_path, guard="rewind", **kwargs)
+def test_rewind_with_a_schedule_that_follows_a_metric_raises_before_training(tmp_path):
+    args = arguments(tmp_path, guard="rewind", lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps")
     trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(), eval_dataset=examples())
     with pytest.raises(ValueError, match="follows a metric"):
         trainer.train()
@@ -360,7 +360,70 @@ def test_guard_names_the_rules_that_remain_without_blocks(tmp_path, caplog):
     assert "cannot check the rule stalling. It checks gradient not finite, no finite gradient" in message
 
 
-def test_rewind_accepts_a_scheduler_from_the_user_and_refuses_one_that_it_cannot_restart(tmp_path, stalls_at):
+def layerwise(model):
+    return LayerWiseDummyOptimizer({p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}, lr=0.1)
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (linear().to("meta"), "parameters that are offloaded"),
+        (type("DeepSpeedEngine", (torch.nn.Linear,), {"__module__": "deepspeed.runtime"})(2, 2), "a DeepSpeed"),
+    ],
+)
+def test_rewind_of_state_that_cannot_be_restored_raises_before_training(model, reason):
+    optimizer, guard = adamw(model), WarmupGuard("rewind")
+    scheduler = guard.wrap_scheduler(get_scheduler("constant", optimizer))
+    with pytest.raises(ValueError, match=f"guard='rewind' cannot restore {reason}.*Use guard='stop'"):
+        guard.start(model, optimizer, scheduler)
+
+
+def test_rewind_with_a_layer_wise_optimizer_raises_before_training(tmp_path):
+    model = tiny_bert()
+    args = arguments(tmp_path, guard="rewind")
+    trainer = WarmupTrainer(model, args, train_dataset=examples(), optimizers=(layerwise(model), None))
+    with pytest.raises(ValueError, match="guard='rewind' cannot restore a layer-wise optimizer"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("take", "No snapshot could be taken at update 0. The guard continues with warnings only. The error was Runt"),
+        ("restore", "The guard could not check the rules or act at update 5. Training continues."),
+    ],
+)
+def test_guard_that_cannot_act_logs_and_lets_the_run_continue(
+    tmp_path, stalls_at, monkeypatch, caplog, method, message
+):
+    def fail(*args):
+        raise RuntimeError("no memory")
+
+    stalls_at(5, 10)
+    monkeypatch.setattr(Snapshot, method, fail)
+    trainer = guarded(tmp_path, max_steps=12)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 12
+    assert trainer.guard.rewinds == []
+    assert caplog.text.count(message) == 1
+
+
+def test_guard_without_a_recorder_judges_sparse_gradients():
+    model = torch.nn.Embedding(4, 3, sparse=True)
+    optimizer, guard = torch.optim.SGD(model.parameters(), lr=0.1), WarmupGuard("stop")
+    guard.start(model, optimizer, None)
+    (model(torch.tensor([1, 2])).sum() * float("nan")).backward()
+    guard.before_step(1)
+    assert model.weight.grad is None  # the update is skipped
+
+
+def test_rewind_accepts_a_scheduler_from_the_user_and_raises_for_one_that_it_cannot_restart(tmp_path, stalls_at):
     stalls_at(5)
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -428,17 +491,20 @@ def test_rewind_within_a_warmup_begins_one_ramp_of_twice_its_length(kind, stalls
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "follows a metric"),
     ],
 )
-def test_auto_is_refused_where_the_run_cannot_be_rewound(tmp_path, kwargs, reason):
+def test_auto_where_the_run_cannot_be_rewound_raises(tmp_path, kwargs, reason):
     with pytest.raises(ValueError, match=reason):
         arguments(tmp_path, warmup_type="auto", **kwargs)
 
 
-def test_auto_is_refused_with_a_scheduler_from_the_user(tmp_path):
+def test_auto_with_a_scheduler_or_adam_warmup_from_the_user_raises(tmp_path):
     model = tiny_bert()
-    optimizer = torch.optim.AdamW(model.parameters())
-    pair = optimizer, get_scheduler("constant", optimizer)
-    with pytest.raises(ValueError, match="passed via `optimizers=`"):
-        WarmupTrainer(model, arguments(tmp_path, warmup_type="auto"), optimizers=pair)
+    optimizer = adamw(model)
+    for pair in (
+        (optimizer, get_scheduler("constant", optimizer)),
+        (AdamWarmup(model.parameters(), warmup_steps=4), None),
+    ):
+        with pytest.raises(ValueError, match=r"(WarmupLR|AdamWarmup), which has its own, was passed via"):
+            WarmupTrainer(model, arguments(tmp_path, warmup_type="auto"), optimizers=pair)
 
 
 def test_preview_says_that_the_warmup_of_auto_is_not_known(tmp_path):
@@ -468,20 +534,21 @@ def test_guard_in_a_loop_rewinds_on_recorded_norms(tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("wrapping", ["ddp", "fsdp2"])
-def test_processes_rewind_alike_to_the_bits_of_their_snapshots(tmp_path, wrapping):
+def test_processes_rewind_and_resume_alike_to_the_bits_of_their_snapshots(tmp_path, wrapping):
     done = processes.run(*processes.torchrun(2), processes.ROOT / "tests/workers/guarded.py", tmp_path, wrapping)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     whole = ranks[0]["whole"]
-    assert whole["rewinds"] == ranks[1]["whole"]["rewinds"] == [{"step": 10, "to": 5, "warmup_steps": 25}]
-    assert whole["weights"] == ranks[1]["whole"]["weights"]
-    assert all(rank["whole"]["restored"] == [True] for rank in ranks)
+    assert whole["rewinds"] == [
+        {"step": 10, "to": 5, "warmup_steps": 25},
+        {"step": 20, "to": 5, "warmup_steps": 50},
+    ]
+    for key in ("rewinds", "weights"):  # the second rewind of a resumed run restores the snapshot of the checkpoint
+        assert all(rank[run][key] == whole[key] for rank in ranks for run in ("whole", "resumed")), key
+    assert all(rank["whole"]["restored"] == [True, True] for rank in ranks)
     assert all(rank["whole"]["copied"] == rank["whole"]["local"] for rank in ranks)
     copied = sum(rank["whole"]["copied"] for rank in ranks)
     assert copied == whole["all"] * (2 if wrapping == "ddp" else 1)  # of sharded parameters each copies its part
-    if wrapping == "ddp":
-        keys = ("rewinds", "weights")
-        assert all({key: rank["resumed"][key] for key in keys} == {key: whole[key] for key in keys} for rank in ranks)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from .._logging import get_logger
 from .._validation import check_name, check_number
 from ..norms import GradientNormRecorder, growing_stacks
 from ..norms.measure import local_shard
-from ..optim import AdamFamily
+from ..optim import AdamFamily, AdamWarmup
 from ..report.findings import Finding, apply
 from ..report.run import LOG_PREFIX, UPDATE_PREFIXES
 from ..schedules import WithWarmupLR, linear_warmup, no_warmup, unwrap_optimizer
@@ -85,19 +85,21 @@ def _bound_length(curve: Any) -> int:
     return int(own or (_bound_length(inner) if inner else 0))
 
 
-def check_guard(args: Any, lr_scheduler: LRScheduler | None) -> None:
+def check_guard(args: Any, optimizer: Optimizer | None, lr_scheduler: LRScheduler | None) -> None:
     """Raise a `ValueError` if a run with these training arguments cannot be rewound.
 
     Args:
         args ([`WarmupTrainingArguments`]): The arguments of the run.
+        optimizer (`Optimizer`, *optional*): The optimizer that was passed via `optimizers=`.
         lr_scheduler (`LRScheduler`, *optional*): The scheduler that was passed via `optimizers=`.
     """
     if args.guard_action == "rewind" and args.deepspeed_plugin is not None:
         raise ValueError(_NOT_RESTORABLE.format("a DeepSpeed optimizer, which keeps its state itself"))
-    if args.warmup_type == "auto" and lr_scheduler is not None:
+    own = lr_scheduler or (optimizer if isinstance(optimizer, AdamWarmup) else None)
+    if args.warmup_type == "auto" and own is not None:
         raise ValueError(
-            f"warmup_type='auto' chooses the warmup, and a {type(lr_scheduler).__name__} was passed via `optimizers=`. "
-            "Use guard='rewind' with it, or leave it out."
+            f"warmup_type='auto' chooses the warmup, and {type(own).__name__}, which has its own, was passed via "
+            "`optimizers=`. Use guard='rewind' with it, or leave it out."
         )
 
 
@@ -307,7 +309,7 @@ class WarmupGuard(TrainerCallback):
                 "guard='rewind' restarts the warmup, and the scheduler was not passed through the guard. Use the one "
                 "that `guard.wrap_scheduler(lr_scheduler)` returns."
             )
-        _check_restorable(model, optimizer)
+        _check_restorable(model, self._optimizer)
         if not self.rewinds:  # the length of a warmup that the optimizer has
             lengths = [int(group.get("warmup_steps") or 0) for group in self._optimizer.param_groups]
             self.num_warmup_steps = max([self.num_warmup_steps, *lengths])
@@ -345,7 +347,8 @@ class WarmupGuard(TrainerCallback):
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = None if self.recorder is None else self.recorder.norms_on_device(step)
         if norms is None:
-            norms = torch.nn.utils.get_total_norm([p.grad for p in params])
+            grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in params]
+            norms = torch.nn.utils.get_total_norm(grads)
             norms = norms.full_tensor() if isinstance(norms, DTensor) else norms
         finite = torch.isfinite(norms).all()
         fused_adam = isinstance(optimizer, torch.optim.Adam) and all(group["fused"] for group in optimizer.param_groups)
@@ -368,25 +371,12 @@ class WarmupGuard(TrainerCallback):
         if self.recorder is not None:
             self.recorder.flush()
         try:
-            records, found = self._judge(step)
-        except Exception:  # a guard that cannot judge does not end the run
+            return self._check(step)
+        except Exception:  # a guard that cannot judge or act does not end the run
             if "broken" not in self._told:
-                logger.exception(f"The guard could not check the rules at update {step}. Training continues.")
+                logger.exception(f"The guard could not check the rules or act at update {step}. Training continues.")
             self._told.add("broken")
             return False
-        acting = next((finding for finding in found if finding.rule in _ACTING), None)
-        for finding in found:
-            if finding is not acting or self.action == "warn":
-                self._tell(finding, step)
-        if acting is None and step % self.snapshot_steps == 0 and self._is_sound(records):
-            self._take_snapshot(step)
-        if acting is None or self.action == "warn":
-            return False
-        if self.action == "rewind" and self.snapshot is not None and len(self.rewinds) < self.max_rewinds:
-            self._rewind(step, acting)
-            return False
-        self._stop(step, acting)
-        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to decide as this one: recent records, rewinds and the snapshot.
@@ -478,13 +468,32 @@ class WarmupGuard(TrainerCallback):
 
     # Acting
 
+    def _check(self, step: int) -> bool:
+        """Check the rules and act; return whether training should stop."""
+        records, found = self._judge(step)
+        can_act = self.action == "stop" or self.snapshot is not None
+        acting = next((finding for finding in found if finding.rule in _ACTING), None)
+        for finding in found:
+            if finding is not acting or not can_act:
+                self._tell(finding, step)
+        if acting is None and step % self.snapshot_steps == 0 and self._is_sound(records):
+            self._take_snapshot(step)
+        if acting is None or not can_act:
+            return False
+        if self.action == "rewind" and len(self.rewinds) < self.max_rewinds:
+            self._rewind(step, acting)
+            return False
+        self._stop(step, acting)
+        return True
+
     def _take_snapshot(self, step: int) -> None:
         try:
             self.snapshot = Snapshot.take(step, self._model, self._optimizer)
-        except torch.OutOfMemoryError:
+        except Exception as error:  # most likely, there is no memory for it
             logger.warning(
-                f"There is no memory for a snapshot at update {step}. The guard continues with "
-                f"{'the one of update ' + str(self.snapshot.step) if self.snapshot else 'warnings only'}."
+                f"No snapshot could be taken at update {step}. The guard continues with "
+                f"{'the one of update ' + str(self.snapshot.step) if self.snapshot else 'warnings only'}. "
+                f"The error was {type(error).__name__}: {error}"
             )
 
     def _tell(self, finding: Finding, step: int, what: str = "") -> None:

@@ -1,7 +1,8 @@
-"""Train with a guard that rewinds at update 10; each process writes what it has.
+"""Train with a guard that rewinds at updates 10 and 20, and again from the checkpoint between the two.
 
-torchrun --nproc_per_node 2 tests/workers/guarded.py FOLDER ddp      # resumes from a checkpoint behind the rewind, too
-torchrun --nproc_per_node 2 tests/workers/guarded.py FOLDER fsdp2
+Each process writes what it has.
+
+torchrun --nproc_per_node 2 tests/workers/guarded.py FOLDER ddp      # or fsdp2
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,9 +48,8 @@ class CheckedSnapshot(callback.Snapshot):
 
 
 def train(folder: Path, wrapping: str, checkpoint: str | None = None) -> dict[str, Any]:
-    saving = {"save_strategy": "steps", "save_steps": 15} if wrapping == "ddp" else {"save_strategy": "no"}
-    args = arguments(folder / "run", guard="rewind", max_steps=20, **saving)
-    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(320))
+    args = arguments(folder / "run", guard="rewind", max_steps=25, save_strategy="steps", save_steps=15)
+    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(400))
     if wrapping == "fsdp2":
         shard_on_cpu(trainer.accelerator.state)
         trainer.is_fsdp_enabled = True
@@ -60,7 +61,7 @@ def train(folder: Path, wrapping: str, checkpoint: str | None = None) -> dict[st
     copied = sum(tensor.numel() for group in trainer.guard.snapshot.params for tensor in group)
     return {
         "rewinds": trainer.guard.rewinds,
-        "weights": torch.cat([p.detach().flatten() for p in weights]).double().sum().item().hex(),
+        "weights": sha256(torch.cat([p.detach().flatten() for p in weights]).numpy().tobytes()).hexdigest(),
         "restored": CheckedSnapshot.equal,
         "copied": copied,
         "local": sum(local_shard(p).numel() for p in params),
@@ -69,13 +70,12 @@ def train(folder: Path, wrapping: str, checkpoint: str | None = None) -> dict[st
 
 
 def main(folder: Path, wrapping: str) -> None:
-    callback.apply = lambda rules, records: [STALLING] * (records.updates == 10 == len(records.steps))
+    callback.apply = lambda rules, records: [STALLING] * (records.updates in (10, 20) and len(records.steps) == 10)
     callback.WarmupGuard.__init__.__kwdefaults__["snapshot_steps"] = 5  # so that it has moments to restore
     taken = callback.Snapshot.take.__func__
     callback.Snapshot.take = classmethod(lambda cls, *args: taken(CheckedSnapshot, *args))
-    results = {"whole": train(folder, wrapping)}
-    if wrapping == "ddp":
-        results["resumed"] = train(folder, wrapping, str(folder / "run" / "checkpoint-15"))
+    checkpoint = str(folder / "run" / "checkpoint-15")
+    results = {"whole": train(folder, wrapping), "resumed": train(folder, wrapping, checkpoint)}
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(results))
     sys.stdout.flush()
     os._exit(0)  # gloo workers may abort at the interpreter's exit

@@ -8,6 +8,7 @@ import pytest
 
 from hf_warmup import WarmupTrainer, create_optimizer_and_scheduler
 from hf_warmup._deepspeed import before_engine_step, check_deepspeed_config
+from hf_warmup.guard.callback import check_guard
 
 from .testing_utils import arguments, tiny_bert
 
@@ -51,7 +52,7 @@ def test_rewind_with_deepspeed_raises_before_training(tmp_path, kwargs):
     args = arguments(tmp_path, **kwargs)
     args.deepspeed_plugin = SimpleNamespace(deepspeed_config={})
     with pytest.raises(ValueError, match=r"guard='rewind' cannot restore a DeepSpeed optimizer.*Use guard='stop'"):
-        WarmupTrainer(tiny_bert(), args)
+        check_guard(args, None, None)
 
 
 class Engine:

@@ -329,7 +329,7 @@ _CONTENTS: dict[str, dict[str, Any] | None] = {
     r"(model\.safetensors|pytorch_model\.bin)\.index\.json": {"weight_map": dict},
     r"(adapter_)?model(_\d+|-\d+-of-\d+)?\.safetensors|(pytorch|adapter)_model(_\d+|-\d+-of-\d+)?\.bin": {},
     r"optimizer(_\d+)?\.(pt|bin)": {"state": dict, "param_groups": list},
-    r"scheduler(_\d+)?\.(pt|bin)|scaler\.pt|warmup_guard(_shard-\d+)?\.pt": {},
+    r"scheduler(_\d+)?\.(pt|bin)|scaler\.pt|warmup_guard(_shard-\d+-of-\d+)?\.pt": {},
     r"(batch_)?rng_state(_\d+)?\.pth": {"python": tuple, "numpy": tuple, "cpu": Tensor},
     r"random_states_\d+\.pkl": {"random_state": tuple, "numpy_random_seed": tuple, "torch_manual_seed": Tensor},
     r"(sampler|dl_state_dict)(_\d+)?\.bin|custom_checkpoint_\d+\.pkl": None,

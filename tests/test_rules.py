@@ -305,6 +305,11 @@ def test_planned_length_states_where_the_decay_stopped():
     )
 
 
+def test_planned_length_says_that_the_run_was_inside_its_warmup():
+    records = replace(logged([1.0] * 3, learning_rate=[1e-5, 2e-5, 3e-5]), num_training_steps=500)
+    assert check("planned length", records).text == "The run ended at update 30 of 500 planned, inside its warmup."
+
+
 def test_rule_names_the_columns_it_lacks():
     assert TABLE["stalling"].missing(logged([1.0])) == ["blocks"]
     assert TABLE["stalling"].missing(recorded(stack(lambda t: 1))) == []

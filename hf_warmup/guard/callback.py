@@ -34,7 +34,7 @@ logger = get_logger(__name__)
 
 ACTIONS = ("warn", "stop", "rewind")
 GUARD_FILE = "warmup_guard.pt"  # in a checkpoint
-SHARD_FILE = "warmup_guard_shard-{}.pt"  # the snapshot of a sharded model, one for each process
+SHARD_FILE = "warmup_guard_shard-{}-of-{}.pt"  # the snapshot of a sharded model, one for each process
 FIRST_WARMUP = 25  # updates of warmup after the first rewind of a run that had none
 KEPT_ROWS = 128  # records that rules look back on; 32 of them are saved in a checkpoint, more than acting rules need
 KEPT_LOSSES = 64  # losses that are kept until they are counted together
@@ -103,7 +103,7 @@ def check_guard(args: Any, optimizer: Optimizer | None, lr_scheduler: LRSchedule
         )
 
 
-_NOT_RESTORABLE = "guard='rewind' cannot restore {}. Use guard='stop'."
+_NOT_RESTORABLE = "guard='rewind' cannot restore {}. Use guard='stop', and a warmup in place of 'auto'."
 
 
 def _check_restorable(model: nn.Module, optimizer: Any) -> None:
@@ -179,6 +179,10 @@ class Snapshot:
         for name, buffer in model.named_buffers():
             if name in self.buffers:
                 local_shard(buffer).copy_(self.buffers[name])
+
+
+def _shard_file() -> str:
+    return SHARD_FILE.format(*(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1))
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,13 +410,13 @@ class WarmupGuard(TrainerCallback):
         if self._is_main:
             torch.save(self.state_dict(), folder / GUARD_FILE)
         if self.snapshot is not None and self.snapshot.is_sharded:
-            torch.save(vars(self.snapshot), folder / SHARD_FILE.format(dist.get_rank()))
+            torch.save(vars(self.snapshot), folder / _shard_file())
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint, if it has the state of a guard."""
         if (folder / GUARD_FILE).is_file():
             self.load_state_dict(torch.load(folder / GUARD_FILE, map_location="cpu", weights_only=True))
-            shard = folder / SHARD_FILE.format(dist.get_rank() if dist.is_initialized() else 0)
+            shard = folder / _shard_file()  # of another number of processes there is none: `start` takes a new snapshot
             if shard.is_file() and self.action == "rewind":
                 self.snapshot = Snapshot(**torch.load(shard, map_location="cpu", weights_only=True))
 
@@ -422,26 +426,15 @@ class WarmupGuard(TrainerCallback):
         self._rows += rows
         self._rows[1:-KEPT_ROWS] = []  # the first record shows whether a ratio is high by design
 
-    def _judge(self, step: int) -> tuple[Records, list[Finding]]:
-        records = self._records(step)
-        if self._rows and not records.ratios:
-            self._tell_without_blocks()
-        found = apply([rule for rule in RULES if rule.live], records)
-        self._judged = step
-        return records, found
-
     def _records(self, step: int) -> Records:
-        keys = dict.fromkeys(key for row in self._rows for key in row)
-        columns: dict[str, Any] = {
-            key: [nan if row.get(key) is None else row[key] for row in self._rows] for key in keys
-        }
-        steps = columns.get("step", [])
-        prefix = f"{LOG_PREFIX}/"
+        keys = dict.fromkeys(key for row in self._rows for key in row if key.startswith(LOG_PREFIX))
+        norms = {key: [nan if row.get(key) is None else row[key] for row in self._rows] for key in keys}
+        steps, total = [row["step"] for row in self._rows], norms.pop(LOG_PREFIX, None)
         return Records(
             steps=steps,
-            norms={key.removeprefix(prefix): column for key, column in columns.items() if key.startswith(prefix)},
+            norms={key.removeprefix(f"{LOG_PREFIX}/"): column for key, column in norms.items()},
             nonfinite={row["step"]: row["nonfinite"] for row in self._rows if row.get("nonfinite")},
-            log=self._log | ({LOG_PREFIX: (steps, columns[LOG_PREFIX])} if LOG_PREFIX in columns else {}),
+            log=self._log if total is None else self._log | {LOG_PREFIX: (steps, total)},
             settings=self.settings,
             num_training_steps=self.num_training_steps,
             updates=step,
@@ -470,7 +463,11 @@ class WarmupGuard(TrainerCallback):
 
     def _check(self, step: int) -> bool:
         """Check the rules and act; return whether training should stop."""
-        records, found = self._judge(step)
+        records = self._records(step)
+        if self._rows and not records.ratios:
+            self._tell_without_blocks()
+        found = apply(_LIVE, records)
+        self._judged = step
         can_act = self.action == "stop" or self.snapshot is not None
         acting = next((finding for finding in found if finding.rule in _ACTING), None)
         for finding in found:
@@ -515,8 +512,7 @@ class WarmupGuard(TrainerCallback):
     def _tell_without_blocks(self) -> None:
         if "blocks" not in self._told and self._is_main:
             unchecked, checked = (
-                ", ".join(rule.name for rule in RULES if rule.live and ("blocks" in rule.needs) is needed)
-                for needed in (True, False)
+                ", ".join(rule.name for rule in _LIVE if ("blocks" in rule.needs) is needed) for needed in (True, False)
             )
             (logger.info if self.action == "warn" else logger.warning)(
                 "The recorded layers have no stack of numbered blocks, so the guard cannot check the rule "
@@ -627,4 +623,5 @@ _TRACKER_RUNS: dict[str, Callable[[Any], Any]] = {
     "wandb": lambda wandb: wandb.run,
 }
 _NORMS = (LOG_PREFIX, *UPDATE_PREFIXES)
+_LIVE = [rule for rule in RULES if rule.live]
 _ACTING = {rule.name for rule in RULES if rule.acts}

@@ -605,7 +605,9 @@ def check_planned_length(records: Records, threshold: float) -> Verdict | None:
         return None
     text = f"The run ended at update {records.updates} of {planned} planned"
     rates = records.series("learning_rate")[1]
-    if rates and 0 < rates[-1] < max(rates):
+    if records.schedule.warmup == "never left":
+        text += ", inside its warmup"
+    elif rates and 0 < rates[-1] < max(rates):
         text += f", where the decay had reached {percent(rates[-1] / max(rates))} of the peak learning rate"
     return Verdict(f"{text}.", {"update": records.updates, "planned": planned})
 

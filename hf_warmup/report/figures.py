@@ -87,9 +87,11 @@ def _ratio(run: Run) -> list[tuple[str, Series]]:
 
 
 def _update_ratios(run: Run) -> list[tuple[str, Series]]:
-    """The ratio of update to weights of the first and last block of each stack."""
-    blocks = dict.fromkeys(block for stack in records_of(run).stacks.values() for block in (stack[0], stack[-1]))
-    return [(f", {block}", run.recorded(f"{UPDATE_PREFIXES[1]}{block}")) for block in blocks] or [("", Series([], []))]
+    """The ratio of update to weights of the last block, and of the first block and of further stacks' ends."""
+    blocks = dict.fromkeys(block for stack in records_of(run).stacks.values() for block in (stack[-1], stack[0]))
+    ratios = {block: run.recorded(f"{UPDATE_PREFIXES[1]}{block}") for block in blocks}
+    lines = [(f", {block}" if i else "", series) for i, (block, series) in enumerate(ratios.items())]
+    return lines or [("", Series([], []))]
 
 
 PANELS = (
@@ -97,7 +99,7 @@ PANELS = (
     Panel("loss", "Training loss", "loss", lambda run: [("", run.losses)]),
     Panel("gradient_norm", "Gradient norm before clipping", "L2 norm", lambda run: [("", run.total_norm)], True, True),
     Panel("gradient_norm_ratio", "Ratio of gradient norms (grey: stalling)", "last layer over first", _ratio, True),
-    Panel("update_ratio", "Update over weights, first and last block", "ratio of norms", _update_ratios, True, True),
+    Panel("update_ratio", "Update over weights, last block (dotted: first)", "ratio", _update_ratios, True, True),
 )  # fmt: skip
 
 

@@ -83,6 +83,17 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 logger = get_logger(__name__)
 
 _LAYER_PREFIXES = (f"{LOG_PREFIX}/", *UPDATE_PREFIXES)
+# The arguments that an optimizer or a scheduler of the user's own replaces.
+_OF_OPTIMIZER = ("optim", "optim_args", "learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
+_OF_SCHEDULER = (
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_type",
+    "warmup_steps",
+    "warmup_epochs",
+    "num_warmup_steps",
+    "learning_rate",
+)
 _OWN_GROUPS = ("params", "model", "optimizer_dict")  # keywords by which a Trainer passes its own parameter groups
 
 
@@ -226,6 +237,7 @@ class _RunFolderCallback(TrainerCallback):
                 args.get_warmup_steps(state.max_steps),
                 resumed=state.global_step > 0,
                 num_processes=args.world_size,
+                unused=self.trainer._unused_arguments(),
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -305,6 +317,8 @@ class WarmupTrainerMixin(_TrainerBase):
         if given.should_save:
             use_writable_output_dir(given)
         super().__init__(*args, **kwargs)
+        self._was_given = self.optimizer is not None, self.lr_scheduler is not None
+        self._built_scheduler = False
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self._check_plateau(self.lr_scheduler)
         if self.optimizer is not None and self.lr_scheduler is not None:
@@ -357,6 +371,12 @@ class WarmupTrainerMixin(_TrainerBase):
         stopped_by_guard = self.guard is not None and self.guard.stopped_by is not None
         return max([int(stopped_by_guard), *(stop.exit_code for stop in self._signal_callbacks())])
 
+    def _unused_arguments(self) -> tuple[str, ...]:
+        """Return the arguments that `optimizers=`, or a `create_scheduler` that was overridden, replaces."""
+        overridden = type(self).create_scheduler is not WarmupTrainerMixin.create_scheduler
+        has_other_schedule = self._was_given[1] or (overridden and not self._built_scheduler)
+        return (_OF_OPTIMIZER if self._was_given[0] else ()) + (_OF_SCHEDULER if has_other_schedule else ())
+
     def _run_folder(self) -> Path:
         """Return the folder of the run: that of the trial in a search. transformers has no public name for it."""
         return Path(self._get_output_dir(self._trial) if self.hp_search_backend else self.args.output_dir)
@@ -406,7 +426,9 @@ class WarmupTrainerMixin(_TrainerBase):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, WarmupUntilCallback):
                     self.lr_scheduler = callback.wrap_scheduler(self.lr_scheduler)
-            self._created_lr_scheduler = True  # or a second `train()` would continue with the used one
+            self._created_lr_scheduler = self._built_scheduler = (
+                True  # or a second `train()` would continue with the used one
+            )
         if self.guard is not None:
             self.lr_scheduler = self.guard.wrap_scheduler(self.lr_scheduler)
         if self._resumed_from and not self.is_deepspeed_enabled:
@@ -638,7 +660,9 @@ class WarmupTrainerMixin(_TrainerBase):
             self._load_best_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
-        return TrainOutput(self.state.global_step, 0.0, {"train_loss": 0.0})
+        logged: dict[str, float] = next((each for each in self.state.log_history[::-1] if "train_loss" in each), {})
+        metrics = {name: value for name, value in logged.items() if name != "step"}
+        return TrainOutput(self.state.global_step, metrics.get("train_loss", 0.0), metrics)
 
 
 class WarmupTrainer(WarmupTrainerMixin, Trainer):

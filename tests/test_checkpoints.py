@@ -380,8 +380,12 @@ def test_a_finished_run_trains_nothing_and_changes_no_file(runs, length, caplog)
 
 def test_a_finished_run_inside_an_epoch_trains_nothing(tmp_path):
     kwargs = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
-    run(tmp_path, **kwargs)
-    assert [resumed(tmp_path, **kwargs).state.global_step for _ in range(2)] == [3, 3]
+    trained = WarmupTrainer(tiny_bert(), arguments(tmp_path, **kwargs), train_dataset=examples()).train()
+    for _ in range(2):
+        trainer = WarmupTrainer(tiny_bert(), arguments(tmp_path, **kwargs), train_dataset=examples())
+        output = trainer.train("auto")
+        assert (output.global_step, trainer.state.global_step) == (3, 3)
+        assert output.metrics["train_loss"] == output.training_loss == trained.training_loss
 
 
 def test_a_finished_run_loads_its_best_model(tmp_path):

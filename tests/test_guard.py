@@ -228,6 +228,18 @@ def guarded(folder, **kwargs):
     return WarmupTrainer(tiny_bert(), arguments(folder, **options), train_dataset=examples())
 
 
+def test_best_model_is_not_looked_for_before_a_rewind(tmp_path, stalls_at):
+    """The evaluation loss falls until the rewind at update 10; what it fell to is given up with the weights."""
+    stalls_at(10)
+    losses = {4: 2.0, 8: 1.0, 12: 3.0, 16: 2.5}
+    kwargs = {"max_steps": 16, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    args = arguments(tmp_path, guard="rewind", load_best_model_at_end=True, **kwargs)
+    trainer = WarmupTrainer(tiny_bert(), args, train_dataset=examples(), eval_dataset=examples())
+    trainer.evaluate = lambda *_, **__: {"eval_loss": losses[trainer.state.global_step]}
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (2.5, 16)
+
+
 def test_rewind_restores_the_start_and_warms_up_again(tmp_path, stalls_at):
     stalls_at(10, 20)
     trainer = guarded(tmp_path)

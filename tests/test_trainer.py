@@ -15,6 +15,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    get_cosine_schedule_with_warmup,
 )
 
 from hf_warmup import (
@@ -29,9 +30,10 @@ from hf_warmup import (
     with_warmup,
 )
 from hf_warmup.norms import GRADIENT_NORMS_FILE, read_gradient_norms
-from hf_warmup.report import read_run
+from hf_warmup.report import find, read_run
 from hf_warmup.report.figures import panels_of
 from hf_warmup.report.run import read_run_settings
+from hf_warmup.report.schedule import describe_schedule
 from hf_warmup.schedules import linear_warmup
 
 from .testing_utils import TINY, arguments, column, examples, run, tiny_bert, train
@@ -515,3 +517,16 @@ def test_record_updates_logs_the_norm_of_each_layers_update(tmp_path):
 def test_record_updates_raises_for_an_optimizer_whose_update_is_not_known(tmp_path):
     with pytest.raises(ValueError, match="not possible for Adagrad"):
         run(tmp_path, record=("gradients", "updates"), optim="adagrad", max_steps=1)
+
+
+def test_report_of_an_own_optimizer_and_schedule_reads_what_was_used(tmp_path):
+    """Not the arguments, which say AdamW at beta2 0.999 and a linear decay without a warmup."""
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, 10, 40)
+    args = arguments(tmp_path, max_steps=40, learning_rate=1e-3)
+    WarmupTrainer(model, args, train_dataset=examples(), optimizers=(optimizer, schedule)).train()
+    used = read_run(tmp_path)
+    assert describe_schedule(used).startswith("Warmup: about 10 of 40 updates (25 %), linear to 0.002, then cosine")
+    assert not {"optim", "adam_beta2", "warmup_type", "learning_rate"} & set(used.settings)
+    assert "short warmup" not in [finding.rule for finding in find(used)]

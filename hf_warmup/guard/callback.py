@@ -582,9 +582,12 @@ class WarmupGuard(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the rules, and act."""
-        should_log = control.should_log
+        should_log, rewinds = control.should_log, len(self.rewinds)
         if self.after_step(state.global_step):
             control.should_training_stop = True
+        if len(self.rewinds) > rewinds and (state.best_global_step or 0) > self.rewinds[-1]["to"]:
+            # The best model is not looked for among the weights that were given up.
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
         control.should_log = should_log  # the log of a rewind does not replace the log of the loss
         self.on_epoch_end(args, state, control)
 

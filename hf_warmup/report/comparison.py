@@ -21,7 +21,7 @@ _INCIDENTAL = re.compile(
     "report_to|disable_tqdm|overwrite_output_dir|use_cpu|num_training_steps|debug|_attn_implementation\\w*|"
     "enable_jit_checkpoint|skip_memory_metrics|prediction_loss_only|restore_callback_states_from_checkpoint)$"
 )
-_NUMBERED = re.compile(r"[a-z]*[-_. ]?\d+", re.IGNORECASE)  # names of folders that say nothing: trial_3, run-12
+_NUMBERED = re.compile(r"(run|trial|job|exp(eriment)?|version)?[-_. ]?\d+", re.IGNORECASE)  # names that say nothing
 MAIN_SETTINGS = (
     "model_type", "norm_placement", "num_hidden_layers", "hidden_size", "optim", "optim_args", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_type", "warmup_steps", "num_warmup_steps", "max_steps",

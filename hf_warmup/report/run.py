@@ -112,6 +112,7 @@ def write_run_settings(
     num_warmup_steps: int,
     resumed: bool = False,
     num_processes: int = 1,
+    unused: Sequence[str] = (),
 ) -> str:
     """Write `run_settings.json` into a run's output folder. Log a warning if a resumed run has other settings.
 
@@ -124,6 +125,7 @@ def write_run_settings(
         resumed (`bool`, defaults to `False`): Whether the run continues from a checkpoint whose settings
             were copied to `folder`. It then keeps the identifier of that run.
         num_processes (`int`, defaults to 1): The number of processes that train together.
+        unused (`Sequence[str]`): The arguments that the user's own optimizer or scheduler replaces.
 
     Returns:
         `str`: The identifier of the run.
@@ -137,6 +139,7 @@ def write_run_settings(
         "num_training_steps": num_training_steps,
         "num_warmup_steps": num_warmup_steps,
         "num_processes": num_processes,
+        "unused_arguments": list(unused),
         "training_args": dict(training_args),
         "model_config": dict(model_config),
     }
@@ -787,7 +790,8 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     settings |= _table(described.get("model_config")) | _table(described.get("training_args"))
     if "num_warmup_steps" in described:
         settings["num_warmup_steps"] = described["num_warmup_steps"]
-    return settings, described
+    unused = described.get("unused_arguments") or ()
+    return {name: value for name, value in settings.items() if name not in unused}, described
 
 
 def read_run(folder: PathLike, state: Mapping[str, Any] | None = None) -> Run:

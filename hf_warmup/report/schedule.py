@@ -322,7 +322,7 @@ def logged_schedule(run: Run) -> LoggedSchedule:
         return replace(known, warmup="optimizer", by=_OPTIMIZERS[optim])
     if length is None:
         return found
-    by = "found by rewinding, linear" if rewound else str(kind or "linear")
+    by = "found by rewinding, linear" if rewound else "linear" if kind == "auto" else str(kind or "linear")
     return replace(known, warmup="seen", length=length, by=by) if length else replace(known, warmup="none")
 
 

@@ -107,7 +107,10 @@ def headline(runs: Sequence[Run], groups: Sequence[Group]) -> str:
         for name, count in failed.items()
     ]
     shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if named[3:] else "")
-    return f"{text}. " + (f"Problems in {sum(failed.values())} runs: {shown}." if failed else without_problem(runs))
+    problems = sum(failed.values())
+    return f"{text}. " + (
+        f"Problems in {problems} run{'s' if problems > 1 else ''}: {shown}." if failed else without_problem(runs)
+    )
 
 
 def count_failures(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, int]:

@@ -147,7 +147,7 @@ def write_run_settings(
         logger.warning(
             f"The run is resumed with other settings: {'; '.join(changes)}. The optimizer's options (peak learning "
             "rate, weight decay, betas, the warmup of adam_warmup) and a schedule that follows a metric are kept from "
-            "the checkpoint. Shape, warmup and length of any other schedule are new from the second update on."
+            "the checkpoint. Shape, warmup and length of any other schedule are new from the second resumed update on."
         )
     _write_json(Path(folder) / SETTINGS_FILE, described)
     return run_id

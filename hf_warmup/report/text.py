@@ -107,9 +107,9 @@ def headline(runs: Sequence[Run], groups: Sequence[Group]) -> str:
         for name, count in failed.items()
     ]
     shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if named[3:] else "")
-    problems = sum(failed.values())
+    count = sum(failed.values())
     return f"{text}. " + (
-        f"Problems in {problems} run{'s' if problems > 1 else ''}: {shown}." if failed else without_problem(runs)
+        f"Problems in {count} run{'s' if count > 1 else ''}: {shown}." if failed else without_problem(runs)
     )
 
 

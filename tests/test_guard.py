@@ -396,10 +396,14 @@ def test_rewind_of_state_that_cannot_be_restored_raises_before_training(model, r
         guard.start(model, optimizer, scheduler)
 
 
-def test_rewind_with_a_layer_wise_optimizer_raises_before_training(tmp_path):
+LOMO = type("AdaLomo", (torch.optim.SGD,), {"__module__": "lomo_optim.adalomo"})  # which needs a GPU
+
+
+@pytest.mark.parametrize("make", [layerwise, lambda model: LOMO(model.parameters(), lr=0.1)])
+def test_rewind_with_a_layer_wise_optimizer_raises_before_training(tmp_path, make):
     model = tiny_bert()
     args = arguments(tmp_path, guard="rewind")
-    trainer = WarmupTrainer(model, args, train_dataset=examples(), optimizers=(layerwise(model), None))
+    trainer = WarmupTrainer(model, args, train_dataset=examples(), optimizers=(make(model), None))
     with pytest.raises(ValueError, match="guard='rewind' cannot restore a layer-wise optimizer"):
         trainer.train()
     assert trainer.state.global_step == 0

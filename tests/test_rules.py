@@ -222,6 +222,7 @@ SOUND = [
     ("never left the warmup", logged([1.0] * 3, learning_rate=[1e-5, 1e-5, 1e-5])),
     ("never left the warmup", replace(logged([1.0] * 3, learning_rate=[1e-5, 2e-5, 3e-5]), num_training_steps=500)),
     ("long warmup", untuned(0.98)),
+    ("long warmup", logged([1.0] * 100, learning_rate=[1 - exp(-0.2 * t) for t in range(100)])),  # of another library
     ("long warmup", logged([1.0] * 10, learning_rate=[1, 2, 2, 2, 2, 2, 2, 2, 2, 1])),
     ("schedule restarts", logged([1.0] * 4, learning_rate=[2, 1, 2, 1], settings={"lr_scheduler_type": "greedy"})),
     ("schedule restarts", Records(log={"learning_rate": ([1, 2, 3], [2, 0.1, 1])}, rewinds=([1], [25]))),

@@ -112,7 +112,7 @@ def _check_restorable(model: nn.Module, optimizer: Any) -> None:
         raise ValueError(_NOT_RESTORABLE.format("a DeepSpeed optimizer, which keeps its state itself"))
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(_NOT_RESTORABLE.format("parameters that are offloaded"))
-    if hasattr(optimizer, "optimizer_dict"):
+    if hasattr(optimizer, "optimizer_dict") or type(optimizer).__module__.startswith("lomo_optim"):
         raise ValueError(_NOT_RESTORABLE.format("a layer-wise optimizer, which steps in the backward pass"))
 
 

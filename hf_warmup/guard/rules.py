@@ -485,7 +485,8 @@ def check_never_left_warmup(records: Records, threshold: float) -> Verdict | Non
 
 def check_long_warmup(records: Records, threshold: float) -> Verdict | None:
     found, planned = records.schedule, records.num_training_steps
-    length = records.warmup_length or found.length
+    # A curve such as the untuned exponential approaches its peak without an end that rates could show.
+    length = records.warmup_length or (found.length if found.by != "rising" else None)
     if found.warmup != "seen" or not planned or not length or length <= threshold * planned:
         return None
     text = f"The warmup takes about {length} of {planned} updates ({percent(length / planned)})."

@@ -42,7 +42,8 @@ class LoggedSchedule:
         restarts (`list[int]`): Updates at which the rate rose again after it had fallen.
         num_rates (`int`): The number of rates that were logged.
         exact (`bool`): Whether the length comes from the settings.
-        by (`str`): The shape of the warmup, or the optimizer that has one.
+        by (`str`): The shape of the warmup (`"rising"` if it is no line, empty if too few rates show it), or the
+            optimizer that has one.
     """
 
     warmup: Warmup
@@ -115,7 +116,7 @@ def read_schedule(steps: Sequence[int], rates: Sequence[float], num_training_ste
         return replace(known, warmup="between", shape=shape)
     top_at, peak, zero = meeting
     rise = [peak * (x - zero) / (top_at - zero) - rate for x, rate in points[: rising + 1] if zero <= x <= top_at]
-    by = "linear" if len(rise) > 2 and max(map(abs, rise)) <= _FITS * peak else ""
+    by = "" if len(rise) <= 2 else "linear" if max(map(abs, rise)) <= _FITS * peak else "rising"
     peak = max(peak, *(rate for _, rate in points[:end]))
     rounded = float(f"{peak:.1e}")
     peak = rounded if abs(rounded - peak) < 0.01 * peak else peak

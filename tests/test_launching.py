@@ -317,11 +317,9 @@ def test_two_machines_train_as_two_processes_and_stop_when_one_dies(two_machines
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    "engine", ["torchrun, Lightning", "torchrun, Fabric", "accelerate launch, finetune_bert_no_trainer.py"]
-)
+@pytest.mark.parametrize("engine", ["torchrun, Lightning", "torchrun, Fabric"])
 def test_an_engine_killed_stopped_or_changed_ends_with_the_weights_of_the_undisturbed_run(tmp_path, engine):
-    """Other engines are tested in `test_multiprocess.py`, `test_stop_on_signal.py` and `test_ray.py`."""
+    """For other engines see `test_multiprocess.py`, `test_reliability.py`, `test_stop_on_signal.py`, `test_ray.py`."""
     (row,) = engines([engine], tmp_path)["rows"]
     assert (row["killed"], row["stopped"]) == ("same, 2 kills, restarted", "same, exit code 1")
     assert float(row["processes_changed"].removeprefix("2 to 1: ")) < 1e-4
